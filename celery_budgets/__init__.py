@@ -1,0 +1,33 @@
+"""Lanes, time and memory budgets, and whole traces for Celery tasks."""
+
+from __future__ import annotations
+
+from celery_budgets.budgets import Budgets
+from celery_budgets.errors import (
+    BudgetsError,
+    ConfigurationError,
+    MemoryLimitExceeded,
+    NoServerError,
+    RejectedByBudget,
+    WorkerRefused,
+)
+from celery_budgets.lanes import Budget, Lane, Lanes
+from celery_budgets.outcomes import Outcome
+from celery_budgets.task import BudgetedTask
+
+__all__ = [
+    "Budget",
+    "BudgetedTask",
+    "Budgets",
+    "BudgetsError",
+    "ConfigurationError",
+    "Lane",
+    "Lanes",
+    "MemoryLimitExceeded",
+    "NoServerError",
+    "Outcome",
+    "RejectedByBudget",
+    "WorkerRefused",
+]
+
+__version__ = "0.1.0"

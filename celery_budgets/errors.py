@@ -1,0 +1,114 @@
+"""Errors that this package raises.
+
+    BudgetsError
+     ├─ ConfigurationError     a setting, lane or budget that cannot work
+     │   └─ WorkerRefused      a worker that must not start as it was asked to
+     ├─ NoServerError          no broker is configured and none could be started
+     ├─ MemoryLimitExceeded    a call went over its memory limit
+     └─ RejectedByBudget       a call that was not admitted
+
+Time limits keep Celery's own ``SoftTimeLimitExceeded`` and ``TimeLimitExceeded``,
+because users already catch those.
+
+Errors that cross the pool or the result backend carry their facts in positional ``args``:
+Celery rebuilds an exception from those alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from celery.exceptions import ImproperlyConfigured
+from click import ClickException
+
+from celery_budgets.units import format_size
+
+__all__ = [
+    "BudgetsError",
+    "ConfigurationError",
+    "MemoryLimitExceeded",
+    "NoServerError",
+    "RejectedByBudget",
+    "WorkerRefused",
+]
+
+
+class BudgetsError(Exception):
+    """Base of every error that this package raises."""
+
+
+class ConfigurationError(BudgetsError, ImproperlyConfigured):
+    """A configuration that cannot work; :attr:`problems` lists everything wrong with it.
+
+    Args:
+        problems: One message per problem, each with the object, the numbers and the remedy.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        #: One message per problem.
+        self.problems: tuple[str, ...] = problems
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        return f"{len(self.problems)} problems in the configuration:{lines}"
+
+    @classmethod
+    def raise_if(cls, problems: Iterable[str]) -> None:
+        """Raise one error for all *problems*; do nothing where there are none."""
+        found = tuple(problems)
+        if found:
+            raise cls(*found)
+
+
+class WorkerRefused(ConfigurationError, ClickException):
+    """A worker that must not start; on the command line it is one line and exit code 1."""
+
+    def format_message(self) -> str:
+        """Return the message for the terminal (called by click)."""
+        return str(self)
+
+
+class NoServerError(BudgetsError):
+    """No broker is configured and no server could be started in its place."""
+
+
+class MemoryLimitExceeded(BudgetsError):
+    """A call went over its memory limit.
+
+    Args:
+        rss: Resident set size of the process when it was found out, bytes.
+        limit: The limit, bytes; ``None`` where Python itself ran out of memory first.
+    """
+
+    def __init__(self, rss: int, limit: int | None = None) -> None:
+        super().__init__(rss, limit)
+        self.rss = rss
+        self.limit = limit
+
+    def __str__(self) -> str:
+        if self.limit is None:
+            return f"out of memory: MemoryError in the call at {format_size(self.rss)} RSS"
+        return (
+            f"memory limit exceeded: {format_size(self.rss)} RSS, limit {format_size(self.limit)}"
+        )
+
+
+class RejectedByBudget(BudgetsError):
+    """A call that was not admitted, and so never ran.
+
+    Args:
+        reason: One word of the table of reasons in the README.
+        lane: Name of the lane that would have run it.
+    """
+
+    def __init__(self, reason: str, lane: str = "") -> None:
+        super().__init__(reason, lane)
+        self.reason = reason
+        self.lane = lane
+
+    def __str__(self) -> str:
+        where = f" by lane {self.lane!r}" if self.lane else ""
+        return f"rejected{where}: {self.reason}"

@@ -1,0 +1,1 @@
+"""Mechanisms of the process that runs calls: memory, flight recorder, limits."""

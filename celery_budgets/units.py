@@ -1,0 +1,96 @@
+"""Sizes and durations as people write them, and as they read them.
+
+Sizes are whole bytes, durations are seconds as float. ``KB`` is 1,000 bytes and ``KiB``
+1,024, as in IEC 80000-13. See also: :mod:`celery_budgets.lanes`, which checks ranges.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+__all__ = ["format_duration", "format_size", "parse_duration", "parse_size"]
+
+KIB = 1024
+MIB = 1024**2
+GIB = 1024**3
+
+_SIZE_UNITS = {
+    "": 1, "b": 1,
+    "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4,
+    "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1024**4,
+}  # fmt: skip
+_DURATION_UNITS = {
+    "": 1.0,
+    "ms": 0.001,
+    "s": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+def parse_size(value: Any) -> int:
+    """Return *value* in bytes.
+
+    Args:
+        value: Whole bytes, or text such as ``"512MiB"``, ``"1.5GB"``, ``"400000"``.
+
+    Raises:
+        ValueError: The text names no size; the message says which forms do.
+        TypeError: *value* is neither a whole number nor text (a bool is neither).
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"{value!r} is not a size: give bytes, or text such as '512MiB'")
+    if isinstance(value, str):
+        return round(_quantity(value, _SIZE_UNITS, "a size", "'512MiB', '512MB' or '1.5GiB'"))
+    if not math.isfinite(value) or value != int(value):
+        raise ValueError(f"{value!r} is not a size: give whole bytes, or text such as '512MiB'")
+    return int(value)
+
+
+def parse_duration(value: Any) -> float:
+    """Return *value* in seconds.
+
+    Args:
+        value: Seconds, or text such as ``"300"``, ``"1.5s"``, ``"5m"``, ``"2h"``, ``"250ms"``.
+
+    Raises:
+        ValueError: The text names no duration, or the number is not finite.
+        TypeError: *value* is neither a number nor text (a bool is neither).
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"{value!r} is not a duration: give seconds, or text such as '5m'")
+    if isinstance(value, str):
+        return _quantity(value, _DURATION_UNITS, "a duration", "'90s', '5m', '1.5h' or '250ms'")
+    if not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a duration: give finite seconds")
+    return float(value)
+
+
+def _quantity(text: str, units: dict[str, Any], what: str, forms: str) -> float:
+    match = _QUANTITY.fullmatch(text)
+    unit = match and units.get(match[2].lower())
+    if match is None or unit is None:
+        raise ValueError(f"{text!r} is not {what}: write it as {forms}")
+    return float(match[1]) * float(unit)
+
+
+def format_size(size: float) -> str:
+    """Return *size* bytes for people, in binary units: ``512 MiB``, ``1.5 GiB``."""
+    for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if abs(size) >= factor:
+            return f"{size / factor:.4g} {unit}"
+    return f"{size:.0f} B"
+
+
+def format_duration(seconds: float) -> str:
+    """Return *seconds* for people: ``250 ms``, ``4.5 s``, ``300 s``, ``2 h``."""
+    if seconds and abs(seconds) < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if abs(seconds) >= 7200 and seconds % 3600 == 0:
+        return f"{seconds / 3600:g} h"
+    return f"{seconds:.6g} s"
