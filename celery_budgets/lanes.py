@@ -122,7 +122,8 @@ class Budget:
     def over(self, subject: str, changes: Mapping[str, Any]) -> Budget:
         """Return this budget with *changes*, checked anew.
 
-        A changed ``timeout`` takes the hard limit along, unless that is changed too.
+        A changed ``timeout`` takes the hard limit along, a changed ``max_rss`` the level of the
+        warning, unless that is changed too.
 
         Args:
             subject: What the problems are about, such as ``"lane 'critic'"``.
@@ -134,9 +135,19 @@ class Budget:
         merged = asdict(self)
         if "timeout" in changes:
             merged["hard_timeout"] = None
-        values, problems = _check_budget(merged | dict(changes), subject)
+        merged |= changes
+        if "max_rss" in changes and "rss_warning" not in changes:
+            merged["rss_warning"] = self._warning_below(merged["max_rss"])
+        values, problems = _check_budget(merged, subject)
         ConfigurationError.raise_if(problems)
         return Budget(**values)
+
+    def _warning_below(self, max_rss: Any) -> int:
+        """Return the warning level that is to *max_rss* what this budget's is to its own."""
+        try:
+            return int(parse_size(max_rss) * self.rss_warning / self.max_rss)
+        except (TypeError, ValueError):
+            return self.rss_warning  # what is wrong with max_rss is said where it is checked
 
 
 _DURATIONS = ("timeout", "hard_timeout", "max_timeout")
@@ -273,9 +284,9 @@ def _lane_problems(
     if not isinstance(name, str) or not name or set(name) - _NAME_CHARACTERS:
         yield f"lane {name!r}: the name must be letters, digits, '_', '-' or '.'"
     if isinstance(concurrency, bool) or not isinstance(concurrency, int):
-        yield f"lane {name!r}: concurrency {concurrency!r} is not a whole number; give 1 or more"
+        yield f"lane {name!r}: concurrency {concurrency!r} is no whole number; give 1 or more"
     elif concurrency < 1:
-        yield f"lane {name!r}: concurrency {concurrency} must be at least 1; remove the lane instead"
+        yield f"lane {name!r}: concurrency {concurrency} must be 1 or more; or remove the lane"
     if queue is not None and (not isinstance(queue, str) or not queue):
         yield f"lane {name!r}: queue {queue!r} is not a queue's name"
     if isinstance(tools, str) or not all(isinstance(tool, str) and tool for tool in tools):

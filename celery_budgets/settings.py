@@ -13,24 +13,19 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.lanes import DEFAULT_LANES, Budget, Lane, Lanes, nearest
 from celery_budgets.units import parse_duration, parse_size
 
-__all__ = ["ENVIRONMENT_PREFIX", "FIELDS", "PREFIX", "Settings"]
+__all__ = ["ENVIRONMENT_PREFIX", "FIELDS", "PREFIX", "Settings", "declare", "reread", "settings_of"]
 
 PREFIX = "budgets_"
 ENVIRONMENT_PREFIX = "CELERY_BUDGETS_"
 
 #: Settings that are a field of the default budget.
-_BUDGET_FIELDS = {
-    "timeout": "timeout",
-    "escalation_factor": "escalation_factor",
-    "max_timeout": "max_timeout",
-    "max_rss": "max_rss",
-    "rss_warning": "rss_warning",
-}
+_BUDGET_FIELDS = ("timeout", "escalation_factor", "max_timeout", "max_rss", "rss_warning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +204,7 @@ class Settings:
             if name not in FIELDS
         ]
         values = _convert_all(given, problems)
-        budget = _default_budget(values, problems)
+        budget = _default_budget(given, values, problems)
         listed = _listed(lanes if lanes is not None else values.pop("lanes"), budget, problems)
         values.pop("lanes", None)
         table = _table(listed, values, problems)
@@ -249,8 +244,12 @@ def _convert_all(given: Mapping[str, Any], problems: list[str]) -> dict[str, Any
     return values
 
 
-def _default_budget(values: dict[str, Any], problems: list[str]) -> Budget:
-    fields = {field: values.pop(name) for name, field in _BUDGET_FIELDS.items()}
+def _default_budget(
+    given: Mapping[str, Any], values: dict[str, Any], problems: list[str]
+) -> Budget:
+    settled = {name: values.pop(name) for name in _BUDGET_FIELDS}
+    # Only what somebody set: a memory limit alone then takes the warning level along.
+    fields = {name: value for name, value in settled.items() if name in given}
     try:
         return Budget().over("settings budgets_*", fields)
     except ConfigurationError as exc:
@@ -293,3 +292,42 @@ def _table(listed: tuple[Lane, ...], values: dict[str, Any], problems: list[str]
         if not problems or listed:
             problems.extend(exc.problems)
         return None
+
+
+class _Held:
+    """What one app's program has given, and the settings once they are read."""
+
+    def __init__(self) -> None:
+        self.lanes: Iterable[Lane] | None = None
+        self.settings: Settings | None = None
+
+
+_held: WeakKeyDictionary[Any, _Held] = WeakKeyDictionary()
+
+
+def declare(app: Any, lanes: Iterable[Lane] | None) -> None:
+    """Note the lanes that the program gives *app* itself."""
+    held = _held.setdefault(app, _Held())
+    held.lanes = None if lanes is None else tuple(lanes)
+    held.settings = None
+
+
+def settings_of(app: Any) -> Settings:
+    """Return the settings of *app*, read once; defaults for an app that declares nothing.
+
+    Raises:
+        ConfigurationError: Lists everything wrong; raised again at each call.
+    """
+    held = _held.get(app)
+    if held is None:
+        held = _held.setdefault(app, _Held())
+    if held.settings is None:
+        held.settings = Settings.of(app, held.lanes)
+    return held.settings
+
+
+def reread(app: Any) -> None:
+    """Read the settings of *app* anew the next time that they are asked for."""
+    held = _held.get(app)
+    if held is not None:
+        held.settings = None

@@ -1,0 +1,130 @@
+"""One call as the process that runs it sees it: its limits, its clock, its memory.
+
+Runs in the pool process (or, on the other pools, in the worker). The task body reaches the
+call as ``self.budget``. See also: :mod:`celery_budgets.process.watchdog`, which enforces it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from time import monotonic, time
+from typing import TYPE_CHECKING
+
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+
+from celery_budgets.units import format_duration
+
+if TYPE_CHECKING:
+    from celery_budgets.lanes import Budget, TimeLimits
+
+__all__ = ["Call", "HardLimitReached"]
+
+
+class HardLimitReached(BaseException):
+    """Raised inside a call whose process cannot be ended.
+
+    Not an :class:`Exception`, so that ``except Exception`` in the body does not keep the call
+    alive. :class:`celery_budgets.BudgetedTask` turns it into ``TimeLimitExceeded``.
+    """
+
+
+class Call:
+    """One call in flight, and what it has used.
+
+    Args:
+        task_id: Id of the task.
+        lane: Name of its lane.
+        budget: The budget in force: levels of memory, and what the soft limit does.
+        limits: The time limits in force, seconds from now.
+        ceiling: Highest soft limit that :meth:`extend` may reach, seconds from the start.
+    """
+
+    __slots__ = (
+        "budget", "ceiling", "hard_at", "hard_sent", "lane", "limits", "memory_warned",
+        "moved", "open",
+        "rss_after", "rss_before", "rss_peak", "soft_at", "soft_exceeded", "soft_sent",
+        "started_at", "started_mono", "task_id", "thread_id", "wall_seconds",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        task_id: str,
+        lane: str,
+        budget: Budget,
+        limits: TimeLimits,
+        *,
+        rss: int = 0,
+        ceiling: float | None = None,
+    ) -> None:
+        self.task_id = task_id
+        self.lane = lane
+        self.budget = budget
+        self.limits = limits
+        self.ceiling = max(ceiling or math.inf, limits.soft)
+        self.thread_id = threading.get_ident()
+        self.started_at = time()
+        self.started_mono = now = monotonic()
+        #: Monotonic instants of the two limits.
+        self.soft_at = now + limits.soft
+        self.hard_at = now + limits.hard
+        #: True while the body runs: only then may a limit interrupt the thread.
+        self.open = True
+        #: Told when :meth:`extend` has moved the limits.
+        self.moved: Callable[[Call], None] | None = None
+        self.soft_sent = self.hard_sent = self.memory_warned = self.soft_exceeded = False
+        #: Bytes of RSS; the peak is the highest sample.
+        self.rss_before = self.rss_after = self.rss_peak = rss
+        self.wall_seconds = 0.0
+
+    def remaining(self) -> float:
+        """Return the seconds left to the soft time limit; negative once it is over."""
+        return self.soft_at - monotonic()
+
+    def extend(self, seconds: float) -> float:
+        """Move both time limits *seconds* later, at most to the lane's ``max_timeout``.
+
+        Returns:
+            The seconds that were granted; 0.0 once the ceiling is reached.
+
+        Raises:
+            ValueError: *seconds* is negative or not finite.
+        """
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"extend({seconds!r}): give seconds of 0 or more")
+        granted = min(seconds, max(0.0, self.started_mono + self.ceiling - self.soft_at))
+        # The hard limit first: at no instant may it lie below the soft one.
+        self.hard_at += granted
+        self.soft_at += granted
+        if granted and self.moved is not None:
+            self.moved(self)
+        return granted
+
+    def check(self) -> None:
+        """Raise where a limit is over: for loops in code that signals cannot reach.
+
+        Raises:
+            SoftTimeLimitExceeded: Over the soft limit, and the budget says to raise.
+            TimeLimitExceeded: Over the hard limit.
+        """
+        now = monotonic()
+        if now >= self.hard_at:
+            raise TimeLimitExceeded(self.limits.hard)
+        if now >= self.soft_at and self.budget.soft == "raise":
+            self.soft_sent = True
+            raise SoftTimeLimitExceeded(self.limits.soft)
+
+    def close(self, rss: int) -> None:
+        """Note the end of the body; *rss* is the size of the process now, bytes."""
+        now = monotonic()
+        self.wall_seconds = now - self.started_mono
+        self.soft_exceeded = self.soft_exceeded or self.soft_sent or now > self.soft_at
+        self.rss_after = rss
+        if rss > self.rss_peak:
+            self.rss_peak = rss
+
+    def __repr__(self) -> str:
+        return (
+            f"<Call {self.task_id} lane={self.lane} remaining={format_duration(self.remaining())}>"
+        )

@@ -1,0 +1,255 @@
+"""How a running call is interrupted on each pool: the only module that knows them apart.
+
+An interrupt has a soft way (an exception in the call) and a hard one (the call is over, whether
+or not its code stops). What a pool cannot do is in its :attr:`Interrupt.enforces`, which the
+worker logs at its start.
+
+Runs in the process that runs calls. See also: :mod:`celery_budgets.process.watchdog`, which
+decides when.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, ClassVar
+
+from celery._state import _task_stack
+from celery.exceptions import SoftTimeLimitExceeded
+
+from celery_budgets.process.call import Call, HardLimitReached
+from celery_budgets.process.recorder import Reason, recorder
+from celery_budgets.telemetry import spans
+
+__all__ = [
+    "EXIT_CODE",
+    "GreenletInterrupt",
+    "Interrupt",
+    "MainThreadInterrupt",
+    "ProcessInterrupt",
+    "ThreadInterrupt",
+]
+
+#: Exit code of a pool process that ended itself at a hard limit (``EX_SOFTWARE``).
+EXIT_CODE = 70
+#: Longest flush of telemetry before a process ends itself, seconds: billiard allows 0.1.
+FLUSH_SECONDS = 0.08
+#: A soft signal this much ahead of the deadline is still meant for this call, seconds.
+_EARLY = 0.1
+
+
+class Interrupt:
+    """Measures only: for a process in which nothing may be interrupted."""
+
+    #: What holds on this pool, one phrase each for ``soft``, ``hard`` and ``memory``.
+    enforces: ClassVar[dict[str, str]] = {"soft": "no", "hard": "no", "memory": "measured"}
+    #: How long after a limit the watchdog acts, seconds: the worker's own timer goes first.
+    soft_grace = 0.0
+    hard_grace = 0.0
+    #: Is the memory of the process that of one call?
+    attributes_memory = False
+    #: Does a call past its hard limit have its result already, while its code runs on?
+    abandons = False
+
+    def enter(self, call: Call) -> None:
+        """Prepare for *call*; in the thread that is about to run its body."""
+
+    def leave(self, call: Call) -> None:
+        """Make sure that no interrupt reaches this thread any more; may itself be interrupted."""
+        call.open = False
+
+    def soft(self, call: Call) -> None:
+        """Raise ``SoftTimeLimitExceeded`` in the call."""
+
+    def hard(self, call: Call) -> None:
+        """End the call, or say that it is over; called again while its body runs on."""
+
+    def memory(self, call: Call) -> None:
+        """End the call for its memory."""
+
+
+class ProcessInterrupt(Interrupt):
+    """Prefork: second line behind the worker's own timers; ends the process."""
+
+    enforces: ClassVar = {"soft": "yes", "hard": "yes, by kill", "memory": "yes, by kill"}
+    soft_grace = 0.15
+    hard_grace = 0.3
+    attributes_memory = True
+
+    def __init__(self) -> None:
+        self._call: Call | None = None
+        self._installed = False
+
+    def enter(self, call: Call) -> None:
+        """Take over billiard's handler of the soft signal, at the first call."""
+        self._call = call
+        if not self._installed and hasattr(signal, "SIGUSR1"):
+            # billiard installs its own after worker_process_init, so not any earlier.
+            signal.signal(signal.SIGUSR1, self._on_soft_signal)
+            self._installed = True
+
+    def soft(self, call: Call) -> None:
+        """Send the soft signal to the main thread, so that it ends a blocking system call."""
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    def hard(self, call: Call) -> None:
+        """End this process; the worker reads the reason from the flight recorder."""
+        self._end(call, Reason.HARD_TIME_LIMIT)
+
+    def memory(self, call: Call) -> None:
+        """End this process; the worker reads the reason from the flight recorder."""
+        self._end(call, Reason.MEMORY_LIMIT)
+
+    def _end(self, call: Call, reason: Reason) -> None:
+        recorder().killed(call, reason)
+        spans.flush(FLUSH_SECONDS)
+        if call.open:
+            os._exit(EXIT_CODE)
+
+    def _on_soft_signal(self, signum: int, frame: Any) -> None:
+        """Raise in the body of a call that is due; never in the bookkeeping around it.
+
+        Mirrors billiard.pool.soft_timeout_sighandler, which raises wherever the process is:
+        also between two calls, or while a result is stored.
+        """
+        call, task = self._call, _task_stack.top
+        if task is None or call is None:
+            return
+        if task.request.id != call.task_id:
+            raise SoftTimeLimitExceeded  # a task that is not budgeted: as billiard does
+        if not call.open or call.soft_sent or call.budget.soft == "warn":
+            return
+        if monotonic() < call.soft_at - _EARLY:
+            return  # extended, or meant for an earlier call
+        call.soft_sent = True
+        raise SoftTimeLimitExceeded(call.limits.soft)
+
+
+class MainThreadInterrupt(Interrupt):
+    """Solo: the call runs in the worker's main thread, which cannot be ended."""
+
+    enforces: ClassVar = {
+        "soft": "yes",
+        "hard": "in Python code and blocking system calls; not in C code that does not return",
+        "memory": "measured",
+    }
+    attributes_memory = True
+    #: Celery itself uses SIGUSR1 in the worker main process.
+    _SIGNAL = getattr(signal, "SIGVTALRM", None)
+
+    def __init__(self) -> None:
+        self._call: Call | None = None
+
+    def enter(self, call: Call) -> None:
+        """Install the handler; a program may have replaced it since the last call."""
+        self._call = call
+        if self._SIGNAL is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(self._SIGNAL, self._on_signal)
+
+    def soft(self, call: Call) -> None:
+        """Send the signal to the main thread, so that it ends a blocking system call."""
+        if self._SIGNAL is not None:
+            signal.pthread_kill(threading.main_thread().ident or 0, self._SIGNAL)
+
+    hard = soft
+
+    def _on_signal(self, signum: int, frame: Any) -> None:
+        call, now = self._call, monotonic()
+        if call is None or not call.open:
+            return
+        if now >= call.hard_at:
+            call.hard_sent = True
+            raise HardLimitReached
+        if now >= call.soft_at and not call.soft_sent and call.budget.soft == "raise":
+            call.soft_sent = True
+            raise SoftTimeLimitExceeded(call.limits.soft)
+
+
+class ThreadInterrupt(Interrupt):
+    """Threads: an asynchronous exception; at the hard limit the call is given up.
+
+    Args:
+        on_abandon: Told once per call whose time is over while its thread may run on.
+    """
+
+    enforces: ClassVar = {
+        "soft": "in Python code; a blocking call notices when it returns",
+        "hard": "result and slot at the limit; the thread is abandoned",
+        "memory": "measured over the worker",
+    }
+    abandons = True
+
+    def __init__(self, on_abandon: Callable[[Call], None]) -> None:
+        self._on_abandon = on_abandon
+        self._lock = threading.Lock()
+
+    def leave(self, call: Call) -> None:
+        """Close the call, then take back an exception that has not arrived yet."""
+        with self._lock:
+            call.open = False
+        _raise_in(call.thread_id, None)
+
+    def soft(self, call: Call) -> None:
+        """Raise in the thread as soon as it runs Python code."""
+        with self._lock:
+            if call.open:
+                call.soft_sent = True
+                _raise_in(call.thread_id, SoftTimeLimitExceeded)
+
+    def hard(self, call: Call) -> None:
+        """Give the call up, and keep asking its thread to end."""
+        with self._lock:
+            if not call.open:
+                return
+            first, call.hard_sent = not call.hard_sent, True
+            _raise_in(call.thread_id, HardLimitReached)
+        if first:
+            self._on_abandon(call)
+
+
+class GreenletInterrupt(Interrupt):
+    """Gevent: throws into the greenlet at the soft limit; Celery itself does the hard one."""
+
+    enforces: ClassVar = {
+        "soft": "where the call yields",
+        "hard": "where the call yields",
+        "memory": "measured over the worker",
+    }
+
+    def __init__(self) -> None:
+        self._greenlets: dict[int, Any] = {}
+
+    def enter(self, call: Call) -> None:
+        """Remember the greenlet of the call."""
+        import gevent
+
+        self._greenlets[id(call)] = gevent.getcurrent()
+
+    def leave(self, call: Call) -> None:
+        """Close the call; what was scheduled for it does nothing any more."""
+        call.open = False
+        self._greenlets.pop(id(call), None)
+
+    def soft(self, call: Call) -> None:
+        """Throw into the greenlet from the hub, if the call is still open by then."""
+        import gevent
+
+        call.soft_sent = True
+
+        def throw() -> None:
+            greenlet = self._greenlets.get(id(call))
+            if greenlet is not None and call.open:
+                greenlet.throw(SoftTimeLimitExceeded(call.limits.soft))
+
+        gevent.get_hub().loop.run_callback(throw)
+
+
+def _raise_in(thread_id: int, error: type[BaseException] | None) -> None:
+    """Set the exception that thread *thread_id* raises next; ``None`` takes it back."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread_id), ctypes.py_object(error) if error else None
+    )

@@ -1,0 +1,227 @@
+"""The flight recorder: what the running call of a process is, readable after its death.
+
+Each pool process keeps one small file that both it and the worker map into memory, named
+by its pid in a folder of the worker. It works under fork and spawn, and after SIGKILL. Where
+calls run in the worker process itself the records stay in a table of that process.
+
+Covers: writing (pool process) and reading (worker main process) one record.
+Does not cover: what is concluded from it (:mod:`celery_budgets.worker.roster`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+import struct
+import tempfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import IntEnum
+
+from celery_budgets.process.call import Call
+
+__all__ = ["ENVIRONMENT", "Flight", "FlightReader", "FlightRecorder", "Reason", "recorder"]
+
+#: Names the folder of the records; set by the worker before its pool starts.
+ENVIRONMENT = "CELERY_BUDGETS_RECORDER"
+
+#: id, state, reason, soft exceeded, started (epoch), soft and hard deadline (monotonic),
+#: wall seconds, RSS before, peak, after (bytes), trace id, span id.
+_LAYOUT = struct.Struct("<128sBBB5x4d3Q16s8s")
+_PEAK = struct.Struct("<Q")
+_PEAK_OFFSET = struct.calcsize("<128sBBB5x4d1Q")
+_STATE_OFFSET = 128
+_REASON_OFFSET = 129
+_DEADLINES = struct.Struct("<2d")
+_DEADLINES_OFFSET = struct.calcsize("<128sBBB5x1d")
+#: Records of calls in this same process that nobody asked for yet.
+_LOCAL_RECORDS = 10_000
+
+_IDLE, _RUNNING, _ENDED = range(3)
+
+
+class Reason(IntEnum):
+    """Why the process ended itself in the middle of a call."""
+
+    NONE = 0
+    HARD_TIME_LIMIT = 1
+    MEMORY_LIMIT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """What a process had written down of its call."""
+
+    task_id: str
+    ended: bool
+    reason: Reason
+    soft_exceeded: bool
+    #: Seconds since the epoch.
+    started_at: float
+    #: Monotonic instants, the same clock in all processes of a host.
+    soft_deadline: float
+    hard_deadline: float
+    wall_seconds: float
+    rss_before_bytes: int
+    rss_peak_bytes: int
+    rss_after_bytes: int
+    trace_id: bytes
+    span_id: bytes
+
+
+def _pack(call: Call, state: int, reason: Reason, ids: tuple[bytes, bytes]) -> bytes:
+    return _LAYOUT.pack(
+        call.task_id.encode()[:128], state, reason, call.soft_exceeded, call.started_at,
+        call.soft_at, call.hard_at, call.wall_seconds, call.rss_before, call.rss_peak,
+        call.rss_after, *ids,
+    )  # fmt: skip
+
+
+def _unpack(data: bytes | mmap.mmap) -> Flight | None:
+    (
+        task_id, state, reason, soft_exceeded, started_at, soft, hard, wall,
+        before, peak, after, trace_id, span_id,
+    ) = _LAYOUT.unpack_from(data)  # fmt: skip
+    if state == _IDLE:
+        return None
+    return Flight(
+        task_id.rstrip(b"\0").decode(errors="replace"), state == _ENDED, Reason(reason),
+        bool(soft_exceeded), started_at, soft, hard, wall, before, peak, after, trace_id, span_id,
+    )  # fmt: skip
+
+
+class FlightRecorder:
+    """Writes the calls of this process: to its own file, or to the table of this process."""
+
+    def __init__(self, folder: str | None) -> None:
+        self.pid = os.getpid()
+        self._map: mmap.mmap | None = None
+        self._local: OrderedDict[str, bytes] = OrderedDict()
+        if folder and folder != _own_folder:
+            self._map = _map_file(os.path.join(folder, str(self.pid)), create=True)
+
+    def begin(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
+        """Write down that *call* runs, and the span it runs under."""
+        if self._map is not None:
+            self._map[: _LAYOUT.size] = _pack(call, _RUNNING, Reason.NONE, (trace_id, span_id))
+
+    def peak(self, call: Call) -> None:
+        """Write down the call's highest sample of RSS so far."""
+        if self._map is not None:
+            _PEAK.pack_into(self._map, _PEAK_OFFSET, call.rss_peak)
+
+    def deadlines(self, call: Call) -> None:
+        """Write down that the call's limits have moved."""
+        if self._map is not None:
+            _DEADLINES.pack_into(self._map, _DEADLINES_OFFSET, call.soft_at, call.hard_at)
+
+    def killed(self, call: Call, reason: Reason) -> None:
+        """Write down why this process is about to end itself."""
+        if self._map is not None:
+            self._map[_REASON_OFFSET] = reason
+
+    def end(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
+        """Write down what *call* has used."""
+        record = _pack(call, _ENDED, Reason.NONE, (trace_id, span_id))
+        if self._map is not None:
+            self._map[: _LAYOUT.size] = record
+            return
+        self._local[call.task_id] = record
+        if len(self._local) > _LOCAL_RECORDS:
+            self._local.popitem(last=False)
+
+    def take(self, task_id: str) -> Flight | None:
+        """Return and drop the record of a call that ran in this process."""
+        record = self._local.pop(task_id, None)
+        return _unpack(record) if record else None
+
+
+class FlightReader:
+    """Reads the records of a worker's pool processes; lives in the worker main process.
+
+    Args:
+        folder: Where the records are kept; a new one by default.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        global _own_folder
+        base = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        self.folder = folder or tempfile.mkdtemp(prefix=f"celery-budgets-{os.getpid()}-", dir=base)
+        self._owner = os.getpid()
+        self._maps: dict[int, mmap.mmap] = {}
+        os.environ[ENVIRONMENT] = _own_folder = self.folder
+
+    def read(self, pid: int | None, task_id: str) -> Flight | None:
+        """Return what process *pid* wrote of *task_id*; ``None`` where it wrote of another."""
+        flight = self.current(pid)
+        return flight if flight is not None and flight.task_id == task_id[:128] else None
+
+    def current(self, pid: int | None) -> Flight | None:
+        """Return the newest record of process *pid*, if there is one."""
+        if pid is None:
+            return None
+        record = self._maps.get(pid)
+        if record is None:
+            try:
+                record = _map_file(os.path.join(self.folder, str(pid)), create=False)
+            except (OSError, ValueError):
+                return None
+            self._maps[pid] = record
+        return _unpack(record)
+
+    def forget(self, pid: int) -> None:
+        """Drop the record of a process that is gone, so that its pid can come again."""
+        record = self._maps.pop(pid, None)
+        if record is not None:
+            record.close()
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self.folder, str(pid)))
+
+    def pids(self) -> list[int]:
+        """Return the processes of which there is a record."""
+        try:
+            return [int(name) for name in os.listdir(self.folder) if name.isdigit()]
+        except OSError:
+            return []
+
+    def close(self) -> None:
+        """Remove all records; only in the process that made the folder."""
+        if os.getpid() == self._owner:
+            for pid in list(self._maps):
+                self.forget(pid)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+#: Folder of the reader of this very process: calls that run here need no file.
+_own_folder: str | None = None
+_recorder: FlightRecorder | None = None
+
+
+def recorder() -> FlightRecorder:
+    """Return the recorder of this process, made at its first call (so also after a fork)."""
+    global _recorder
+    if _recorder is None or _recorder.pid != os.getpid():
+        _recorder = FlightRecorder(os.environ.get(ENVIRONMENT))
+    return _recorder
+
+
+def _forget_own_folder() -> None:
+    global _own_folder
+    _own_folder = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_own_folder)
+
+
+def _map_file(path: str, *, create: bool) -> mmap.mmap:
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0)
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        if create:
+            os.ftruncate(descriptor, mmap.PAGESIZE)
+        return mmap.mmap(descriptor, mmap.PAGESIZE)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""Which lane a task belongs to, and so which queue its messages go to.
+
+Runs in the process that sends, and again in the worker. First match wins: the explicit queue,
+the task's own ``lane``, the tool table, the default lane.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import current_app
+
+from celery_budgets.settings import settings_of
+
+if TYPE_CHECKING:
+    from celery_budgets.lanes import Lane, Lanes
+
+__all__ = ["LaneRouter", "lane_of"]
+
+
+def lane_of(lanes: Lanes, name: str, task: Any = None, queue: str | None = None) -> Lane:
+    """Return the lane of a call.
+
+    Args:
+        lanes: The table of lanes.
+        name: The task's name.
+        task: The task where it is registered in this process; its ``lane`` counts.
+        queue: Name of the queue that the call names or came from.
+
+    Raises:
+        ConfigurationError: The task names a lane that there is not.
+    """
+    lane = lanes.of_queue(queue)
+    if lane is not None:
+        return lane
+    declared = getattr(task, "lane", None)
+    if declared is not None:
+        return lanes[declared]
+    if name.startswith("celery."):
+        # Celery's own tasks, such as chord_unlock: no tool, whatever a glob says.
+        return lanes.default
+    return lanes.of_tool(name) or lanes.default
+
+
+class LaneRouter:
+    """A Celery router: the last of ``task_routes``, so a route of the user's goes first.
+
+    Args:
+        app: The app whose lanes count; the current one by default.
+    """
+
+    def __init__(self, app: Any = None) -> None:
+        self.app = app
+
+    def __call__(
+        self,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        options: dict[str, Any],
+        task: Any = None,
+        **_: Any,
+    ) -> dict[str, str]:
+        """Return the queue of the task's lane, as Celery asks its routers."""
+        app = self.app or current_app._get_current_object()
+        if task is None:
+            # Celery before 5.7 does not look a name up; app.tasks would finalize the app.
+            task = app._tasks.get(name)
+        return {"queue": lane_of(settings_of(app).lanes, name, task).queue}
+
+    def __reduce__(self) -> tuple[type[LaneRouter], tuple[()]]:
+        # Part of the configuration that a spawned pool process gets: it has an app of its own.
+        return LaneRouter, ()

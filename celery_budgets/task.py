@@ -1,0 +1,253 @@
+"""``BudgetedTask``: one call under its budget, in the process that runs it.
+
+The worker decides on lane and limits (:mod:`celery_budgets.worker.request`) and sends them
+along; this module measures the call, lets the watchdog hold it to them, and describes it on
+the span that is open around it. None of that may fail a call: it is logged and passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from celery import Task
+from celery.exceptions import (
+    Ignore,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+)
+
+from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded
+from celery_budgets.lanes import Budget, Lane, TimeLimits
+from celery_budgets.outcomes import Outcome
+from celery_budgets.process import memory
+from celery_budgets.process.call import Call, HardLimitReached
+from celery_budgets.process.recorder import recorder
+from celery_budgets.process.watchdog import watchdog
+from celery_budgets.routing import lane_of
+from celery_budgets.settings import settings_of
+from celery_budgets.telemetry import spans
+from celery_budgets.telemetry.names import HEADER_LIMITS
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+__all__ = ["BudgetedTask"]
+
+logger = logging.getLogger(__name__)
+
+_CALL = "budgets_call"
+_BUDGET_ATTRIBUTES = (
+    "timeout", "hard_timeout", "max_timeout", "max_rss", "rss_warning", "soft", "memory",
+)  # fmt: skip
+#: Exceptions by which a body ends a call otherwise than by failing.
+_OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
+    (SoftTimeLimitExceeded, Outcome.SOFT_TIME_LIMIT),
+    (TimeLimitExceeded, Outcome.HARD_TIME_LIMIT),
+    (MemoryLimitExceeded, Outcome.MEMORY_LIMIT),
+    (Retry, Outcome.RETRIED),
+    (Reject, Outcome.REJECTED),
+    (Ignore, Outcome.SUCCEEDED),
+)
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """Return the outcome of a call whose body ended by *error*."""
+    return next((outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), Outcome.FAILED)
+
+
+class BudgetedTask(Task):
+    """A task whose calls run under the budget of their lane.
+
+    Set the attributes below in the decorator or on a subclass; each one left out is the
+    lane's. Sizes and durations are as in :class:`celery_budgets.Budget`.
+
+    Example:
+        >>> @app.task(base=BudgetedTask, lane="critic", timeout=600)
+        ... def critics_run(path): ...
+    """
+
+    abstract = True
+    Request = "celery_budgets.worker.request:BudgetedRequest"
+
+    #: Name of the lane; ``None``: by the tool table.
+    lane: ClassVar[str | None] = None
+    #: Soft time limit, seconds.
+    timeout: ClassVar[float | str | None] = None
+    #: Hard time limit, seconds; ``None``: ``timeout`` x the escalation factor.
+    hard_timeout: ClassVar[float | str | None] = None
+    #: Highest soft limit that a call may ask for, seconds.
+    max_timeout: ClassVar[float | str | None] = None
+    #: Memory limit, bytes of RSS.
+    max_rss: ClassVar[int | str | None] = None
+    #: Level of the memory warning, bytes of RSS.
+    rss_warning: ClassVar[int | str | None] = None
+    #: At the soft limit: raise in the call, or only warn.
+    soft: ClassVar[Literal["raise", "warn"] | None] = None
+    #: At ``max_rss``: only warn, or raise in the call.
+    memory: ClassVar[Literal["warn", "raise"] | None] = None
+    #: ``False``: acknowledged early and never run twice on its own; ``None``: the lane's.
+    idempotent: ClassVar[bool | None] = None
+    #: Re-runs that a call gets after it was killed; needs an idempotent task.
+    max_kills: ClassVar[int] = 0
+
+    _budgets: tuple[Lane, Budget] | None = None
+
+    def budget_in(self, lane: Lane) -> Budget:
+        """Return the budget of this task's calls in *lane*.
+
+        Raises:
+            ConfigurationError: What the task sets does not go with the lane's budget.
+        """
+        if self._budgets is None or self._budgets[0] is not lane:
+            own = {name: getattr(self, name) for name in _BUDGET_ATTRIBUTES}
+            changes = {name: value for name, value in own.items() if value is not None}
+            budget = lane.budget.over(f"task {self.name!r}", changes) if changes else lane.budget
+            self._budgets = lane, budget
+        return self._budgets[1]
+
+    @property
+    def budget(self) -> Call:
+        """The running call: ``remaining()``, ``extend(seconds)`` and ``check()``.
+
+        Called directly or eagerly a task has no limits, and these say so.
+        """
+        call: Call | None = getattr(self.request, _CALL, None)
+        if call is not None:
+            return call
+        forever = TimeLimits(float("inf"), float("inf"))
+        return Call(self.request.id or "", self.lane or "", Budget(), forever)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body under its budget when a worker calls, plainly otherwise.
+
+        Replaces Task.__call__, which trace_task would not call for a plain Task either: it
+        calls ``run``. The span of the call is open here for every way that the body may end.
+        """
+        request = self.request
+        limits = getattr(request, HEADER_LIMITS, None)
+        if limits is None or getattr(request, _CALL, None) is not None:
+            return super().__call__(*args, **kwargs)
+        return self._run_in_budget(limits, args, kwargs)
+
+    def _run_in_budget(self, limits: Any, args: Any, kwargs: Any) -> Any:
+        call = self._begin(limits)
+        span = _guarded(self._begin_span, call) if call is not None else None
+        outcome = Outcome.FAILED
+        try:
+            result = self._run_body(call, args, kwargs)
+        except MemoryError as exc:
+            # A bare MemoryError would stop the whole worker (celery.worker.request.on_failure).
+            outcome = Outcome.MEMORY_LIMIT
+            error = MemoryLimitExceeded(memory.rss())
+            raise error.with_traceback(exc.__traceback__) from None
+        except BaseException as exc:
+            outcome = outcome_of(exc)
+            raise
+        else:
+            outcome = Outcome.SUCCEEDED
+            return result
+        finally:
+            if call is not None:
+                _guarded(self._end, call, span, outcome)
+
+    def _run_body(self, call: Call | None, args: Any, kwargs: Any) -> Any:
+        """Run the body; from its end on no limit interrupts this thread any more."""
+        if call is None:
+            return self.run(*args, **kwargs)
+        interrupt = watchdog().interrupt
+        try:
+            try:
+                interrupt.enter(call)
+                result = self.run(*args, **kwargs)
+            finally:
+                interrupt.leave(call)
+        except HardLimitReached:
+            _leave_for_good(interrupt, call)
+        except SoftTimeLimitExceeded:
+            _leave_for_good(interrupt, call)
+            if not call.hard_sent:
+                raise
+        except BaseException:
+            if not call.hard_sent:
+                raise
+        else:
+            if not call.hard_sent:
+                return result
+        if interrupt.abandons:
+            # The caller has its result since the limit; nothing may be stored over it.
+            raise Ignore
+        raise TimeLimitExceeded(call.limits.hard)
+
+    def _begin(self, sent: Any) -> Call | None:
+        """Start the call's clock; ``None`` where that fails, and the body runs unmeasured."""
+        try:
+            lane_name, soft, hard, ceiling = sent
+            request = self.request
+            lane = settings_of(self.app).lanes[lane_name]
+            call = Call(
+                request.id, lane_name, self.budget_in(lane), TimeLimits(soft, hard),
+                rss=memory.rss(), ceiling=ceiling,
+            )  # fmt: skip
+            setattr(request, _CALL, call)
+            writer = recorder()
+            call.moved = writer.deadlines
+            writer.begin(call, *spans.span_ids(spans.span_of(self, call.task_id)))
+            watchdog().watch(call)
+        except (Exception, HardLimitReached):
+            logger.exception("budgets.begin_failed task=%s: the call is not measured", self.name)
+            return None
+        return call
+
+    def _begin_span(self, call: Call) -> Span | None:
+        span = spans.span_of(self, call.task_id)
+        if span is not None:
+            queue = (self.request.delivery_info or {}).get("routing_key") or ""
+            spans.begin(span, call, self, queue, settings_of(self.app).span_name)
+        return span
+
+    def _end(self, call: Call, span: Span | None, outcome: Outcome) -> None:
+        dog = watchdog()
+        dog.release(call)
+        call.close(memory.rss())
+        recorder().end(call, *spans.span_ids(span))
+        if span is not None:
+            spans.end(span, call, outcome, attributed=dog.interrupt.attributes_memory)
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Refuse what no lane could make right, as soon as the task meets its app."""
+        problems = []
+        if isinstance(cls.max_kills, bool) or not isinstance(cls.max_kills, int):
+            problems.append(f"task {cls.name!r}: max_kills {cls.max_kills!r} is no whole number")
+        elif cls.max_kills and cls.idempotent is False:
+            problems.append(
+                f"task {cls.name!r}: max_kills {cls.max_kills} would run a task again that is "
+                "declared idempotent=False; drop one of them"
+            )
+        ConfigurationError.raise_if(problems)
+
+    def home(self) -> Lane:
+        """Return the lane of a call that names no queue."""
+        return lane_of(settings_of(self.app).lanes, self.name, self)
+
+
+def _leave_for_good(interrupt: Any, call: Call) -> None:
+    """Leave until it takes: an interrupt may have cut the first attempt short."""
+    while True:
+        try:
+            interrupt.leave(call)
+            return
+        except (SoftTimeLimitExceeded, HardLimitReached):
+            continue
+
+
+def _guarded(function: Any, *args: Any) -> Any:
+    """Call *function*; a failure of ours is logged, and the user's call goes on."""
+    try:
+        return function(*args)
+    except Exception:
+        logger.exception("budgets.telemetry_failed in %s", function.__qualname__)
+        return None

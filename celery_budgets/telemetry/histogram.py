@@ -1,0 +1,91 @@
+"""A histogram that can be merged, with quantiles within 1 % of the exact ones.
+
+Buckets grow by 2 %, so the middle of a bucket is at most 1 % away from any value in it. Only
+buckets that hold something are kept: 1 microsecond to 1 day needs about 1,300 at the most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["Histogram"]
+
+_GROWTH = 1.02
+_LOG_GROWTH = math.log(_GROWTH)
+#: Everything at or below this shares the lowest bucket.
+_SMALLEST = 1e-6
+
+
+class Histogram:
+    """Counts values of zero or more, such as seconds or bytes."""
+
+    __slots__ = ("buckets", "count", "maximum", "minimum", "total")
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, int] = {}
+        self.count = 0
+        self.total = 0.0
+        self.minimum = math.inf
+        self.maximum = 0.0
+
+    def add(self, value: float) -> None:
+        """Count *value*."""
+        index = math.ceil(math.log(value) / _LOG_GROWTH) if value > _SMALLEST else _LOWEST
+        self.buckets[index] = self.buckets.get(index, 0) + 1
+        self.count += 1
+        self.total += value
+        self.minimum = min(self.minimum, value)
+        self.maximum = max(self.maximum, value)
+
+    @property
+    def mean(self) -> float | None:
+        """The average; ``None`` of nothing."""
+        return self.total / self.count if self.count else None
+
+    def quantile(self, share: float) -> float | None:
+        """Return the value that *share* (0 to 1) of all values do not exceed; ``None`` of none."""
+        if not self.count:
+            return None
+        rank = max(1, math.ceil(share * self.count))
+        for index in sorted(self.buckets):
+            rank -= self.buckets[index]
+            if rank <= 0:
+                break
+        middle = math.exp((index - 0.5) * _LOG_GROWTH)
+        return min(max(middle, self.minimum), self.maximum)
+
+    def merge(self, other: Histogram) -> None:
+        """Count all that *other* has counted too."""
+        for index, count in other.buckets.items():
+            self.buckets[index] = self.buckets.get(index, 0) + count
+        self.count += other.count
+        self.total += other.total
+        self.minimum = min(self.minimum, other.minimum)
+        self.maximum = max(self.maximum, other.maximum)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this histogram in values that JSON has."""
+        if not self.count:
+            return {}
+        return {
+            "buckets": {str(index): count for index, count in self.buckets.items()},
+            "total": self.total,
+            "min": self.minimum,
+            "max": self.maximum,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Histogram:
+        """Return the histogram that :meth:`to_json` gave."""
+        histogram = cls()
+        if data:
+            histogram.buckets = {int(index): count for index, count in data["buckets"].items()}
+            histogram.count = sum(histogram.buckets.values())
+            histogram.total, histogram.minimum = data["total"], data["min"]
+            histogram.maximum = data["max"]
+        return histogram
+
+
+_LOWEST = math.ceil(math.log(_SMALLEST) / _LOG_GROWTH)

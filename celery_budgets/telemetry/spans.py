@@ -1,0 +1,161 @@
+"""Spans of calls: those of opentelemetry-instrumentation-celery, enriched while they are open.
+
+Where the program has set no tracer provider and no ``OTEL_*`` variable asks for one, nothing
+here is imported from OpenTelemetry and a call costs one attribute look-up.
+
+Covers: starting the instrumentation, naming and describing the span of a call, flushing.
+Does not cover: providers of the user's, which are never touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from celery_budgets.telemetry import names
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from celery_budgets.outcomes import Outcome
+    from celery_budgets.process.call import Call
+
+__all__ = ["begin", "end", "flush", "instrument", "span_ids", "span_of"]
+
+logger = logging.getLogger(__name__)
+
+#: Where the instrumentation keeps the spans of a task, by (task id, is it the publishing one).
+_SPANS_OF_TASK = "__otel_task_span"
+_ASKING_VARIABLES = (
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+)
+
+
+def instrument(sample_rate: float = 1.0) -> bool:
+    """Start the instrumentation where a provider is set or asked for; return whether it runs.
+
+    Args:
+        sample_rate: Share of traces kept, 0 to 1, where this makes the provider.
+    """
+    if not _provider_is_set() and not (_provider_is_asked_for() and _make_provider(sample_rate)):
+        return False
+    from opentelemetry.instrumentation.celery import CeleryInstrumentor
+
+    instrumentor = CeleryInstrumentor()
+    if not instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.instrument()
+    return True
+
+
+def _provider_is_set() -> bool:
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return False
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def _provider_is_asked_for() -> bool:
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    if os.environ.get("OTEL_TRACES_EXPORTER", "").lower() == "none":
+        return False
+    return any(os.environ.get(variable) for variable in _ASKING_VARIABLES)
+
+
+def _make_provider(sample_rate: float) -> bool:
+    """Make a provider that sends by OTLP over HTTP, as the ``OTEL_*`` variables say."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError:
+        logger.warning(
+            "budgets.no_exporter: an OTEL_* variable asks for traces, but the exporter is not "
+            "installed; pip install 'celery-budgets[otlp]'"
+        )
+        return False
+    provider = TracerProvider(sampler=ParentBasedTraceIdRatio(sample_rate))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    return True
+
+
+def span_of(task: Any, task_id: str) -> Span | None:
+    """Return the open span of the running call, or ``None`` where nobody records one."""
+    spans = getattr(task, _SPANS_OF_TASK, None)
+    if not spans:
+        return None
+    entry = spans.get((task_id, False))
+    return entry[0] if entry is not None and entry[0].is_recording() else None
+
+
+def span_ids(span: Span | None) -> tuple[bytes, bytes]:
+    """Return the trace id (16 bytes) and span id (8 bytes) of *span*; empty without one."""
+    if span is None:
+        return b"", b""
+    context = span.get_span_context()
+    return context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
+
+
+def begin(span: Span, call: Call, task: Any, queue: str, name: str | None) -> None:
+    """Name *span* after its lane and say what runs, and under which limits."""
+    request = task.request
+    if name is not None:
+        span.update_name(name.format(lane=call.lane, task=task.name))
+    resource = getattr(span, "resource", None)
+    shared = resource.attributes if resource is not None else {}
+    span.set_attributes(
+        {
+            **{key: shared[key] for key in names.RESOURCE_ATTRIBUTES if key in shared},
+            names.TASK_ID: call.task_id,
+            names.TASK_NAME: task.name,
+            names.LANE: call.lane,
+            names.QUEUE: queue,
+            names.WORKER: request.hostname or "",
+            names.ATTEMPT: (request.retries or 0) + 1,
+            names.SOFT_LIMIT: call.limits.soft,
+            names.HARD_LIMIT: call.limits.hard,
+        }
+    )
+    span.add_event(names.EVENT_STARTED)
+
+
+def end(span: Span, call: Call, outcome: Outcome, *, attributed: bool) -> None:
+    """Say how the call ended and what it took."""
+    attributes: dict[str, str | int | float | bool] = {
+        names.OUTCOME: outcome.value,
+        names.DURATION: call.wall_seconds,
+        names.SOFT_EXCEEDED: call.soft_exceeded,
+        names.RSS_BEFORE: call.rss_before,
+        names.RSS_AFTER: call.rss_after,
+        names.RSS_DELTA: call.rss_after - call.rss_before,
+        names.RSS_PEAK: call.rss_peak,
+        names.RSS_ATTRIBUTED: attributed,
+    }
+    span.set_attributes(attributes)
+    if call.soft_exceeded:
+        span.add_event(names.EVENT_SOFT_LIMIT, {names.SOFT_LIMIT: call.limits.soft})
+    if call.memory_warned:
+        span.add_event(names.EVENT_MEMORY_WARNING, {names.RSS_PEAK: call.rss_peak})
+    succeeded = outcome.value == "succeeded"
+    span.add_event(names.EVENT_SUCCEEDED if succeeded else names.EVENT_FAILED)
+
+
+def flush(seconds: float) -> None:
+    """Send what is buffered in this process, for at most *seconds*; never raise."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return
+    try:
+        force_flush = getattr(trace.get_tracer_provider(), "force_flush", None)
+        if force_flush is not None:
+            force_flush(timeout_millis=int(seconds * 1000))
+    except Exception:
+        logger.warning("budgets.flush_failed: spans of this process may be missing", exc_info=True)

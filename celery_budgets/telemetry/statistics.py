@@ -1,0 +1,139 @@
+"""What the calls of a worker added up to, and how several workers add up to one answer.
+
+Percentiles come from merged histograms, never from averaged percentiles.
+
+Covers: counting, merging, the form that travels between processes.
+Does not cover: who counts (:mod:`celery_budgets.worker.roster`) and who asks
+(:meth:`celery_budgets.Budgets.statistics`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery_budgets.telemetry.histogram import Histogram
+
+__all__ = ["CallStatistics", "Statistics"]
+
+
+@dataclass(slots=True)
+class CallStatistics:
+    """The calls of one task, one lane or everything: how they ended and what they took."""
+
+    #: Calls by outcome.
+    outcomes: Counter[str] = field(default_factory=Counter)
+    #: Calls that went over their soft limit, however they ended.
+    soft_limit_exceeded: int = 0
+    #: Seconds from the start of the call to its end.
+    duration: Histogram = field(default_factory=Histogram)
+    #: Seconds from publishing (or the ETA) to the start.
+    wait: Histogram = field(default_factory=Histogram)
+    #: Highest RSS sampled during a call, bytes; ``None`` before the first.
+    rss_peak_bytes: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Calls that have ended."""
+        return self.outcomes.total()
+
+    @property
+    def succeeded(self) -> int:
+        """Calls whose body returned."""
+        return self.outcomes["succeeded"]
+
+    def merge(self, other: CallStatistics) -> None:
+        """Count all that *other* has counted too."""
+        self.outcomes.update(other.outcomes)
+        self.soft_limit_exceeded += other.soft_limit_exceeded
+        self.duration.merge(other.duration)
+        self.wait.merge(other.wait)
+        if other.rss_peak_bytes is not None:
+            self.rss_peak_bytes = max(self.rss_peak_bytes or 0, other.rss_peak_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return these statistics in values that JSON has."""
+        return {
+            "outcomes": dict(self.outcomes),
+            "soft_limit_exceeded": self.soft_limit_exceeded,
+            "duration": self.duration.to_json(),
+            "wait": self.wait.to_json(),
+            "rss_peak_bytes": self.rss_peak_bytes,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CallStatistics:
+        """Return the statistics that :meth:`to_json` gave."""
+        return cls(
+            Counter(data["outcomes"]),
+            data["soft_limit_exceeded"],
+            Histogram.from_json(data["duration"]),
+            Histogram.from_json(data["wait"]),
+            data["rss_peak_bytes"],
+        )
+
+
+class Statistics:
+    """Calls by lane and by task, of one worker or of many.
+
+    Args:
+        silent: Names of workers that were asked and did not answer.
+    """
+
+    def __init__(self, silent: Iterable[str] = ()) -> None:
+        #: By (lane, task name).
+        self.calls: dict[tuple[str, str], CallStatistics] = {}
+        self.silent: tuple[str, ...] = tuple(silent)
+
+    def of(self, lane: str, task: str) -> CallStatistics:
+        """Return the statistics of *task* in *lane*, made at its first call."""
+        found = self.calls.get((lane, task))
+        if found is None:
+            found = self.calls[lane, task] = CallStatistics()
+        return found
+
+    @property
+    def lanes(self) -> dict[str, CallStatistics]:
+        """Calls by lane."""
+        return self._merged(0)
+
+    @property
+    def tasks(self) -> dict[str, CallStatistics]:
+        """Calls by task name."""
+        return self._merged(1)
+
+    @property
+    def total(self) -> CallStatistics:
+        """All calls."""
+        everything = CallStatistics()
+        for calls in self.calls.values():
+            everything.merge(calls)
+        return everything
+
+    def _merged(self, part: int) -> dict[str, CallStatistics]:
+        merged: dict[str, CallStatistics] = {}
+        for key, calls in sorted(self.calls.items()):
+            merged.setdefault(key[part], CallStatistics()).merge(calls)
+        return merged
+
+    def merge(self, other: Statistics) -> None:
+        """Count all that *other* has counted too."""
+        for (lane, task), calls in other.calls.items():
+            self.of(lane, task).merge(calls)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return these statistics in values that JSON has."""
+        return [
+            {"lane": lane, "task": task, **calls.to_json()}
+            for (lane, task), calls in self.calls.items()
+        ]
+
+    @classmethod
+    def from_json(cls, rows: Iterable[Mapping[str, Any]]) -> Statistics:
+        """Return the statistics that :meth:`to_json` gave."""
+        statistics = cls()
+        for row in rows:
+            statistics.of(row["lane"], row["task"]).merge(CallStatistics.from_json(row))
+        return statistics

@@ -1,0 +1,41 @@
+"""What the broker allows: how long a message may stay unacknowledged before it comes again.
+
+See also: :mod:`celery_budgets.worker.checks`, which refuses a lane above it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+__all__ = ["broker_ceiling", "visibility_timeout"]
+
+#: kombu.transport.redis.Channel.visibility_timeout, seconds.
+KOMBU_VISIBILITY_TIMEOUT = 3600.0
+#: Kept free below it, seconds: the sweep and the clocks of several hosts.
+MARGIN = 30.0
+
+
+def visibility_timeout(app: Any) -> float | None:
+    """Return the seconds after which a Redis broker hands a message out again, else ``None``."""
+    url = app.conf.broker_url or ""
+    if not str(url).startswith(("redis", "rediss", "sentinel", "valkey")):
+        return None
+    options = app.conf.broker_transport_options or {}
+    return float(options.get("visibility_timeout", KOMBU_VISIBILITY_TIMEOUT))
+
+
+@lru_cache(maxsize=64)
+def _ceiling(visible: float, factor: float) -> float:
+    return max(1.0, (visible - MARGIN) / factor)
+
+
+def broker_ceiling(app: Any, factor: float) -> float | None:
+    """Return the highest soft limit whose hard limit the broker allows, seconds.
+
+    Args:
+        app: The Celery app.
+        factor: The escalation factor of the budget.
+    """
+    visible = visibility_timeout(app)
+    return None if visible is None else _ceiling(visible, factor)

@@ -1,0 +1,168 @@
+"""What is looked at before a worker takes its first call: refuse, or warn, with the remedy.
+
+Covers: queues, concurrency, autoscale, pool, broker timeouts, memory at the start.
+Does not cover: the values of the settings themselves (:mod:`celery_budgets.settings`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from celery_budgets.errors import ConfigurationError, WorkerRefused
+from celery_budgets.lanes import Lane, Lanes, nearest
+from celery_budgets.process import memory
+from celery_budgets.routing import lane_of
+from celery_budgets.task import BudgetedTask
+from celery_budgets.units import format_duration, format_size
+from celery_budgets.worker.ceiling import visibility_timeout
+
+if TYPE_CHECKING:
+    from celery_budgets.settings import Settings
+
+__all__ = ["capacity", "check_queues", "check_worker", "lanes_of_queues", "pool_name"]
+
+logger = logging.getLogger(__name__)
+
+#: RabbitMQ closes the channel of a message that stays unacknowledged this long, seconds.
+RABBITMQ_CONSUMER_TIMEOUT = 1800.0
+#: Above this a lane on RabbitMQ is warned about, seconds.
+_RABBITMQ_MARGIN = 300.0
+_SLOTS_OF_ONE = frozenset({"solo"})
+
+
+def pool_name(pool_class: Any) -> str:
+    """Return ``prefork``, ``threads``, ``gevent``, ``eventlet`` or ``solo``; else the module."""
+    module = str(pool_class if isinstance(pool_class, str) else pool_class.__module__)
+    name = module.rpartition(".")[2]
+    return "threads" if name == "thread" else name
+
+
+def lanes_of_queues(lanes: Lanes, queues: Iterable[str]) -> list[Lane]:
+    """Return the lanes whose queue is among *queues*, in the table's order."""
+    names = set(queues)
+    return [lane for lane in lanes.values() if lane.queue in names]
+
+
+def capacity(lanes: Lanes, consumed: Iterable[Lane]) -> int:
+    """Return how many calls a worker of the *consumed* lanes may run at once."""
+    return min(sum(lane.concurrency for lane in consumed), lanes.global_concurrency)
+
+
+def check_queues(settings: Settings, wanted: Iterable[str], declared: Iterable[str]) -> None:
+    """Refuse a worker that is asked for a queue of no lane and of nobody else.
+
+    Raises:
+        WorkerRefused: Names the queues that there are.
+    """
+    known = {lane.queue for lane in settings.lanes.values()} | set(declared)
+    missing = [queue for queue in wanted if queue not in known]
+    if missing:
+        raise WorkerRefused(
+            *(f"-Q {queue}: there is no such queue; {nearest(queue, known)}" for queue in missing)
+        )
+
+
+def check_worker(worker: Any, settings: Settings, autoscale: Any = None) -> list[Lane]:
+    """Check a worker that is about to start; return the lanes that it serves.
+
+    Raises:
+        WorkerRefused: Lists every reason.
+    """
+    consumed = lanes_of_queues(settings.lanes, worker.app.amqp.queues.consume_from)
+    problems = [
+        *_pool_problems(worker),
+        *_concurrency_problems(worker, settings, consumed, autoscale),
+        *_task_problems(worker.app, settings),
+        *_visibility_problems(worker.app, settings, consumed),
+        *_memory_problems(worker, consumed),
+    ]
+    if problems:
+        raise WorkerRefused(*problems)
+    _warn_of_rabbitmq(worker.app, consumed)
+    return consumed
+
+
+def _pool_problems(worker: Any) -> Iterator[str]:
+    if pool_name(worker.pool_cls) == "eventlet":
+        yield (
+            "pool eventlet: no limit can be enforced on it; "
+            "start the worker with -P prefork, threads, gevent or solo"
+        )
+
+
+def _concurrency_problems(
+    worker: Any, settings: Settings, consumed: list[Lane], autoscale: Any
+) -> Iterator[str]:
+    if not consumed or pool_name(worker.pool_cls) in _SLOTS_OF_ONE:
+        return
+    most = capacity(settings.lanes, consumed)
+    names = ", ".join(lane.name for lane in consumed)
+    if autoscale:
+        highest = max(int(part or 0) for part in str(autoscale).strip("()[] ").split(","))
+        if highest > most:
+            yield (
+                f"--autoscale {highest} is above the concurrency of {names} ({most}); lower it "
+                "to that, or raise the lane's concurrency"
+            )
+    elif worker.concurrency > most:
+        yield (
+            f"-c {worker.concurrency} is above the concurrency of {names} ({most}); leave -c "
+            "out, or raise the lane's concurrency"
+        )
+    elif worker.concurrency < most:
+        logger.info(
+            "budgets.concurrency_lowered lanes=%s concurrency=%s of=%s",
+            names, worker.concurrency, most,
+        )  # fmt: skip
+
+
+def _task_problems(app: Any, settings: Settings) -> Iterator[str]:
+    for name, task in sorted(app.tasks.items()):
+        if isinstance(task, BudgetedTask):
+            try:
+                task.budget_in(lane_of(settings.lanes, name, task))
+            except ConfigurationError as exc:
+                for problem in exc.problems:
+                    yield problem if name in problem else f"task {name!r}: {problem}"
+
+
+def _visibility_problems(app: Any, settings: Settings, consumed: list[Lane]) -> Iterator[str]:
+    visible = visibility_timeout(app)
+    if visible is None:
+        return
+    for lane in consumed:
+        hard = lane.budget.hard_time_limit
+        if hard >= visible:
+            yield (
+                f"lane {lane.name!r}: hard time limit {format_duration(hard)} is not below the "
+                f"broker's visibility timeout ({format_duration(visible)}), so a running call "
+                "would be handed out a second time; set broker_transport_options"
+                f"['visibility_timeout'] above {hard:g}, or lower the lane's timeout"
+            )
+
+
+def _memory_problems(worker: Any, consumed: list[Lane]) -> Iterator[str]:
+    rss = memory.rss()
+    for lane in consumed:
+        if rss > lane.budget.max_rss:
+            yield (
+                f"lane {lane.name!r}: max_rss {format_size(lane.budget.max_rss)} is below what "
+                f"the worker takes before its first call ({format_size(rss)}); raise max_rss, or "
+                "import less at its start"
+            )
+
+
+def _warn_of_rabbitmq(app: Any, consumed: list[Lane]) -> None:
+    if not str(app.conf.broker_url or "").startswith(("amqp", "pyamqp")):
+        return
+    for lane in consumed:
+        hard = lane.budget.hard_time_limit
+        if lane.idempotent and hard > RABBITMQ_CONSUMER_TIMEOUT - _RABBITMQ_MARGIN:
+            logger.warning(
+                "budgets.consumer_timeout lane=%s hard_time_limit=%s consumer_timeout=%s: "
+                "RabbitMQ closes the channel of a call that runs longer; raise its "
+                "consumer_timeout above the hard limit",
+                lane.name, format_duration(hard), format_duration(RABBITMQ_CONSUMER_TIMEOUT),
+            )  # fmt: skip

@@ -1,0 +1,86 @@
+"""Remote control: what an operator can ask a worker and tell it.
+
+Registered for every worker of a process in which this module is imported; a worker whose app
+has no budgets answers as plain Celery does.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.worker.control import Panel, control_command, inspect_command, nok, ok
+
+from celery_budgets.errors import ConfigurationError
+from celery_budgets.task import BudgetedTask
+from celery_budgets.units import format_duration
+from celery_budgets.worker.ceiling import broker_ceiling
+from celery_budgets.worker.roster import roster_of
+
+__all__: list[str] = []
+
+logger = logging.getLogger(__name__)
+
+_celery_time_limit = Panel.data["time_limit"]
+
+
+@inspect_command()
+def budgets(state: Any, **_: Any) -> dict[str, Any]:
+    """Calls, limits and memory of this worker, per lane and task."""
+    roster = roster_of(state.app)
+    return {
+        "active": {lane: count for lane, count in roster.active.items() if count},
+        "abandoned_threads": roster.abandoned_threads,
+        "time_limits": {name: list(pair) for name, pair in roster.overrides.items()},
+        "statistics": roster.statistics.to_json(),
+    }
+
+
+@control_command(
+    name="time_limit",
+    args=[("task_name", str), ("soft", float), ("hard", float)],
+    signature="<task_name> <soft_secs> [hard_secs]",
+)
+def time_limit(
+    state: Any, task_name: str = "", hard: float | None = None, soft: float | None = None, **_: Any
+) -> Any:
+    """Tell worker(s) to modify the time limit for task by type.
+
+    Differs from celery.worker.control.time_limit for budgeted tasks: it takes effect on every
+    call that starts from now on, whatever limit its message carries, or says why not.
+    """
+    task = state.app.tasks.get(task_name)
+    if not isinstance(task, BudgetedTask):
+        return _celery_time_limit(state, task_name=task_name, hard=hard, soft=soft)
+    overrides = roster_of(state.app).overrides
+    if soft is None and hard is None:
+        overrides.pop(task_name, None)
+        return ok("time limits of the lane apply again")
+    refusal = _refusal(state.app, task, soft, hard)
+    if refusal:
+        return nok(refusal)
+    overrides[task_name] = (soft, hard)
+    logger.info("budgets.time_limit_set task=%s soft=%s hard=%s", task_name, soft, hard)
+    return ok("time limits set successfully")
+
+
+def _refusal(app: Any, task: BudgetedTask, soft: float | None, hard: float | None) -> str | None:
+    """Return why the limits cannot be had, or ``None``."""
+    try:
+        budget = task.budget_in(task.home())
+        changes = {"timeout": soft, "hard_timeout": hard}
+        given = {name: value for name, value in changes.items() if value is not None}
+        if soft is not None:
+            budget.over(f"task {task.name!r}", given)
+        elif hard is not None and hard <= 0:
+            return f"task {task.name!r}: hard time limit {hard:g} must be above 0"
+    except ConfigurationError as exc:
+        return str(exc)
+    ceiling = budget.max_timeout or broker_ceiling(app, budget.escalation_factor)
+    if soft is not None and ceiling is not None and soft > ceiling:
+        return (
+            f"task {task.name!r}: soft time limit {format_duration(soft)} is above the highest "
+            f"allowed ({format_duration(ceiling)}); raise the lane's max_timeout or the "
+            "broker's visibility timeout"
+        )
+    return None

@@ -1,0 +1,260 @@
+"""``BudgetedRequest``: one delivery of a budgeted task, in the worker main process.
+
+It puts the limits of the lane and the task on the delivery, and it is where Celery tells how
+the call ended. See also: :mod:`celery_budgets.worker.roster`, which it reports to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery import signals, states
+from celery.app.trace import task_has_custom
+from celery.exceptions import (
+    TaskRevokedError,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
+from celery.utils.serialization import get_pickled_exception
+from celery.worker import state
+from celery.worker.request import Request
+from kombu.utils.encoding import safe_repr
+
+from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded
+from celery_budgets.lanes import Budget, TimeLimits
+from celery_budgets.outcomes import Outcome
+from celery_budgets.process.recorder import Flight, Reason
+from celery_budgets.routing import lane_of
+from celery_budgets.settings import settings_of
+from celery_budgets.task import outcome_of
+from celery_budgets.telemetry.names import HEADER_KILLS, HEADER_LIMITS
+from celery_budgets.worker.ceiling import broker_ceiling
+from celery_budgets.worker.roster import roster_of
+
+__all__ = ["BudgetedRequest"]
+
+logger = logging.getLogger(__name__)
+
+
+class BudgetedRequest(Request):
+    """A delivery that knows its lane and limits, and ends in exactly one outcome."""
+
+    outcome: Outcome | None = None
+    _success_was_found = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Wrap the two methods that celery.worker.request.create_request_cls overrides.
+
+        That function makes a subclass for each task and does not call ``super()`` in them.
+        """
+        super().__init_subclass__(**kwargs)
+        for name, wrap in (("execute_using_pool", _executing), ("on_success", _succeeding)):
+            if name in cls.__dict__:
+                setattr(cls, name, wrap(cls.__dict__[name]))
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.roster = roster_of(self._app)
+        queue = self._delivery_info["routing_key"]
+        self.lane = lane_of(settings_of(self._app).lanes, self._type, self._task, queue)
+        budget = self._budget()
+        ceiling = budget.max_timeout or broker_ceiling(self._app, budget.escalation_factor)
+        self.limits = self._time_limits(budget, ceiling)
+        # Celery's own attribute, (hard, soft): read when the call is handed to the pool.
+        self.time_limits = (self.limits.hard, self.limits.soft)
+        self._request_dict[HEADER_LIMITS] = (self.lane.name, *self.limits, ceiling)
+
+    def _budget(self) -> Budget:
+        try:
+            budget: Budget = self._task.budget_in(self.lane)
+        except ConfigurationError as exc:
+            # Checked at the start for the task's own lane; this is another lane's queue.
+            logger.warning("budgets.lane_budget_used task=%s: %s", self._type, exc)
+            return self.lane.budget
+        return budget
+
+    def _time_limits(self, budget: Budget, ceiling: float | None) -> TimeLimits:
+        """Return the limits in force: an operator's, else the call's up to the ceiling."""
+        operator = self.roster.overrides.get(self._type)
+        if operator is not None:
+            return budget.time_limits(soft=operator[0], hard=operator[1])
+        hard, soft = self._request_dict.get("timelimit") or (None, None)
+        task = self._task
+        return budget.time_limits(
+            soft=soft or task.soft_time_limit, hard=hard or task.time_limit, ceiling=ceiling
+        )
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Count the call as running, before an early acknowledgement."""
+        super().on_accepted(pid, time_accepted)
+        self.roster.accepted(self)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """End a call that was killed at its hard limit.
+
+        Differs from Celery 5.7, which runs the failure hooks here and in on_failure both.
+        """
+        if soft:
+            super().on_timeout(soft, timeout)
+        else:
+            self.end_killed(TimeLimitExceeded(timeout), Outcome.HARD_TIME_LIMIT)
+
+    def on_failure(
+        self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False
+    ) -> None:
+        """Find out how the call ended, then let Celery settle it.
+
+        Args:
+            exc_info: What ended the call.
+            send_failed_event: As in Celery.
+            return_ok: True where the exception came from the process of the call itself.
+        """
+        if self.outcome is not None:
+            return  # given up before: its late end changes nothing
+        exc = exc_info.exception
+        exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+        if isinstance(exc, TimeLimitExceeded) and not return_ok:
+            return  # billiard.pool.TimeoutHandler.on_hard_timeout calls on_timeout next
+        flight = self.roster.flight_of(self)
+        if isinstance(exc, WorkerLostError | SystemExit) and self._ended_itself(flight):
+            return
+        try:
+            super().on_failure(exc_info, send_failed_event, return_ok)
+        finally:
+            self.roster.ended(self, self._outcome_of(exc), flight)
+
+    def _outcome_of(self, exc: BaseException) -> Outcome:
+        if isinstance(exc, Terminated):
+            return Outcome.REVOKED
+        if isinstance(exc, WorkerLostError | SystemExit):
+            return Outcome.SUCCEEDED if self._success_was_found else Outcome.WORKER_LOST
+        return outcome_of(exc)
+
+    def _success_was_stored(self) -> Any:
+        """Remember what Celery finds when a process is lost after it stored its result."""
+        found = super()._success_was_stored()
+        self._success_was_found = bool(found)
+        return found
+
+    def _ended_itself(self, flight: Flight | None) -> bool:
+        """End a call whose process left a reason for its death in the flight recorder."""
+        if flight is None or flight.reason is Reason.NONE:
+            return False
+        if flight.reason is Reason.HARD_TIME_LIMIT:
+            self.end_killed(TimeLimitExceeded(self.limits.hard), Outcome.HARD_TIME_LIMIT, flight)
+        else:
+            limit = self._budget().hard_rss
+            error = MemoryLimitExceeded(flight.rss_peak_bytes, limit)
+            self.end_killed(error, Outcome.MEMORY_LIMIT, flight)
+        return True
+
+    def _announce_revoked(self, *args: Any, **kwargs: Any) -> None:
+        super()._announce_revoked(*args, **kwargs)
+        self.roster.ended(self, Outcome.REVOKED)
+
+    def end_killed(self, exc: Exception, outcome: Outcome, flight: Flight | None = None) -> None:
+        """End a call that no process will report on any more: once, and for good.
+
+        Mirrors the hard half of celery.worker.request.Request.on_timeout (5.7); it also does
+        so for memory, with the task's request at hand for handlers, and on earlier Celery.
+
+        Args:
+            exc: The result that the caller gets.
+            outcome: How the call ended.
+            flight: Its record, where it has been read already.
+        """
+        if self.outcome is not None:
+            return
+        state.task_ready(self)
+        logger.error("budgets.call_killed task=%s task_id=%s: %s", self.name, self.id, exc)
+        again = self._run_again(exc)
+        self.roster.ended(self, outcome, flight or self.roster.flight_of(self))
+        try:
+            if not again:
+                self._fail(exc)
+        finally:
+            self.acknowledge()
+
+    def _fail(self, exc: Exception) -> None:
+        task = self._task
+        task.backend.mark_as_failure(
+            self.id, exc, request=self._context, store_result=self.store_errors
+        )
+        try:
+            raise exc
+        except type(exc):
+            einfo = ExceptionInfo()
+        task.request_stack.push(self._context)
+        try:
+            task.on_failure(exc, self.id, self.args, self.kwargs, einfo)
+            if task_has_custom(task, "after_return"):
+                task.after_return(states.FAILURE, exc, self.id, self.args, self.kwargs, None)
+            signals.task_failure.send(
+                sender=task, task_id=self.id, exception=exc, args=self.args,
+                kwargs=self.kwargs, traceback=exc.__traceback__, einfo=einfo,
+            )  # fmt: skip
+        finally:
+            task.request_stack.pop()
+            exc.__traceback__ = None  # its frame holds this request
+        self.send_event(
+            "task-failed",
+            exception=safe_repr(get_pickled_exception(einfo.exception)),
+            traceback=einfo.traceback,
+        )
+
+    def _run_again(self, exc: Exception) -> bool:
+        """Send the call anew where its task allows re-runs after a kill; say whether it did.
+
+        Mirrors Request._retry_worker_lost, with a counter of its own: a kill is no retry.
+        """
+        kills = int(self._request_dict.get(HEADER_KILLS) or 0) + 1
+        if kills > self._task.max_kills:
+            return False
+        request = self._context
+        headers = {**(request.headers or {}), HEADER_KILLS: kills}
+        try:
+            self._task.signature_from_request(
+                request, headers=headers, countdown=None, retries=request.retries
+            ).apply_async()
+        except Exception:
+            logger.exception("budgets.rerun_failed task_id=%s: the kill is final", self.id)
+            return False
+        logger.warning(
+            "budgets.call_runs_again task=%s task_id=%s kills=%s max_kills=%s: %s",
+            self.name, self.id, kills, self._task.max_kills, exc,
+        )  # fmt: skip
+        return True
+
+
+def _executing(execute: Callable[..., Any]) -> Callable[..., Any]:
+    def execute_using_pool(self: BudgetedRequest, pool: Any, **kwargs: Any) -> Any:
+        """Settle a second delivery of an ended call; hand any other to the pool."""
+        ended = self.roster.already_ended(self)
+        if ended is None:
+            return execute(self, pool, **kwargs)
+        logger.warning("budgets.redelivery_settled task_id=%s outcome=%s", self.id, ended.value)
+        state.task_ready(self)
+        self.outcome = ended  # of the first delivery: not counted again
+        self.acknowledge()
+        raise TaskRevokedError(self.id)
+
+    return execute_using_pool
+
+
+def _succeeding(on_success: Callable[..., Any]) -> Callable[..., Any]:
+    def succeed(self: BudgetedRequest, failed__retval__runtime: Any, **kwargs: Any) -> Any:
+        """Count a success; a failure goes on to on_failure, as in Celery."""
+        if self.outcome is not None:
+            return None  # given up before: its late end changes nothing
+        failed = failed__retval__runtime[0]
+        try:
+            return on_success(self, failed__retval__runtime, **kwargs)
+        finally:
+            if not failed:
+                self.roster.ended(self, Outcome.SUCCEEDED)
+
+    return succeed

@@ -1,0 +1,98 @@
+"""Threads that run on past their hard limit: given up, counted, and in the end left behind.
+
+A thread cannot be killed. Its call is over for everybody else: the caller has its result and
+the pool has another thread. When too many run on, the worker takes no more work, finishes what
+it has and exits with :data:`EXIT_CODE`, for its supervisor to start it anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from concurrent.futures import thread as futures
+from typing import Any
+
+from celery import signals
+from celery.worker import state
+
+from celery_budgets.process.call import Call
+from celery_budgets.telemetry import spans
+from celery_budgets.worker.roster import Roster
+
+__all__ = ["EXIT_CODE", "AbandonedThreads"]
+
+logger = logging.getLogger(__name__)
+
+#: Exit code of a worker that left because of abandoned threads (``EX_TEMPFAIL``).
+EXIT_CODE = 75
+
+
+class AbandonedThreads:
+    """Gives up calls of one worker whose threads run on.
+
+    Args:
+        worker: The Celery worker; its pool may not be there yet.
+        roster: The calls that the worker has in hand.
+        most: Abandoned threads that the worker lives with.
+    """
+
+    def __init__(self, worker: Any, roster: Roster, most: int) -> None:
+        self._worker = worker
+        self._roster = roster
+        self._most = most
+        self._lock = threading.Lock()
+
+    def abandon(self, call: Call) -> None:
+        """End *call* for everybody but its thread; from the watchdog, which must not block."""
+        threading.Thread(
+            target=self._abandon, args=(call,), name="celery-budgets-abandon", daemon=True
+        ).start()
+
+    def _abandon(self, call: Call) -> None:
+        request = self._roster.in_hand.get(call.task_id)
+        with self._lock:
+            self._roster.abandoned_threads += 1
+            count = self._roster.abandoned_threads
+            self._replace(call.thread_id)
+        logger.error(
+            "budgets.thread_abandoned task_id=%s lane=%s abandoned=%s most=%s",
+            call.task_id, call.lane, count, self._most,
+        )  # fmt: skip
+        if request is not None:
+            request.on_timeout(soft=False, timeout=call.limits.hard)
+        if count > self._most:
+            self._leave(count)
+
+    def _replace(self, thread_id: int) -> None:
+        """Give the pool a thread in place of one that nothing waits for any more.
+
+        Reaches into concurrent.futures.ThreadPoolExecutor: it has no way to let a thread go,
+        and both its shutdown and the interpreter's would wait for it for ever.
+        """
+        executor = self._worker.pool.executor
+        for thread in list(executor._threads):
+            if thread.ident == thread_id:
+                executor._threads.discard(thread)
+                futures._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
+        executor._adjust_thread_count()
+
+    def _leave(self, count: int) -> None:
+        if state.should_stop is not None and state.should_stop is not False:
+            return
+        logger.critical(
+            "budgets.worker_leaves abandoned=%s most=%s exit_code=%s: it takes no more calls",
+            count, self._most, EXIT_CODE,
+        )  # fmt: skip
+        signals.worker_shutdown.connect(_exit_past_threads, weak=False)
+        state.should_stop = EXIT_CODE
+
+
+def _exit_past_threads(**_: Any) -> None:
+    """Leave without joining the abandoned threads, at the end of a warm shutdown."""
+    spans.flush(1.0)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_CODE)
