@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from celery_budgets.budget import Budget
 from celery_budgets.budgets import Budgets
 from celery_budgets.errors import (
     BudgetsError,
@@ -11,7 +12,7 @@ from celery_budgets.errors import (
     RejectedByBudget,
     WorkerRefused,
 )
-from celery_budgets.lanes import Budget, Lane, Lanes
+from celery_budgets.lanes import Lane, Lanes
 from celery_budgets.outcomes import Outcome
 from celery_budgets.task import BudgetedTask
 

@@ -17,6 +17,7 @@ Celery rebuilds an exception from those alone.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 from celery.exceptions import ImproperlyConfigured
 from click import ClickException
@@ -30,6 +31,7 @@ __all__ = [
     "NoServerError",
     "RejectedByBudget",
     "WorkerRefused",
+    "nearest",
 ]
 
 
@@ -112,3 +114,11 @@ class RejectedByBudget(BudgetsError):
     def __str__(self) -> str:
         where = f" by lane {self.lane!r}" if self.lane else ""
         return f"rejected{where}: {self.reason}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the remedy for an unknown *name*: the nearest known one, and all of them."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names) or 'none'}"

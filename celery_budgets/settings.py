@@ -3,162 +3,30 @@
 They may stand in ``app.conf``, a configuration module, a namespaced one such as Django's
 (``CELERY_BUDGETS_TIMEOUT``), or the environment under that same name, which wins.
 
-See also: the README's table of settings, which a test holds against :data:`FIELDS`.
+See also: the README's table of settings, which a test holds against
+:data:`celery_budgets.fields.FIELDS`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from celery_budgets.errors import ConfigurationError
-from celery_budgets.lanes import DEFAULT_LANES, Budget, Lane, Lanes, nearest
-from celery_budgets.units import parse_duration, parse_size
+from celery_budgets.budget import Budget
+from celery_budgets.errors import ConfigurationError, nearest
+from celery_budgets.fields import FIELDS
+from celery_budgets.lanes import DEFAULT_LANES, Lane, Lanes
 
-__all__ = ["ENVIRONMENT_PREFIX", "FIELDS", "PREFIX", "Settings", "declare", "reread", "settings_of"]
+__all__ = ["ENVIRONMENT_PREFIX", "PREFIX", "Settings", "declare", "reread", "settings_of"]
 
 PREFIX = "budgets_"
 ENVIRONMENT_PREFIX = "CELERY_BUDGETS_"
 
 #: Settings that are a field of the default budget.
 _BUDGET_FIELDS = ("timeout", "escalation_factor", "max_timeout", "max_rss", "rss_warning")
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One setting: its default, how text becomes its value, and what it is for."""
-
-    default: Any
-    convert: Callable[[Any], Any]
-    help: str
-
-
-def _flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in _FLAGS:
-        return _FLAGS[value.lower()]
-    raise ValueError(f"{value!r} must be True or False")
-
-
-_FLAGS = {"true": True, "yes": True, "on": True, "1": True,
-          "false": False, "no": False, "off": False, "0": False}  # fmt: skip
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{value!r} is not a whole number")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is not a number")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is not a number") from None
-
-
-def _between(convert: Callable[[Any], Any], low: float, high: float) -> Callable[[Any], Any]:
-    def checked(value: Any) -> Any:
-        number = convert(value)
-        if not low <= number <= high:
-            raise ValueError(f"{value!r} must be between {low:g} and {high:g}")
-        return number
-
-    return checked
-
-
-def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else convert(value)
-
-
-def _above_zero(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def checked(value: Any) -> Any:
-        number = convert(value)
-        if not number > 0:
-            raise ValueError(f"{value!r} must be above 0")
-        return number
-
-    return checked
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} must be text")
-    return value
-
-
-def _span_name(value: Any) -> str:
-    text = _text(value)
-    try:
-        text.format(lane="lane", task="task")
-    except (KeyError, IndexError, ValueError):
-        raise ValueError(f"{value!r} may use only {{lane}} and {{task}}") from None
-    return text
-
-
-def _one_of(*words: str) -> Callable[[Any], Any]:
-    def checked(value: Any) -> Any:
-        if value not in words:
-            raise ValueError(f"{value!r} is not one of {', '.join(map(repr, words))}")
-        return value
-
-    return checked
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is not JSON") from None
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{value!r} must be a mapping")
-    return value
-
-
-def _lanes(value: Any) -> Any:
-    if isinstance(value, list | tuple) and all(isinstance(lane, Lane) for lane in value):
-        return tuple(value)
-    return _mapping(value)
-
-
-#: Every setting by name without its prefix.
-FIELDS: dict[str, Field] = {
-    "lanes": Field(None, _optional(_lanes), "the lanes, as a mapping or a list of `Lane`"),
-    "tools": Field({}, _mapping, "lane by task name or glob"),
-    "default_lane": Field(None, _optional(_text), "lane of everything else"),
-    "global_concurrency": Field(32, _above_zero(_whole), "calls at once over all lanes"),
-    "timeout": Field(300.0, parse_duration, "soft time limit, seconds or text"),
-    "escalation_factor": Field(1.5, _number, "hard limits are this many times the soft ones"),
-    "max_timeout": Field(None, _optional(parse_duration), "highest soft limit of one call"),
-    "max_rss": Field("512MiB", parse_size, "memory limit of a process that runs calls"),
-    "rss_warning": Field("400MiB", parse_size, "level of the memory warning"),
-    "max_worker_rss": Field(
-        None, _optional(_above_zero(parse_size)), "memory limit of a whole worker"
-    ),
-    "memory_guard": Field(True, _flag, "watch memory at all"),
-    "rejection": Field("requeue", _one_of("requeue", "fail"), "what becomes of a rejected call"),
-    "max_pause": Field(60.0, _above_zero(parse_duration), "longest pause with nothing running"),
-    "max_abandoned_threads": Field(
-        4, _between(_whole, 0, 1_000_000), "threads past their hard limit before the worker leaves"
-    ),
-    "tracing": Field(True, _flag, "enrich and complete spans"),
-    "span_sample_rate": Field(1.0, _between(_number, 0.0, 1.0), "share of traces kept"),
-    "span_name": Field(
-        "worker_call:{lane}", _optional(_span_name), "name of a call's span; None keeps Celery's"
-    ),
-    "json_logs": Field(False, _flag, "print the records of calls as JSON lines"),
-    "metrics_port": Field(None, _optional(_between(_whole, 0, 65535)), "port for Prometheus"),
-}
 
 
 @dataclass(frozen=True, slots=True)

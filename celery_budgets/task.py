@@ -19,8 +19,9 @@ from celery.exceptions import (
     TimeLimitExceeded,
 )
 
+from celery_budgets.budget import Budget, TimeLimits
 from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded
-from celery_budgets.lanes import Budget, Lane, TimeLimits
+from celery_budgets.lanes import Lane
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process import memory
 from celery_budgets.process.call import Call, HardLimitReached
