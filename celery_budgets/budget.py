@@ -149,6 +149,7 @@ _DURATIONS = ("timeout", "hard_timeout", "max_timeout")
 _SIZES = ("max_rss", "rss_warning")
 _CHOICES = {"soft": ("raise", "warn"), "memory": ("warn", "raise")}
 _OPTIONAL = frozenset({"hard_timeout", "max_timeout"})
+_HIGHEST_FACTOR = 1000
 
 
 def _check_budget(given: Mapping[str, Any], subject: str) -> tuple[dict[str, Any], list[str]]:
@@ -171,10 +172,11 @@ def _convert(name: str, value: Any) -> Any:
             raise ValueError(f"{value!r} is not one of {_either(_CHOICES[name])}")
         return value
     if name == "escalation_factor":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 1:
-            raise ValueError(f"{value!r} must be a number above 1, such as 1.5")
-        if math.isinf(value):
-            raise ValueError(f"{value!r} must be finite")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 1 < value <= _HIGHEST_FACTOR:
+            raise ValueError(
+                f"{value!r} must be a number above 1, such as 1.5, and at most {_HIGHEST_FACTOR}"
+            )
         return float(value)
     parsers = {**dict.fromkeys(_DURATIONS, parse_duration), **dict.fromkeys(_SIZES, parse_size)}
     if name not in parsers:

@@ -47,7 +47,7 @@ class ConfigurationError(BudgetsError, ImproperlyConfigured):
     """
 
     def __init__(self, *problems: str) -> None:
-        super().__init__(*problems)
+        Exception.__init__(self, *problems)
         #: One message per problem.
         self.problems: tuple[str, ...] = problems
 
@@ -67,6 +67,12 @@ class ConfigurationError(BudgetsError, ImproperlyConfigured):
 
 class WorkerRefused(ConfigurationError, ClickException):
     """A worker that must not start; on the command line it is one line and exit code 1."""
+
+    def __init__(self, *problems: str) -> None:
+        ConfigurationError.__init__(self, *problems)
+        # click takes one message, and would leave it as the only argument.
+        ClickException.__init__(self, str(self))
+        self.args = problems
 
     def format_message(self) -> str:
         """Return the message for the terminal (called by click)."""
@@ -119,6 +125,6 @@ class RejectedByBudget(BudgetsError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the remedy for an unknown *name*: the nearest known one, and all of them."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    close = get_close_matches(str(name), names, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(names) or 'none'}"

@@ -38,11 +38,12 @@ _FLAGS = {"true": True, "yes": True, "on": True, "1": True,
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"{value!r} is not a whole number")
-    return value
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a whole number") from None
 
 
 def _number(value: Any) -> float:
@@ -50,7 +51,7 @@ def _number(value: Any) -> float:
         raise ValueError(f"{value!r} is not a number")
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{value!r} is not a number") from None
 
 
@@ -88,7 +89,7 @@ def _span_name(value: Any) -> str:
     text = _text(value)
     try:
         text.format(lane="lane", task="task")
-    except (KeyError, IndexError, ValueError):
+    except (LookupError, ValueError, AttributeError):
         raise ValueError(f"{value!r} may use only {{lane}} and {{task}}") from None
     return text
 
@@ -113,6 +114,14 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _tools(value: Any) -> Mapping[str, str]:
+    tools = _mapping(value)
+    for tool, lane in tools.items():
+        if not (isinstance(tool, str) and tool and isinstance(lane, str)):
+            raise ValueError(f"{tool!r}: {lane!r} must be a task name or glob, and a lane's name")
+    return tools
+
+
 def _lanes(value: Any) -> Any:
     if isinstance(value, list | tuple) and all(isinstance(lane, Lane) for lane in value):
         return tuple(value)
@@ -122,7 +131,7 @@ def _lanes(value: Any) -> Any:
 #: Every setting by name without its prefix.
 FIELDS: dict[str, Field] = {
     "lanes": Field(None, _optional(_lanes), "the lanes, as a mapping or a list of `Lane`"),
-    "tools": Field({}, _mapping, "lane by task name or glob"),
+    "tools": Field({}, _tools, "lane by task name or glob"),
     "default_lane": Field(None, _optional(_text), "lane of everything else"),
     "global_concurrency": Field(32, _above_zero(_whole), "calls at once over all lanes"),
     "timeout": Field(300.0, parse_duration, "soft time limit, seconds or text"),

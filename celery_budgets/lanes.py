@@ -61,18 +61,25 @@ class Lane:
         budget: Budget | None = None,
         **limits: Unpack[BudgetFields],
     ) -> None:
-        problems = list(_lane_problems(name, concurrency, queue, tools, idempotent))
-        base = budget if budget is not None else Budget()
-        changes: dict[str, Any] = {} if budget is None else asdict(budget)
-        changes |= limits
+        if isinstance(tools, Iterable) and not isinstance(tools, str):
+            tools = tuple(tools)
+        problems = list(_lane_problems(name, concurrency, queue, tools, idempotent, budget))
+        known = {key: value for key, value in limits.items() if key in _BUDGET_FIELDS}
+        problems += [
+            f"lane {name!r}: {key}: no such field; {nearest(key, _BUDGET_FIELDS | _LANE_FIELDS)}"
+            for key in limits
+            if key not in known
+        ]
+        base = budget if isinstance(budget, Budget) else Budget()
         try:
-            settled = base.over(f"lane {name!r}", limits)
+            settled = base.over(f"lane {name!r}", known)
         except ConfigurationError as exc:
             problems += exc.problems
         ConfigurationError.raise_if(problems)
+        changes = known if budget is None else asdict(settled)
         for attribute, value in (
             ("name", name), ("concurrency", concurrency), ("queue", queue or name),
-            ("tools", tuple(tools)), ("idempotent", idempotent), ("budget", settled),
+            ("tools", tools), ("idempotent", idempotent), ("budget", settled),
             ("_limits", tuple(changes.items())),
         ):  # fmt: skip
             object.__setattr__(self, attribute, value)
@@ -90,7 +97,7 @@ class Lane:
 
 
 def _lane_problems(
-    name: Any, concurrency: Any, queue: Any, tools: Any, idempotent: Any
+    name: Any, concurrency: Any, queue: Any, tools: Any, idempotent: Any, budget: Any
 ) -> Iterator[str]:
     if not isinstance(name, str) or not name or set(name) - _NAME_CHARACTERS:
         yield f"lane {name!r}: the name must be letters, digits, '_', '-' or '.'"
@@ -100,12 +107,16 @@ def _lane_problems(
         yield f"lane {name!r}: concurrency {concurrency} must be 1 or more; or remove the lane"
     if queue is not None and (not isinstance(queue, str) or not queue):
         yield f"lane {name!r}: queue {queue!r} is not a queue's name"
-    if isinstance(tools, str) or not all(isinstance(tool, str) and tool for tool in tools):
+    if not isinstance(tools, tuple) or not all(isinstance(tool, str) and tool for tool in tools):
         yield f"lane {name!r}: tools {tools!r} must be a list of task names or globs"
     if not isinstance(idempotent, bool):
         yield f"lane {name!r}: idempotent {idempotent!r} must be True or False"
+    if budget is not None and not isinstance(budget, Budget):
+        yield f"lane {name!r}: budget {budget!r} is not a Budget; give single fields of one here"
 
 
+_BUDGET_FIELDS = frozenset(BudgetFields.__annotations__)
+_LANE_FIELDS = frozenset({"concurrency", "queue", "tools", "idempotent", "budget"})
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 #: The lanes of an app that names none.
@@ -141,14 +152,20 @@ class Lanes(Mapping[str, Lane]):
         global_concurrency: int = 32,
     ) -> None:
         listed = tuple(lanes)
+        ConfigurationError.raise_if(
+            f"lanes: {lane!r} is not a Lane; write Lane(name, concurrency)"
+            for lane in listed
+            if not isinstance(lane, Lane)
+        )
         self._by_name = {lane.name: lane for lane in listed}
         self._by_queue = {lane.queue: lane for lane in listed}
         self.global_concurrency = global_concurrency
         if default is None and "tool_call" not in self._by_name and listed:
             default = listed[0].name
-        self._default = default or "tool_call"
+        self._default = "tool_call" if default is None else default
         #: Lane name by task name or glob, first match wins.
         self.tools = dict(tools or {})
+        self._given_tools = frozenset(self.tools)
         for lane in listed:
             for tool in lane.tools:
                 self.tools.setdefault(tool, lane.name)
@@ -210,6 +227,7 @@ class Lanes(Mapping[str, Lane]):
             yield "lanes: there is none; name at least one"
             return
         yield from _twins(listed)
+        yield from self._shared_tools(listed)
         if self._default not in self._by_name:
             yield (
                 f"budgets_default_lane {self._default!r} is not a lane; "
@@ -231,6 +249,15 @@ class Lanes(Mapping[str, Lane]):
                 f"the lanes' concurrency adds up to {total}, above budgets_global_concurrency "
                 f"({self.global_concurrency}); raise it to {total} or lower a lane's concurrency"
             )
+
+    def _shared_tools(self, listed: tuple[Lane, ...]) -> Iterator[str]:
+        for lane in listed:
+            for tool in lane.tools:
+                if tool not in self._given_tools and self.tools[tool] != lane.name:
+                    yield (
+                        f"tool {tool!r} is named by the lanes {self.tools[tool]!r} and "
+                        f"{lane.name!r}; leave it to one"
+                    )
 
 
 def _twins(listed: tuple[Lane, ...]) -> Iterator[str]:

@@ -58,8 +58,9 @@ class Settings:
         Raises:
             ConfigurationError: Lists everything wrong, not only the first.
         """
-        given = _given(app.conf)
-        return cls.from_mapping(given, lanes)
+        # Until somebody reads a key the configuration is not loaded, and has no keys to list.
+        app.conf.get("timezone")
+        return cls.from_mapping(_given(app.conf), lanes)
 
     @classmethod
     def from_mapping(
@@ -130,24 +131,32 @@ def _listed(lanes: Any, default: Budget, problems: list[str]) -> tuple[Lane, ...
     if lanes is None:
         lanes = DEFAULT_LANES
     listed: list[Lane] = []
-    entries = lanes.items() if isinstance(lanes, Mapping) else ((lane.name, lane) for lane in lanes)
+    entries = lanes.items() if isinstance(lanes, Mapping) else ((None, lane) for lane in lanes)
     for name, entry in entries:
         try:
-            lane = entry if isinstance(entry, Lane) else _lane_from(name, entry)
+            lane = entry if isinstance(entry, Lane) else _lane_from(name, entry, default)
             listed.append(lane.on(default))
         except ConfigurationError as exc:
             problems.extend(exc.problems)
     return tuple(listed)
 
 
-def _lane_from(name: str, entry: Any) -> Lane:
+def _lane_from(name: str | None, entry: Any, default: Budget) -> Lane:
+    if name is None:
+        raise ConfigurationError(f"lanes: {entry!r} is not a Lane; write Lane(name, concurrency)")
     if isinstance(entry, int) and not isinstance(entry, bool):
         return Lane(name, entry)
     if not isinstance(entry, Mapping):
         raise ConfigurationError(
             f"lane {name!r}: {entry!r} must be its concurrency or a mapping of its fields"
         )
-    return Lane(name, **entry)
+    misplaced = [key for key in entry if not isinstance(key, str) or key in ("self", "name")]
+    if misplaced:
+        raise ConfigurationError(
+            f"lane {name!r}: {misplaced[0]!r} is not a field; the key above is the lane's name"
+        )
+    # On the default budget from the start: its fields may be right only on that one.
+    return Lane(name, **{"budget": default, **entry})
 
 
 def _table(listed: tuple[Lane, ...], values: dict[str, Any], problems: list[str]) -> Lanes | None:

@@ -165,17 +165,12 @@ class BudgetedTask(Task):
                 result = self.run(*args, **kwargs)
             finally:
                 interrupt.leave(call)
-        except HardLimitReached:
-            _leave_for_good(interrupt, call)
-        except SoftTimeLimitExceeded:
-            _leave_for_good(interrupt, call)
-            if not call.hard_sent:
-                raise
         except BaseException:
-            if not call.hard_sent:
+            _leave_for_good(interrupt, call)
+            if not call.over_hard_limit(late=interrupt.judges_late):
                 raise
         else:
-            if not call.hard_sent:
+            if not call.over_hard_limit(late=interrupt.judges_late):
                 return result
         if interrupt.abandons:
             # The caller has its result since the limit; nothing may be stored over it.

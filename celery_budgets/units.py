@@ -15,11 +15,12 @@ __all__ = ["format_duration", "format_size", "parse_duration", "parse_size"]
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
+TIB = 1024**4
 
 _SIZE_UNITS = {
     "": 1, "b": 1,
     "kb": 1000, "mb": 1000**2, "gb": 1000**3, "tb": 1000**4,
-    "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1024**4,
+    "kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB,
 }  # fmt: skip
 _DURATION_UNITS = {
     "": 1.0,
@@ -47,7 +48,7 @@ def parse_size(value: Any) -> int:
         raise TypeError(f"{value!r} is not a size: give bytes, or text such as '512MiB'")
     if isinstance(value, str):
         return round(_quantity(value, _SIZE_UNITS, "a size", "'512MiB', '512MB' or '1.5GiB'"))
-    if not math.isfinite(value) or value != int(value):
+    if not _is_finite(value) or value != int(value):
         raise ValueError(f"{value!r} is not a size: give whole bytes, or text such as '512MiB'")
     return int(value)
 
@@ -66,22 +67,30 @@ def parse_duration(value: Any) -> float:
         raise TypeError(f"{value!r} is not a duration: give seconds, or text such as '5m'")
     if isinstance(value, str):
         return _quantity(value, _DURATION_UNITS, "a duration", "'90s', '5m', '1.5h' or '250ms'")
-    if not math.isfinite(value):
+    if not _is_finite(value):
         raise ValueError(f"{value!r} is not a duration: give finite seconds")
     return float(value)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond what a float holds
+        return False
 
 
 def _quantity(text: str, units: dict[str, Any], what: str, forms: str) -> float:
     match = _QUANTITY.fullmatch(text)
     unit = match and units.get(match[2].lower())
-    if match is None or unit is None:
+    number = float(match[1]) * float(unit) if match is not None and unit is not None else math.inf
+    if not _is_finite(number):
         raise ValueError(f"{text!r} is not {what}: write it as {forms}")
-    return float(match[1]) * float(unit)
+    return number
 
 
 def format_size(size: float) -> str:
     """Return *size* bytes for people, in binary units: ``512 MiB``, ``1.5 GiB``."""
-    for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+    for unit, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if abs(size) >= factor:
             return f"{size / factor:.4g} {unit}"
     return f"{size:.0f} B"
@@ -90,7 +99,7 @@ def format_size(size: float) -> str:
 def format_duration(seconds: float) -> str:
     """Return *seconds* for people: ``250 ms``, ``4.5 s``, ``300 s``, ``2 h``."""
     if seconds and abs(seconds) < 1:
-        return f"{seconds * 1000:.3g} ms"
+        return f"{seconds * 1000:.4g} ms"
     if abs(seconds) >= 7200 and seconds % 3600 == 0:
         return f"{seconds / 3600:g} h"
-    return f"{seconds:.6g} s"
+    return f"{seconds:.0f} s" if abs(seconds) >= 1e5 else f"{seconds:.6g} s"

@@ -17,7 +17,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from celery_budgets.units import format_duration
 
 if TYPE_CHECKING:
-    from celery_budgets.lanes import Budget, TimeLimits
+    from celery_budgets.budget import Budget, TimeLimits
 
 __all__ = ["Call", "HardLimitReached"]
 
@@ -114,6 +114,14 @@ class Call:
         if now >= self.soft_at and self.budget.soft == "raise":
             self.soft_sent = True
             raise SoftTimeLimitExceeded(self.limits.soft)
+
+    def over_hard_limit(self, *, late: bool) -> bool:
+        """Say whether the call is over its hard limit, now that its body has ended.
+
+        Args:
+            late: Also where nothing interrupted the body, but it ended after the limit.
+        """
+        return self.hard_sent or (late and monotonic() >= self.hard_at)
 
     def close(self, rss: int) -> None:
         """Note the end of the body; *rss* is the size of the process now, bytes."""

@@ -54,6 +54,8 @@ class Interrupt:
     attributes_memory = False
     #: Does a call past its hard limit have its result already, while its code runs on?
     abandons = False
+    #: Is a body that returns past its hard limit over it, since nothing could stop it before?
+    judges_late = False
 
     def enter(self, call: Call) -> None:
         """Prepare for *call*; in the thread that is about to run its body."""
@@ -138,6 +140,7 @@ class MainThreadInterrupt(Interrupt):
         "memory": "measured",
     }
     attributes_memory = True
+    judges_late = True
     #: Celery itself uses SIGUSR1 in the worker main process.
     _SIGNAL = getattr(signal, "SIGVTALRM", None)
 
@@ -173,7 +176,9 @@ class ThreadInterrupt(Interrupt):
     """Threads: an asynchronous exception; at the hard limit the call is given up.
 
     Args:
-        on_abandon: Told once per call whose time is over while its thread may run on.
+        on_abandon: Told once per call whose time is over while its thread may run on; must
+            not block.
+        on_return: Told when the thread of such a call comes back after all.
     """
 
     enforces: ClassVar = {
@@ -183,8 +188,11 @@ class ThreadInterrupt(Interrupt):
     }
     abandons = True
 
-    def __init__(self, on_abandon: Callable[[Call], None]) -> None:
+    def __init__(
+        self, on_abandon: Callable[[Call], None], on_return: Callable[[Call], None]
+    ) -> None:
         self._on_abandon = on_abandon
+        self._on_return = on_return
         self._lock = threading.Lock()
 
     def leave(self, call: Call) -> None:
@@ -192,6 +200,8 @@ class ThreadInterrupt(Interrupt):
         with self._lock:
             call.open = False
         _raise_in(call.thread_id, None)
+        if call.hard_sent:
+            self._on_return(call)
 
     def soft(self, call: Call) -> None:
         """Raise in the thread as soon as it runs Python code."""
@@ -207,8 +217,9 @@ class ThreadInterrupt(Interrupt):
                 return
             first, call.hard_sent = not call.hard_sent, True
             _raise_in(call.thread_id, HardLimitReached)
-        if first:
-            self._on_abandon(call)
+            if first:
+                # Under the lock, so that the thread cannot come back before it was given up.
+                self._on_abandon(call)
 
 
 class GreenletInterrupt(Interrupt):
@@ -219,6 +230,7 @@ class GreenletInterrupt(Interrupt):
         "hard": "where the call yields",
         "memory": "measured over the worker",
     }
+    judges_late = True
 
     def __init__(self) -> None:
         self._greenlets: dict[int, Any] = {}

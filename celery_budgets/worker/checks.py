@@ -10,8 +10,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from celery_budgets.errors import ConfigurationError, WorkerRefused
-from celery_budgets.lanes import Lane, Lanes, nearest
+from celery_budgets.errors import ConfigurationError, WorkerRefused, nearest
+from celery_budgets.lanes import Lane, Lanes
 from celery_budgets.process import memory
 from celery_budgets.routing import lane_of
 from celery_budgets.task import BudgetedTask

@@ -18,7 +18,7 @@ __all__ = ["Deadlines"]
 
 #: Seconds after the end of a process at which the pool is looked at again: waitpid may not
 #: see it dead at first, and Celery's own next look comes after 5 s (celery#9588).
-NUDGES = (0.05, 0.15, 0.4, 1.0)
+NUDGES = (0.02, 0.06, 0.12, 0.2, 0.4, 1.0)
 #: Longest that a result may take to arrive after its body has ended, seconds.
 RESULT_SECONDS = 60.0
 #: How often a result on its way is looked for, seconds.

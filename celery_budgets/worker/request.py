@@ -24,8 +24,8 @@ from celery.worker import state
 from celery.worker.request import Request
 from kombu.utils.encoding import safe_repr
 
+from celery_budgets.budget import Budget, TimeLimits
 from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded
-from celery_budgets.lanes import Budget, TimeLimits
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process.recorder import Flight, Reason
 from celery_budgets.routing import lane_of

@@ -58,7 +58,8 @@ class BudgetsStep(bootsteps.StartStopStep):
     def _interrupt(self, worker: Any) -> Interrupt:
         if self.pool == "threads":
             most = self.settings.max_abandoned_threads
-            return ThreadInterrupt(AbandonedThreads(worker, self.roster, most).abandon)
+            threads = AbandonedThreads(worker, self.roster, most)
+            return ThreadInterrupt(threads.abandon, threads.returned)
         kinds = {
             "prefork": ProcessInterrupt,
             "gevent": GreenletInterrupt,

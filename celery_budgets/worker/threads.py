@@ -43,18 +43,26 @@ class AbandonedThreads:
         self._roster = roster
         self._most = most
         self._lock = threading.Lock()
+        self._running_on: set[int] = set()
 
     def abandon(self, call: Call) -> None:
         """End *call* for everybody but its thread; from the watchdog, which must not block."""
+        with self._lock:
+            self._running_on.add(id(call))
+            self._roster.abandoned_threads = count = len(self._running_on)
         threading.Thread(
-            target=self._abandon, args=(call,), name="celery-budgets-abandon", daemon=True
+            target=self._settle, args=(call, count), name="celery-budgets-abandon", daemon=True
         ).start()
 
-    def _abandon(self, call: Call) -> None:
+    def returned(self, call: Call) -> None:
+        """Count the thread of *call* no more: its code has ended after all."""
+        with self._lock:
+            self._running_on.discard(id(call))
+            self._roster.abandoned_threads = len(self._running_on)
+
+    def _settle(self, call: Call, count: int) -> None:
         request = self._roster.in_hand.get(call.task_id)
         with self._lock:
-            self._roster.abandoned_threads += 1
-            count = self._roster.abandoned_threads
             self._replace(call.thread_id)
         logger.error(
             "budgets.thread_abandoned task_id=%s lane=%s abandoned=%s most=%s",

@@ -1,0 +1,181 @@
+"""What can be wrong with an app before a worker starts: the checks of ``celery lanes check``.
+
+Each check looks at one thing and returns its findings: one for each problem, with the remedy,
+or one that says what was looked at. None of them changes anything at the broker.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from kombu.utils.url import maybe_sanitize_url
+
+from celery_budgets.errors import ConfigurationError
+from celery_budgets.lanes import DEFAULT_LANES, Lane, Lanes
+from celery_budgets.settings import Settings
+from celery_budgets.task import BudgetedTask
+from celery_budgets.units import format_duration
+from celery_budgets.worker.ceiling import visibility_timeout
+
+__all__ = [
+    "Finding",
+    "broker_address",
+    "broker_answers",
+    "configuration",
+    "tasks",
+    "tools",
+    "visibility",
+]
+
+BROKER_SECONDS = 4.0
+#: The tool table that every app starts with: it may name tools that an app does not have.
+_BUILT_IN = {tool: lane.name for lane in DEFAULT_LANES for tool in lane.tools}
+
+
+class Finding(NamedTuple):
+    """What a check found: *text* is the problem and its remedy, or what is well."""
+
+    ok: bool
+    subject: str
+    text: str
+
+
+def _findings(subject: str, problems: Iterable[str], well: str) -> list[Finding]:
+    found = [Finding(False, subject, problem) for problem in problems]
+    return found or [Finding(True, subject, well)]
+
+
+def configuration(settings: Settings, lane: Lane | None) -> list[Finding]:
+    """Say what is configured; that it is valid is known once there are settings."""
+    if lane is not None:
+        text = f"lane {lane.name}: queue {lane.queue}, concurrency {lane.concurrency}"
+    else:
+        lanes = settings.lanes
+        total = sum(lane.concurrency for lane in lanes.values())
+        text = f"{len(lanes)} lanes, concurrency {total} of {lanes.global_concurrency}"
+    return [Finding(True, "configuration", text)]
+
+
+def tools(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
+    """Find the entries of the tool table, other than the built-in ones, that match no task."""
+    declared = {
+        tool: name
+        for tool, name in lanes.tools.items()
+        if _BUILT_IN.get(tool) != name and (lane is None or lane.name == name)
+    }
+    heads = tuple(f"tool {tool!r} of lane {name!r} " for tool, name in declared.items())
+    names = [name for name in app.tasks if not name.startswith("celery.")]
+    problems = [line for line in lanes.unmatched_tools(names) if line.startswith(heads)]
+    well = f"{len(declared)} entries of the app, each with a task" if declared else "none declared"
+    return _findings("tools", problems, well)
+
+
+def tasks(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
+    """Find the tasks whose lane there is not, or whose own limits do not go with it."""
+    budgeted = [task for task in app.tasks.values() if isinstance(task, BudgetedTask)]
+    problems: list[str] = []
+    count = 0
+    for task in budgeted:
+        try:
+            home = task.home()
+            task.budget_in(home)
+            count += lane is None or home == lane
+        except ConfigurationError as exc:
+            problems += (_about(task.name, problem) for problem in exc.problems)
+    return _findings("tasks", problems, f"{count} budgeted {'task' if count == 1 else 'tasks'}")
+
+
+def _about(task_name: str, problem: str) -> str:
+    head = f"task {task_name!r}: "
+    return problem if problem.startswith(head) else head + problem
+
+
+def broker_address(app: Any) -> list[Finding]:
+    """Find what is wrong with the broker's address itself, without going there."""
+    url = app.conf.broker_read_url or app.conf.broker_url
+    if not url:
+        text = "none is configured; set broker_url, or name one with celery -b URL"
+        return [Finding(False, "broker", text)]
+    try:
+        app.connection_for_read().release()
+    except (KeyError, ImportError, ValueError) as exc:
+        text = (
+            f"address {maybe_sanitize_url(url)} cannot be used ({_one_line(exc)}); write "
+            "redis://HOST:6379/0 or amqp://USER:PASSWORD@HOST:5672//"
+        )
+        return [Finding(False, "broker", text)]
+    return []
+
+
+def broker_answers(app: Any) -> list[Finding]:
+    """Connect to the broker and leave; give up after :data:`BROKER_SECONDS`."""
+    with app.connection_for_read(connect_timeout=BROKER_SECONDS) as connection:
+        uri = connection.as_uri()
+        answer = _first_answer(connection)
+    if answer is None:
+        return [Finding(True, "broker", f"{uri} answers")]
+    text = (
+        f"{uri} does not answer ({answer}); "
+        "start it, or name another with broker_url or celery -b URL"
+    )
+    return [Finding(False, "broker", text)]
+
+
+def _first_answer(connection: Any) -> str | None:
+    """Return why *connection* cannot be made, or ``None`` where it can."""
+    answers: list[str | None] = []
+
+    def connect() -> None:
+        try:
+            connection.ensure_connection(max_retries=0, timeout=BROKER_SECONDS)
+            answers.append(None)
+        except Exception as exc:
+            # Each transport has errors of its own; whichever it is, the broker is not there.
+            answers.append(_one_line(exc))
+
+    # In a thread, because redis-py reads without a timeout from a server that accepts and is mute.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(BROKER_SECONDS)
+    return answers[0] if answers else f"no answer in {format_duration(BROKER_SECONDS)}"
+
+
+def _one_line(exc: BaseException) -> str:
+    words = exc.args[0] if len(exc.args) == 1 else exc
+    return " ".join(str(words).split()) or type(exc).__name__
+
+
+def visibility(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
+    """Compare a broker's visibility timeout with the longest hard time limit, seconds.
+
+    A broker that has one (Redis) hands a call out again when it is not acknowledged in time.
+    """
+    visible = visibility_timeout(app)
+    if visible is None:
+        return []
+    longest, what = max(_hard_limits(lanes, app, lane), key=lambda pair: pair[0])
+    problem = (
+        f"{what}: hard time limit {format_duration(longest)} is not below the broker's visibility "
+        f"timeout ({format_duration(visible)}), so a running call would be handed out a second "
+        f"time; set broker_transport_options['visibility_timeout'] above {longest:g}, or lower "
+        "the timeout"
+    )
+    well = f"{format_duration(visible)}, longest hard limit {format_duration(longest)}"
+    return _findings("visibility", [problem] if longest >= visible else [], well)
+
+
+def _hard_limits(lanes: Lanes, app: Any, lane: Lane | None) -> Iterator[tuple[float, str]]:
+    chosen = [lane] if lane is not None else list(lanes.values())
+    for each in chosen:
+        yield each.budget.hard_time_limit, f"lane {each.name!r}"
+    for task in app.tasks.values():
+        if not isinstance(task, BudgetedTask):
+            continue
+        try:
+            home = task.home()
+            if home in chosen:
+                yield task.budget_in(home).hard_time_limit, f"task {task.name!r}"
+        except ConfigurationError:
+            continue  # said by the check of the tasks

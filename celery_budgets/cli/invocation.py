@@ -1,0 +1,85 @@
+"""The ``celery worker`` command that serves one lane of the app on this command line."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from celery_budgets.lanes import Lane
+from celery_budgets.settings import settings_of
+
+__all__ = ["lane_argument", "python_command", "scaled", "shell_line", "worker_arguments"]
+
+#: Options before the subcommand that a worker needs too, by the name of their parameter.
+_GLOBAL_OPTIONS = {
+    "broker": "--broker",
+    "result_backend": "--result-backend",
+    "loader": "--loader",
+    "config": "--config",
+}
+
+
+def lane_argument(ctx: click.Context, name: str) -> Lane:
+    """Return the lane *name* of the app on this command line.
+
+    Raises:
+        ConfigurationError: The configuration is wrong, or has no such lane.
+        click.UsageError: The app was not named with ``-A``.
+    """
+    _app_name(ctx)
+    return settings_of(ctx.obj.app).lanes[name]
+
+
+def worker_arguments(ctx: click.Context, lane: Lane, extra: Sequence[str] = ()) -> list[str]:
+    """Return the arguments of ``celery`` for a worker of *lane*.
+
+    The worker takes the lane's concurrency and prefetch by itself, from its queue.
+
+    Raises:
+        click.UsageError: The app was not named with ``-A``.
+    """
+    chosen = [*_global_arguments(ctx), "worker", "-Q", lane.queue]
+    if not any(argument.startswith(("-n", "--hostname")) for argument in extra):
+        chosen += ["-n", f"{lane.name}@%h"]
+    return [*chosen, *extra]
+
+
+def python_command(arguments: Sequence[str]) -> list[str]:
+    """Return ``celery ARGUMENTS`` as a command that needs no PATH."""
+    return [sys.executable, "-m", "celery", *arguments]
+
+
+def shell_line(arguments: Sequence[str]) -> str:
+    """Return ``celery ARGUMENTS`` as one would type it."""
+    return shlex.join(["celery", *arguments])
+
+
+def scaled(lane: Lane, scale: float) -> int:
+    """Return the concurrency of *lane* at *scale* (0 to 1), at least 1."""
+    return max(1, math.floor(lane.concurrency * scale))
+
+
+def _app_name(ctx: click.Context) -> str:
+    name = ctx.find_root().params.get("app")
+    # Celery puts its own object here where a program calls app.start() itself.
+    if not isinstance(name, str):
+        raise click.UsageError("name the app, so that workers find it: celery -A MODULE lanes ...")
+    return name
+
+
+def _global_arguments(ctx: click.Context) -> list[str]:
+    root = ctx.find_root()
+    arguments = ["-A", _app_name(ctx)]
+    for name, option in _GLOBAL_OPTIONS.items():
+        if root.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            arguments += [option, str(root.params[name])]
+    if root.get_parameter_source("workdir") is ParameterSource.COMMANDLINE:
+        # The directory is entered already, so a relative one would be looked for inside itself.
+        arguments += ["--workdir", str(Path.cwd())]
+    return arguments

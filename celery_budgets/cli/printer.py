@@ -1,0 +1,36 @@
+"""Lines of several lanes on one terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+
+__all__ = ["Printer"]
+
+_COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red")
+
+
+class Printer:
+    """Prints each line behind the name of its lane, in the lane's colour.
+
+    Args:
+        names: The lanes.
+        color: Whether to use colours.
+    """
+
+    def __init__(self, names: Iterable[str], *, color: bool) -> None:
+        listed = list(names)
+        self._color = color
+        self._width = max(map(len, listed), default=0)
+        self._colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(listed)}
+
+    def say(self, name: str, line: str) -> None:
+        """Print *line* of lane *name*; of the supervisor itself where *name* is empty."""
+        prefix = f"{name or 'lanes':<{self._width}} |"
+        try:
+            styled = click.style(prefix, fg=self._colours.get(name), bold=not name or None)
+            click.echo(f"{styled} {line}", color=self._color)
+        except OSError:
+            # A closed terminal or pipe must not keep the workers from being looked after.
+            return

@@ -1,0 +1,149 @@
+"""One supervised worker over all its starts: its output, its end, the pause before the next.
+
+See also: :mod:`celery_budgets.cli.supervisor`, the loop around several of these.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from celery_budgets.leash import Leashed
+from celery_budgets.units import format_duration
+
+__all__ = ["Backoff", "Say", "Supervised", "describe"]
+
+#: A worker that exits with code 1 this soon, in seconds, has refused to start.
+REFUSAL_SECONDS = 10.0
+#: Bytes of a line without an end that are shown all the same.
+LONGEST_LINE = 64 * 1024
+
+#: Takes the name of a lane, or nothing for the supervisor itself, and a line.
+Say = Callable[[str, str], None]
+
+
+class Backoff:
+    """Pauses before the next start: doubled from *first* to *longest* seconds.
+
+    Args:
+        first: The first pause, seconds.
+        longest: The longest pause, seconds.
+        reset_after: A worker that lived this long, in seconds, starts anew with *first*.
+    """
+
+    def __init__(
+        self, first: float = 1.0, longest: float = 30.0, reset_after: float = 60.0
+    ) -> None:
+        self.first = first
+        self.longest = longest
+        self.reset_after = reset_after
+        self.failures = 0
+
+    def pause(self, lived: float) -> float:
+        """Return the pause, seconds, after a worker that lived *lived* seconds."""
+        if lived >= self.reset_after:
+            self.failures = 0
+        self.failures += 1
+        # The exponent is bounded: 2.0 ** 1024 is an OverflowError after a day of failures.
+        return float(min(self.first * 2.0 ** min(self.failures - 1, 60), self.longest))
+
+
+class Supervised:
+    """One worker of the supervisor, over all its starts.
+
+    Args:
+        name: The lane, for what is printed.
+        command: The worker's command.
+        say: Takes the lane and a line.
+        backoff: The pauses between its starts.
+        environment: Its environment; ``None``: that of this process.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        say: Say,
+        backoff: Backoff,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.command = command
+        self.process: Leashed | None = None
+        self.starts_at = time.monotonic()
+        self._say = say
+        self._backoff = backoff
+        self._environment = environment
+        self.started_at = self.starts_at
+        self._rest = b""
+        self._error = ""
+
+    def start(self) -> int:
+        """Start the worker, and return the file descriptor of its output."""
+        # Not SIGTERM: with nobody left to bring it back, a warm stop could outlive us for long.
+        self.process = Leashed(
+            self.command,
+            parting=signal.SIGQUIT,
+            environment=self._environment,
+            output=subprocess.PIPE,
+        )
+        self.started_at = time.monotonic()
+        self._rest = b""
+        self._error = ""
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+        return self.process.stdout.fileno()
+
+    def read(self) -> bool:
+        """Pass on the lines that it has printed; return whether there may be more."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        data = os.read(self.process.stdout.fileno(), LONGEST_LINE)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if self._rest and (not data or len(self._rest) > LONGEST_LINE):
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            text = line.decode("utf-8", "replace").rstrip()
+            if text.startswith("Error: "):
+                self._error = text
+            self._say(self.name, text)
+        return bool(data)
+
+    def ended(self) -> int:
+        """Clear up after it has ended, and return its exit code."""
+        assert self.process is not None
+        self.process.end_group()
+        try:
+            while self.read():
+                pass
+        except BlockingIOError:
+            pass  # somebody outside its process group still holds the pipe
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        code = self.process.wait()
+        self.process = None
+        return code
+
+    def plan_restart(self, code: int) -> None:
+        """Say how it ended, and set the time of its next start."""
+        lived = time.monotonic() - self.started_at
+        pause = self._backoff.pause(lived)
+        self.starts_at = time.monotonic() + pause
+        if code == 1 and lived < REFUSAL_SECONDS:
+            how = f"refused to start ({self._error or 'exit code 1'})"
+        else:
+            how = f"{describe(code)} after {format_duration(round(lived, 1))}"
+        again = f"starts again in {format_duration(pause)} (attempt {self._backoff.failures + 1})"
+        self._say(self.name, f"worker {how}; {again}")
+
+
+def describe(code: int) -> str:
+    """Return how a process ended, from its exit code."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    return f"was killed by {signal.Signals(-code).name}"

@@ -1,0 +1,129 @@
+"""``celery lanes up``: one worker per lane, under one supervisor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from celery_budgets.cli.invocation import python_command, scaled, shell_line, worker_arguments
+from celery_budgets.cli.printer import Printer
+from celery_budgets.cli.supervisor import Supervisor, stopped_by_signals
+from celery_budgets.embedded import EmbeddedBroker, no_server_error
+from celery_budgets.lanes import Lane
+from celery_budgets.settings import settings_of
+
+__all__ = ["command"]
+
+
+def _part(_ctx: click.Context, _parameter: click.Parameter, value: float) -> float:
+    # click.FloatRange lets nan through.
+    if not 0 < value <= 1:
+        raise click.BadParameter(f"{value:g} must be above 0 and at most 1")
+    return value
+
+
+@click.command("up")
+@click.option("--lane", "names", multiple=True, metavar="NAME", help="Only this lane; repeatable.")
+@click.option(
+    "--concurrency-scale",
+    "scale",
+    type=float,
+    callback=_part,
+    default=1.0,
+    show_default=True,
+    help="Part of each lane's concurrency to run here, above 0 and at most 1.",
+)
+@click.option(
+    "--embedded-broker", is_flag=True, help="Start a broker of its own, and stop it at the end."
+)
+@click.option("-l", "--loglevel", default="INFO", show_default=True, help="Of the workers.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    names: tuple[str, ...],
+    scale: float,
+    embedded_broker: bool,
+    loglevel: str,
+) -> None:
+    """Run one worker per lane until Ctrl-C.
+
+    A worker that dies is started again, after 1 s, then 2 s, and so on up to 30 s, for as
+    long as it takes. Ctrl-C and SIGTERM let running calls end; a second one kills the workers.
+
+    Exits with 0 when all workers stopped by themselves, with 1 when one had to be killed or
+    the configuration is wrong.
+
+    \b
+    Examples:
+      $ celery -A tools lanes up --embedded-broker
+      $ celery -A tools lanes up --lane critic --lane file_read
+      $ celery -A tools lanes up --concurrency-scale 0.5 --loglevel WARNING
+    """
+    chosen = _lanes(ctx.obj.app, names)
+    arguments = {lane.name: _arguments(ctx, lane, scale, loglevel) for lane in chosen}
+    printer = Printer(arguments, color=_color(ctx))
+    with _broker(ctx, printer, embedded=embedded_broker) as environment:
+        for name, line in arguments.items():
+            printer.say(name, f"$ {shell_line(line)}")
+        supervisor = Supervisor(
+            {name: python_command(line) for name, line in arguments.items()},
+            say=printer.say,
+            environment=environment,
+            longest_call=max(lane.budget.hard_time_limit for lane in chosen),
+        )
+        with stopped_by_signals(supervisor):
+            code = supervisor.run()
+    ctx.exit(code)
+
+
+def _lanes(app: Any, names: Sequence[str]) -> list[Lane]:
+    lanes = settings_of(app).lanes
+    return [lanes[name] for name in dict.fromkeys(names)] or list(lanes.values())
+
+
+def _arguments(ctx: click.Context, lane: Lane, scale: float, loglevel: str) -> list[str]:
+    extra = ["-l", loglevel]
+    if scale < 1:
+        extra += ["-c", str(scaled(lane, scale))]
+    return worker_arguments(ctx, lane, extra)
+
+
+@contextmanager
+def _broker(ctx: click.Context, printer: Printer, *, embedded: bool) -> Iterator[dict[str, str]]:
+    """Give the environment of the workers, with the embedded broker where it is asked for.
+
+    Raises:
+        NoServerError: No broker is configured, or there is no server to embed.
+        click.UsageError: Two brokers are asked for.
+    """
+    environment = dict(os.environ)
+    if not embedded:
+        conf = ctx.obj.app.conf
+        if not (conf.broker_url or conf.broker_read_url):
+            raise no_server_error("no broker is configured, and --embedded-broker is not given")
+        yield environment
+        return
+    if ctx.find_root().get_parameter_source("broker") is ParameterSource.COMMANDLINE:
+        raise click.UsageError(
+            "celery -b names a broker, and --embedded-broker starts one; drop one"
+        )
+    with EmbeddedBroker() as broker:
+        addresses = {
+            "CELERY_BROKER_URL": broker.url(0),
+            "CELERY_RESULT_BACKEND": broker.url(1),
+        }
+        printer.say("", "broker started; for a second terminal:")
+        for name, url in addresses.items():
+            printer.say("", f"export {name}={url}")
+        yield environment | addresses
+
+
+def _color(ctx: click.Context) -> bool:
+    return sys.stdout.isatty() and not ctx.obj.no_color and not os.environ.get("NO_COLOR")

@@ -1,0 +1,143 @@
+"""Fixtures: real servers and real workers, for all tests.
+
+Every test has a Redis database of its own, so that tests need no cleaning up. A test that asks
+for ``broker_url`` runs once on Redis and once on RabbitMQ; results are kept in Redis.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import ModuleType
+
+import pytest
+from kombu import Connection
+
+from celery_budgets.embedded import EmbeddedBroker
+from celery_budgets.lanes import DEFAULT_LANES
+from tests.support import Servers, Workers, fresh_app
+
+DATABASES = 1024
+RABBITMQ = ("127.0.0.1", 5672)
+
+Apps = Callable[..., ModuleType]
+
+
+@pytest.fixture(scope="session")
+def embedded_broker() -> Iterator[EmbeddedBroker]:
+    """The Redis-compatible server of this test session."""
+    with EmbeddedBroker(databases=DATABASES) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def redis_database(embedded_broker: EmbeddedBroker) -> Callable[[], str]:
+    """A function that returns the address of a database that nobody has used."""
+    numbers = itertools.count()
+    return lambda: embedded_broker.url(next(numbers) % DATABASES)
+
+
+@pytest.fixture
+def redis_url(redis_database: Callable[[], str]) -> str:
+    """A Redis database of this test alone."""
+    return redis_database()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> Iterator[str]:
+    """A RabbitMQ virtual host of this session; skips where none answers, fails on CI."""
+    try:
+        socket.create_connection(RABBITMQ, timeout=1).close()
+    except OSError as exc:
+        message = f"no RabbitMQ on {RABBITMQ[0]}:{RABBITMQ[1]} ({exc})"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    name = f"celery-budgets-{os.getpid()}"
+    if not _rabbitmqctl("add_vhost", name):
+        # Not the server's administrator: share the default virtual host.
+        yield "amqp://guest:guest@127.0.0.1:5672//"
+        return
+    _rabbitmqctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+    yield f"amqp://guest:guest@127.0.0.1:5672/{name}"
+    _rabbitmqctl("delete_vhost", name)
+
+
+def _rabbitmqctl(*arguments: str) -> bool:
+    try:
+        done = subprocess.run(
+            ["rabbitmqctl", *arguments], capture_output=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq_server: str) -> Iterator[str]:
+    """RabbitMQ; the queues of the default lanes are removed after the test."""
+    yield rabbitmq_server
+    with Connection(rabbitmq_server) as connection, connection.channel() as channel:
+        for queue in ("celery", *(lane.queue for lane in DEFAULT_LANES)):
+            channel.queue_delete(queue)
+
+
+@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """Each broker in turn."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def servers(request: pytest.FixtureRequest, redis_url: str) -> Servers:
+    """The broker of this test (``broker_url`` where it asks for that, else Redis), and Redis."""
+    asked = [name for name in ("broker_url", "rabbitmq_url") if name in request.fixturenames]
+    broker = request.getfixturevalue(asked[0]) if asked else redis_url
+    return Servers(broker=broker, backend=redis_url)
+
+
+@pytest.fixture
+def worker(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """``worker("tests.worker.x_app", "-Q", "file_read")`` starts a real worker for this test."""
+    workers = Workers(servers, tmp_path_factory.mktemp("workers"))
+    yield workers
+    workers.close()
+
+
+@pytest.fixture
+def load_app(servers: Servers) -> Iterator[Apps]:
+    """``load_app("tests.worker.x_app")`` imports that module anew, connected to ``servers``."""
+    with ExitStack() as stack:
+        yield lambda module, **environment: stack.enter_context(
+            fresh_app(module, servers, environment)
+        )
+
+
+@pytest.fixture(scope="module")
+def module_servers(redis_database: Callable[[], str]) -> Servers:
+    """Redis for a whole test module."""
+    url = redis_database()
+    return Servers(broker=url, backend=url)
+
+
+@pytest.fixture(scope="module")
+def module_worker(
+    module_servers: Servers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Workers]:
+    """As ``worker``, but for a whole test module."""
+    workers = Workers(module_servers, tmp_path_factory.mktemp("workers"))
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="module")
+def load_module_app(module_servers: Servers) -> Iterator[Apps]:
+    """As ``load_app``, but for a whole test module."""
+    with ExitStack() as stack:
+        yield lambda module, **environment: stack.enter_context(
+            fresh_app(module, module_servers, environment)
+        )

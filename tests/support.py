@@ -1,0 +1,251 @@
+"""What the tests stand on: waiting for a condition, and real workers.
+
+See also: ``tests/conftest.py``, which hands these out as fixtures.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import psutil
+from celery import _state
+
+from celery_budgets.leash import Leashed
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parent.parent
+READY_SECONDS = 30.0
+WARM_SECONDS = 15.0
+
+
+def wait_until(
+    predicate: Callable[[], T],
+    what: str,
+    *,
+    timeout: float = 10.0,
+    interval: float = 0.02,
+    detail: Callable[[], str] | None = None,
+) -> T:
+    """Return the first true value of *predicate*.
+
+    Args:
+        predicate: Called again and again.
+        what: What is waited for, for the message of the failure.
+        timeout: Seconds after which the test fails.
+        interval: Seconds between two calls.
+        detail: Called for more of the message when it fails, such as the tail of a log.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        late = time.monotonic() > deadline
+        value = predicate()
+        if value:
+            return value
+        if late:
+            more = f"\n{detail()}" if detail else ""
+            raise AssertionError(f"not within {timeout:g} s: {what}; last seen: {value!r}{more}")
+        time.sleep(interval)
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The broker and the result backend of a test."""
+
+    broker: str
+    backend: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which Celery finds them; they win over the app's own configuration."""
+        return {"CELERY_BROKER_URL": self.broker, "CELERY_RESULT_BACKEND": self.backend}
+
+
+@contextmanager
+def fresh_app(module: str, servers: Servers, environment: dict[str, str]) -> Iterator[ModuleType]:
+    """Import *module* anew, connected to *servers*, and close its connections at the end.
+
+    Anew, because an app keeps the pools of the broker that it met first. Afterwards Celery
+    forgets the module's tasks, which it would otherwise add to every later app.
+    """
+    before = dict(os.environ)
+    os.environ.update(servers.environment | environment)
+    known = sys.modules.pop(module, None)
+    shared_tasks = set(_state._on_app_finalizers)
+    try:
+        loaded = importlib.import_module(module)
+        loaded.app.set_default()
+        yield loaded
+        loaded.app.close()
+    finally:
+        _state._on_app_finalizers.intersection_update(shared_tasks)
+        sys.modules.pop(module, None)
+        if known is not None:
+            sys.modules[module] = known
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class RunningWorker:
+    """A real ``celery worker`` of its own process group, its output in a file.
+
+    Args:
+        app: Module of the app, such as ``"tests.worker.basic_app"``.
+        arguments: Further arguments of ``celery worker``.
+        environment: All of its environment.
+        log_path: The file that takes its output.
+    """
+
+    def __init__(
+        self, app: str, arguments: tuple[str, ...], environment: dict[str, str], log_path: Path
+    ) -> None:
+        self.name = f"w{uuid.uuid4().hex[:8]}"
+        self.log_path = log_path
+        self.command = [
+            *(sys.executable, "-m", "celery", "-A", app, "worker"),
+            # Mingling waits a second for workers that a test does not have.
+            *("-n", f"{self.name}@%h", "-l", "INFO", "--without-mingle", *arguments),
+        ]  # fmt: skip
+        with log_path.open("wb") as output:
+            self.process = Leashed(
+                self.command,
+                parting=signal.SIGKILL,
+                environment=environment,
+                output=output,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker main process."""
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code; ``None`` while it runs."""
+        return self.process.poll()
+
+    @property
+    def log(self) -> str:
+        """Everything it has printed so far."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of its log, for the message of a failure."""
+        last = "\n".join(self.log.splitlines()[-lines:])
+        return f"$ {' '.join(self.command)}\n(exit code {self.returncode})\n{last}"
+
+    def pool_pids(self) -> list[int]:
+        """Process ids of its living children."""
+        try:
+            children = psutil.Process(self.pid).children()
+            return [c.pid for c in children if c.status() != psutil.STATUS_ZOMBIE]
+        except psutil.NoSuchProcess:
+            return []
+
+    def wait_ready(self, timeout: float = READY_SECONDS) -> RunningWorker:
+        """Wait until it takes calls; fail at once where it exits."""
+        self.wait_for_log(f"{self.name}@", " ready.", timeout=timeout)
+        return self
+
+    def wait_for_log(self, *texts: str, timeout: float = 10.0) -> str:
+        """Wait until one line of its log has all *texts*, and return that line."""
+
+        def found() -> str | None:
+            lines = (line for line in self.log.splitlines() if all(t in line for t in texts))
+            line = next(lines, None)
+            if line is None and self.returncode is not None:
+                raise AssertionError(f"the worker ended before it said {texts}\n{self.tail()}")
+            return line
+
+        line = wait_until(found, f"{texts} in the worker's log", timeout=timeout, detail=self.tail)
+        assert line is not None
+        return line
+
+    def wait_exit(self, timeout: float = WARM_SECONDS) -> int:
+        """Wait until it ends by itself, and return its exit code."""
+        wait_until(
+            lambda: self.returncode is not None,
+            "the worker ends",
+            timeout=timeout,
+            detail=self.tail,
+        )
+        self.process.end_group()
+        assert self.returncode is not None
+        return self.returncode
+
+    def stop(self, timeout: float = WARM_SECONDS) -> int:
+        """Stop it warmly, and return its exit code; kill it and fail where it does not stop."""
+        warm = self.process.end(grace=timeout)
+        assert warm, f"no warm stop within {timeout:g} s; it was killed\n{self.tail()}"
+        assert self.returncode is not None
+        return self.returncode
+
+    def kill(self) -> None:
+        """Kill its whole process group."""
+        self.process.end_group()
+
+
+class Workers:
+    """Starts workers for one test, and stops them at its end: call it like a function."""
+
+    def __init__(self, servers: Servers, directory: Path) -> None:
+        self._servers = servers
+        self._directory = directory
+        self._started: list[RunningWorker] = []
+
+    def __call__(
+        self, app: str, *arguments: str, ready: bool = True, env: dict[str, str] | None = None
+    ) -> RunningWorker:
+        """Start ``celery -A app worker ARGUMENTS``.
+
+        Args:
+            app: Module of the app.
+            arguments: Such as ``"-Q", "file_read"``.
+            ready: Wait until it takes calls; ``False`` for one that must not start.
+            env: Environment variables over those of this process.
+        """
+        environment = os.environ | self._servers.environment | {"PYTHONPATH": str(ROOT)}
+        log_path = self._directory / f"worker-{len(self._started)}.log"
+        worker = RunningWorker(app, arguments, environment | (env or {}), log_path)
+        self._started.append(worker)
+        return worker.wait_ready() if ready else worker
+
+    def close(self) -> None:
+        """Stop all at once, warmly; fail, after all have ended, where one had to be killed."""
+        running = [worker for worker in self._started if worker.returncode is None]
+        for worker in running:
+            worker.process.terminate()
+        failures = []
+        for worker in running:
+            try:
+                worker.process.wait(WARM_SECONDS)
+            except Exception:
+                failures.append(worker)
+        for worker in self._started:
+            worker.process.end_group()
+        assert not failures, "no warm stop:\n" + "\n".join(worker.tail() for worker in failures)
+
+
+def processes_with(text: str) -> list[Any]:
+    """Return the living processes whose environment or command line has *text*."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), *process.environ().values()]
+            alive = process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            continue
+        if alive and any(text in word for word in words):
+            found.append(process)
+    return found
