@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from datetime import datetime
 from time import time
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +21,7 @@ from celery_budgets.lanes import Lane
 from celery_budgets.routing import LaneRouter
 from celery_budgets.settings import Settings, declare, reread, settings_of
 from celery_budgets.telemetry import spans
-from celery_budgets.telemetry.names import HEADER_SENT_AT
+from celery_budgets.telemetry.names import HEADER_DUE_AT
 from celery_budgets.telemetry.statistics import Statistics
 
 __all__ = ["Budgets"]
@@ -177,9 +178,11 @@ def _names(queues: Any) -> list[str]:
 
 
 def _stamp(headers: Any = None, **_: Any) -> None:
-    """Note in a message when it was published, for the time that it waits."""
-    if headers is not None:
-        headers[HEADER_SENT_AT] = time()
+    """Note in a message from when on it waits."""
+    if headers is None:
+        return
+    now, eta = time(), headers.get("eta")
+    headers[HEADER_DUE_AT] = max(now, datetime.fromisoformat(eta).timestamp()) if eta else now
 
 
 def _flush(**_: Any) -> None:

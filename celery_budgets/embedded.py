@@ -109,7 +109,7 @@ class EmbeddedBroker:
         program = find_server()
         if program is None:
             raise no_server_error("no Redis-compatible server was found to start")
-        self._directory = tempfile.TemporaryDirectory(prefix="celery-budgets-")
+        self._directory = tempfile.TemporaryDirectory(prefix="celery-budgets-broker-")
         try:
             self._start(program, Path(self._directory.name))
         except BaseException:

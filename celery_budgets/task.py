@@ -24,13 +24,13 @@ from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded
 from celery_budgets.lanes import Lane
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process import memory
-from celery_budgets.process.call import Call, HardLimitReached
+from celery_budgets.process.call import Call, HardLimitReached, Terms
 from celery_budgets.process.recorder import recorder
 from celery_budgets.process.watchdog import watchdog
 from celery_budgets.routing import lane_of
 from celery_budgets.settings import settings_of
 from celery_budgets.telemetry import spans
-from celery_budgets.telemetry.names import HEADER_LIMITS
+from celery_budgets.telemetry.names import HEADER_TERMS, seconds_waited
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -128,14 +128,14 @@ class BudgetedTask(Task):
         calls ``run``. The span of the call is open here for every way that the body may end.
         """
         request = self.request
-        limits = getattr(request, HEADER_LIMITS, None)
-        if limits is None or getattr(request, _CALL, None) is not None:
+        terms = getattr(request, HEADER_TERMS, None)
+        if terms is None or getattr(request, _CALL, None) is not None:
             return super().__call__(*args, **kwargs)
-        return self._run_in_budget(limits, args, kwargs)
+        return self._run_in_budget(terms, args, kwargs)
 
-    def _run_in_budget(self, limits: Any, args: Any, kwargs: Any) -> Any:
-        call = self._begin(limits)
-        span = _guarded(self._begin_span, call) if call is not None else None
+    def _run_in_budget(self, terms: Terms, args: Any, kwargs: Any) -> Any:
+        call = self._begin(terms)
+        span = _guarded(self._begin_span, call, terms) if call is not None else None
         outcome = Outcome.FAILED
         try:
             result = self._run_body(call, args, kwargs)
@@ -144,8 +144,14 @@ class BudgetedTask(Task):
             outcome = Outcome.MEMORY_LIMIT
             error = MemoryLimitExceeded(memory.rss())
             raise error.with_traceback(exc.__traceback__) from None
+        except (SystemExit, KeyboardInterrupt):
+            # The process is going (billiard.pool.Worker.workloop): the worker tells the end.
+            _guarded(self._leave_to_worker, call)
+            call = None
+            raise
         except BaseException as exc:
-            outcome = outcome_of(exc)
+            given_up = call is not None and call.hard_sent
+            outcome = Outcome.HARD_TIME_LIMIT if given_up else outcome_of(exc)
             raise
         else:
             outcome = Outcome.SUCCEEDED
@@ -177,15 +183,14 @@ class BudgetedTask(Task):
             raise Ignore
         raise TimeLimitExceeded(call.limits.hard)
 
-    def _begin(self, sent: Any) -> Call | None:
+    def _begin(self, terms: Terms) -> Call | None:
         """Start the call's clock; ``None`` where that fails, and the body runs unmeasured."""
         try:
-            lane_name, soft, hard, ceiling = sent
             request = self.request
-            lane = settings_of(self.app).lanes[lane_name]
+            lane = settings_of(self.app).lanes[terms.lane]
             call = Call(
-                request.id, lane_name, self.budget_in(lane), TimeLimits(soft, hard),
-                rss=memory.rss(), ceiling=ceiling,
+                request.id, lane.name, self.budget_in(lane), TimeLimits(terms.soft, terms.hard),
+                rss=memory.rss(), ceiling=terms.ceiling,
             )  # fmt: skip
             setattr(request, _CALL, call)
             writer = recorder()
@@ -197,20 +202,28 @@ class BudgetedTask(Task):
             return None
         return call
 
-    def _begin_span(self, call: Call) -> Span | None:
-        span = spans.span_of(self, call.task_id)
+    def _begin_span(self, call: Call, terms: Terms) -> Span | None:
+        settings = settings_of(self.app)
+        span = spans.span_of(self, call.task_id) if settings.tracing else None
         if span is not None:
-            queue = (self.request.delivery_info or {}).get("routing_key") or ""
-            spans.begin(span, call, self, queue, settings_of(self.app).span_name)
+            spans.begin(span, call, self, terms, settings.span_name)
         return span
+
+    def _leave_to_worker(self, call: Call | None) -> None:
+        if call is not None and watchdog().interrupt.ends_process:
+            watchdog().release(call)
+            spans.leave_open(self, call.task_id)
 
     def _end(self, call: Call, span: Span | None, outcome: Outcome) -> None:
         dog = watchdog()
         dog.release(call)
         call.close(memory.rss())
         recorder().end(call, *spans.span_ids(span))
-        if span is not None:
-            spans.end(span, call, outcome, attributed=dog.interrupt.attributes_memory)
+        if call.hard_sent and dog.interrupt.abandons:
+            spans.leave_open(self, call.task_id)  # ended by the worker when it was given up
+        elif span is not None:
+            waited = seconds_waited(vars(self.request), call.started_at)
+            spans.end(span, call, outcome, waited, attributed=dog.interrupt.attributes_memory)
 
     @classmethod
     def on_bound(cls, app: Any) -> None:

@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Callable
 from time import monotonic, time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
@@ -19,7 +19,23 @@ from celery_budgets.units import format_duration
 if TYPE_CHECKING:
     from celery_budgets.budget import Budget, TimeLimits
 
-__all__ = ["Call", "HardLimitReached"]
+__all__ = ["Call", "HardLimitReached", "Terms"]
+
+
+class Terms(NamedTuple):
+    """What the worker sends along with a call: its limits, and how full the lane was."""
+
+    lane: str
+    #: Limits in force, seconds.
+    soft: float
+    hard: float
+    #: Highest soft limit that the call may extend itself to, seconds; ``None``: no ceiling.
+    ceiling: float | None
+    #: Calls running with this one, and the most there may be: in the lane, in the worker.
+    lane_active: int = 0
+    lane_limit: int = 0
+    global_active: int = 0
+    global_limit: int = 0
 
 
 class HardLimitReached(BaseException):

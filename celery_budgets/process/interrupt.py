@@ -24,6 +24,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_budgets.process.call import Call, HardLimitReached
 from celery_budgets.process.recorder import Reason, recorder
 from celery_budgets.telemetry import spans
+from celery_budgets.telemetry.names import HEADER_TERMS
 
 __all__ = [
     "EXIT_CODE",
@@ -52,6 +53,8 @@ class Interrupt:
     hard_grace = 0.0
     #: Is the memory of the process that of one call?
     attributes_memory = False
+    #: Does a SystemExit in a call end the process that runs it?
+    ends_process = False
     #: Does a call past its hard limit have its result already, while its code runs on?
     abandons = False
     #: Is a body that returns past its hard limit over it, since nothing could stop it before?
@@ -81,6 +84,7 @@ class ProcessInterrupt(Interrupt):
     soft_grace = 0.15
     hard_grace = 0.3
     attributes_memory = True
+    ends_process = True
 
     def __init__(self) -> None:
         self._call: Call | None = None
@@ -122,6 +126,8 @@ class ProcessInterrupt(Interrupt):
         if task is None or call is None:
             return
         if task.request.id != call.task_id:
+            if getattr(task.request, HEADER_TERMS, None) is not None:
+                return  # a budgeted call that has not begun yet: meant for the one before
             raise SoftTimeLimitExceeded  # a task that is not budgeted: as billiard does
         if not call.open or call.soft_sent or call.budget.soft == "warn":
             return

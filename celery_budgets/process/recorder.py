@@ -104,8 +104,7 @@ class FlightRecorder:
 
     def begin(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
         """Write down that *call* runs, and the span it runs under."""
-        if self._map is not None:
-            self._map[: _LAYOUT.size] = _pack(call, _RUNNING, Reason.NONE, (trace_id, span_id))
+        self._write(call, _pack(call, _RUNNING, Reason.NONE, (trace_id, span_id)))
 
     def peak(self, call: Call) -> None:
         """Write down the call's highest sample of RSS so far."""
@@ -124,7 +123,9 @@ class FlightRecorder:
 
     def end(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
         """Write down what *call* has used."""
-        record = _pack(call, _ENDED, Reason.NONE, (trace_id, span_id))
+        self._write(call, _pack(call, _ENDED, Reason.NONE, (trace_id, span_id)))
+
+    def _write(self, call: Call, record: bytes) -> None:
         if self._map is not None:
             self._map[: _LAYOUT.size] = record
             return

@@ -7,7 +7,7 @@ buckets that hold something are kept: 1 microsecond to 1 day needs about 1,300 a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = ["Histogram"]
@@ -55,6 +55,16 @@ class Histogram:
                 break
         middle = math.exp((index - 0.5) * _LOG_GROWTH)
         return min(max(middle, self.minimum), self.maximum)
+
+    def cumulative(self, bounds: Iterable[float]) -> list[int]:
+        """Return for each of the rising *bounds* how many values do not exceed it, within 1 %."""
+        counts: list[int] = []
+        below, indices = 0, sorted(self.buckets)
+        for bound in bounds:
+            while indices and math.exp((indices[0] - 0.5) * _LOG_GROWTH) <= bound:
+                below += self.buckets[indices.pop(0)]
+            counts.append(below)
+        return counts
 
     def merge(self, other: Histogram) -> None:
         """Count all that *other* has counted too."""

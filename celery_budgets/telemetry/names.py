@@ -6,17 +6,21 @@ of no name. See also: the README's table, which a test holds against this one.
 
 from __future__ import annotations
 
-from typing import Final
-
-__all__ = ["HEADER_LIMITS", "HEADER_SENT_AT"]
+from collections.abc import Mapping
+from typing import Any, Final
 
 # Message headers.
-#: Seconds since the epoch at which the message was published.
-HEADER_SENT_AT: Final = "budgets_sent_at"
+#: Seconds since the epoch from which the message waits: its publishing, or its ETA.
+HEADER_DUE_AT: Final = "budgets_due_at"
 #: Calls of this task that ended by a kill before, counted over its re-runs.
 HEADER_KILLS: Final = "budgets_kills"
-#: Put on a request by the worker: (lane, soft limit, hard limit), seconds. Never sent.
-HEADER_LIMITS: Final = "budgets_limits"
+#: Put on a request by the worker for its pool process (process.call.Terms). Never sent.
+HEADER_TERMS: Final = "budgets_terms"
+
+#: Key under which twins of a call are known, where the caller gave one.
+HEADER_IDEMPOTENCY_KEY: Final = "budgets_idempotency_key"
+#: Name of the request scope that the call belongs to, where there is one.
+HEADER_SCOPE: Final = "budgets_scope"
 
 # Span attributes.
 TASK_ID: Final = "celery_budgets.task.id"
@@ -25,6 +29,13 @@ LANE: Final = "celery_budgets.lane"
 QUEUE: Final = "celery_budgets.queue"
 WORKER: Final = "celery_budgets.worker"
 ATTEMPT: Final = "celery_budgets.attempt"
+IDEMPOTENCY_KEY: Final = "celery_budgets.idempotency_key"
+SCOPE: Final = "celery_budgets.scope"
+WAIT: Final = "celery_budgets.queue_wait"  # s
+LANE_ACTIVE: Final = "celery_budgets.lane.active"
+LANE_LIMIT: Final = "celery_budgets.lane.limit"
+GLOBAL_ACTIVE: Final = "celery_budgets.global.active"
+GLOBAL_LIMIT: Final = "celery_budgets.global.limit"
 OUTCOME: Final = "celery_budgets.outcome"
 DURATION: Final = "celery_budgets.duration"  # s
 SOFT_LIMIT: Final = "celery_budgets.time_limit.soft"  # s
@@ -39,9 +50,30 @@ RSS_ATTRIBUTED: Final = "celery_budgets.rss.attributed"
 # Taken over from the resource, so that a span says them where resources are dropped.
 RESOURCE_ATTRIBUTES: Final = ("service.name", "service.version", "deployment.environment.name")
 
+# OpenTelemetry's own (semantic conventions 1.44, messaging).
+MESSAGING_SYSTEM: Final = "messaging.system"
+MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
+MESSAGING_DESTINATION: Final = "messaging.destination.name"
+MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
+ERROR_TYPE: Final = "error.type"
+
 # Span events.
+EVENT_SLOT: Final = "acquired_slot"
 EVENT_STARTED: Final = "execution_started"
 EVENT_SUCCEEDED: Final = "execution_succeeded"
 EVENT_FAILED: Final = "execution_failed"
 EVENT_SOFT_LIMIT: Final = "soft_time_limit"
+EVENT_HARD_LIMIT: Final = "hard_time_limit"
 EVENT_MEMORY_WARNING: Final = "memory_warning"
+EVENT_COMPLETED: Final = "call_completed"
+
+
+def seconds_waited(headers: Mapping[str, Any], started_at: float) -> float:
+    """Return the seconds between publishing, or the ETA, and the start of a call.
+
+    Args:
+        headers: Those of the message; one without the stamp has not waited.
+        started_at: Seconds since the epoch.
+    """
+    return max(0.0, started_at - (headers.get(HEADER_DUE_AT) or started_at))

@@ -12,6 +12,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from celery_budgets.telemetry import names
@@ -20,14 +23,19 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from celery_budgets.outcomes import Outcome
-    from celery_budgets.process.call import Call
+    from celery_budgets.process.call import Call, Terms
 
-__all__ = ["begin", "end", "flush", "instrument", "span_ids", "span_of"]
+__all__ = [
+    "begin", "call_attributes", "end", "flush", "instrument", "leave_open", "shared_attributes",
+    "span_ids", "span_of",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 #: Where the instrumentation keeps the spans of a task, by (task id, is it the publishing one).
 _SPANS_OF_TASK = "__otel_task_span"
+#: How long spans are gathered before they are sent, where this makes the provider.
+BATCH_MILLISECONDS = 200
 _ASKING_VARIABLES = (
     "OTEL_TRACES_EXPORTER",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -82,7 +90,9 @@ def _make_provider(sample_rate: float) -> bool:
         )
         return False
     provider = TracerProvider(sampler=ParentBasedTraceIdRatio(sample_rate))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    # A pool process may be killed: what it holds back for seconds is lost with it.
+    delay = None if "OTEL_BSP_SCHEDULE_DELAY" in os.environ else BATCH_MILLISECONDS
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=delay))
     trace.set_tracer_provider(provider)
     return True
 
@@ -104,48 +114,126 @@ def span_ids(span: Span | None) -> tuple[bytes, bytes]:
     return context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
 
 
-def begin(span: Span, call: Call, task: Any, queue: str, name: str | None) -> None:
+def begin(span: Span, call: Call, task: Any, terms: Terms, name: str | None) -> None:
     """Name *span* after its lane and say what runs, and under which limits."""
     request = task.request
     if name is not None:
         span.update_name(name.format(lane=call.lane, task=task.name))
     resource = getattr(span, "resource", None)
-    shared = resource.attributes if resource is not None else {}
     span.set_attributes(
         {
-            **{key: shared[key] for key in names.RESOURCE_ATTRIBUTES if key in shared},
-            names.TASK_ID: call.task_id,
-            names.TASK_NAME: task.name,
-            names.LANE: call.lane,
-            names.QUEUE: queue,
+            **shared_attributes(resource),
+            **call_attributes(task.app, task.name, vars(request), terms),
             names.WORKER: request.hostname or "",
-            names.ATTEMPT: (request.retries or 0) + 1,
-            names.SOFT_LIMIT: call.limits.soft,
-            names.HARD_LIMIT: call.limits.hard,
         }
     )
+    slot = {
+        names.LANE_ACTIVE: terms.lane_active, names.LANE_LIMIT: terms.lane_limit,
+        names.GLOBAL_ACTIVE: terms.global_active, names.GLOBAL_LIMIT: terms.global_limit,
+    }  # fmt: skip
+    span.set_attributes(slot)
+    span.add_event(names.EVENT_SLOT, slot)
     span.add_event(names.EVENT_STARTED)
 
 
-def end(span: Span, call: Call, outcome: Outcome, *, attributed: bool) -> None:
-    """Say how the call ended and what it took."""
-    attributes: dict[str, str | int | float | bool] = {
-        names.OUTCOME: outcome.value,
-        names.DURATION: call.wall_seconds,
-        names.SOFT_EXCEEDED: call.soft_exceeded,
-        names.RSS_BEFORE: call.rss_before,
-        names.RSS_AFTER: call.rss_after,
-        names.RSS_DELTA: call.rss_after - call.rss_before,
-        names.RSS_PEAK: call.rss_peak,
-        names.RSS_ATTRIBUTED: attributed,
+def shared_attributes(resource: Any) -> dict[str, Any]:
+    """Return what a span repeats of its resource, for where resources are dropped."""
+    known = resource.attributes if resource is not None else {}
+    return {key: known[key] for key in names.RESOURCE_ATTRIBUTES if key in known}
+
+
+def call_attributes(
+    app: Any, task_name: str, request: Mapping[str, Any], terms: Terms
+) -> dict[str, Any]:
+    """Return what is known of a call before it runs.
+
+    Args:
+        app: The Celery app.
+        task_name: Name of the task.
+        request: Headers of the message with what the worker added.
+        terms: Lane and limits. Never arguments: they may hold secrets.
+    """
+    queue = (request.get("delivery_info") or {}).get("routing_key") or ""
+    attributes: dict[str, Any] = {
+        names.TASK_ID: request["id"],
+        names.TASK_NAME: task_name,
+        names.LANE: terms.lane,
+        names.QUEUE: queue,
+        names.ATTEMPT: (request.get("retries") or 0) + 1,
+        names.SOFT_LIMIT: terms.soft,
+        names.HARD_LIMIT: terms.hard,
+        names.MESSAGING_SYSTEM: _messaging_system(str(app.conf.broker_url or "")),
+        names.MESSAGING_OPERATION_NAME: "process",
+        names.MESSAGING_OPERATION_TYPE: "process",
+        names.MESSAGING_DESTINATION: queue,
+        names.MESSAGING_MESSAGE_ID: request["id"],
     }
-    span.set_attributes(attributes)
+    for attribute, header in (
+        (names.IDEMPOTENCY_KEY, names.HEADER_IDEMPOTENCY_KEY), (names.SCOPE, names.HEADER_SCOPE),
+    ):  # fmt: skip
+        if request.get(header):
+            attributes[attribute] = request[header]
+    return attributes
+
+
+@lru_cache(maxsize=8)
+def _messaging_system(broker_url: str) -> str:
+    scheme = broker_url.partition(":")[0]
+    return "rabbitmq" if scheme in ("amqp", "amqps", "pyamqp") else scheme or "memory"
+
+
+def end(span: Span, call: Call, outcome: Outcome, waited: float, *, attributed: bool) -> None:
+    """Say how the call ended and what it took.
+
+    Args:
+        span: The open span of the call.
+        call: The call, closed.
+        outcome: How it ended.
+        waited: Seconds between publishing, or the ETA, and its start.
+        attributed: Is the memory of the process that of this call alone?
+    """
+    span.set_attributes(
+        {
+            names.OUTCOME: outcome.value,
+            names.DURATION: call.wall_seconds,
+            names.WAIT: waited,
+            names.SOFT_EXCEEDED: call.soft_exceeded,
+            names.RSS_BEFORE: call.rss_before,
+            names.RSS_AFTER: call.rss_after,
+            names.RSS_DELTA: call.rss_after - call.rss_before,
+            names.RSS_PEAK: call.rss_peak,
+            names.RSS_ATTRIBUTED: attributed,
+        }
+    )
     if call.soft_exceeded:
         span.add_event(names.EVENT_SOFT_LIMIT, {names.SOFT_LIMIT: call.limits.soft})
+    if outcome.value == "hard_time_limit":
+        span.add_event(names.EVENT_HARD_LIMIT, {names.HARD_LIMIT: call.limits.hard})
     if call.memory_warned:
         span.add_event(names.EVENT_MEMORY_WARNING, {names.RSS_PEAK: call.rss_peak})
     succeeded = outcome.value == "succeeded"
     span.add_event(names.EVENT_SUCCEEDED if succeeded else names.EVENT_FAILED)
+    span.add_event(
+        names.EVENT_COMPLETED, {names.OUTCOME: outcome.value, names.DURATION: call.wall_seconds}
+    )
+
+
+def leave_open(task: Any, task_id: str) -> None:
+    """Keep the span of a call whose process is about to go from ending here.
+
+    The worker ends it, under the same span id (:mod:`celery_budgets.telemetry.afterwards`);
+    ended in both places it would be exported twice.
+    """
+    spans = getattr(task, _SPANS_OF_TASK, None)
+    if spans and (task_id, False) in spans:
+        from opentelemetry.trace import INVALID_SPAN
+
+        # Collected as garbage, the activation would end the span.
+        _left_open.append(spans[task_id, False])
+        spans[task_id, False] = (INVALID_SPAN, nullcontext(), None)
+
+
+_left_open: list[Any] = []
 
 
 def flush(seconds: float) -> None:

@@ -10,7 +10,7 @@ Does not cover: who counts (:mod:`celery_budgets.worker.roster`) and who asks
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,13 +31,18 @@ class CallStatistics:
     duration: Histogram = field(default_factory=Histogram)
     #: Seconds from publishing (or the ETA) to the start.
     wait: Histogram = field(default_factory=Histogram)
-    #: Highest RSS sampled during a call, bytes; ``None`` before the first.
-    rss_peak_bytes: int | None = None
+    #: Highest RSS sampled during each call, bytes.
+    rss_peak: Histogram = field(default_factory=Histogram)
 
     @property
     def total(self) -> int:
         """Calls that have ended."""
         return self.outcomes.total()
+
+    @property
+    def rss_peak_bytes(self) -> int | None:
+        """Highest RSS sampled during any call, bytes; ``None`` before the first."""
+        return int(self.rss_peak.maximum) if self.rss_peak.count else None
 
     @property
     def succeeded(self) -> int:
@@ -50,8 +55,7 @@ class CallStatistics:
         self.soft_limit_exceeded += other.soft_limit_exceeded
         self.duration.merge(other.duration)
         self.wait.merge(other.wait)
-        if other.rss_peak_bytes is not None:
-            self.rss_peak_bytes = max(self.rss_peak_bytes or 0, other.rss_peak_bytes)
+        self.rss_peak.merge(other.rss_peak)
 
     def to_json(self) -> dict[str, Any]:
         """Return these statistics in values that JSON has."""
@@ -60,7 +64,7 @@ class CallStatistics:
             "soft_limit_exceeded": self.soft_limit_exceeded,
             "duration": self.duration.to_json(),
             "wait": self.wait.to_json(),
-            "rss_peak_bytes": self.rss_peak_bytes,
+            "rss_peak": self.rss_peak.to_json(),
         }
 
     @classmethod
@@ -71,7 +75,7 @@ class CallStatistics:
             data["soft_limit_exceeded"],
             Histogram.from_json(data["duration"]),
             Histogram.from_json(data["wait"]),
-            data["rss_peak_bytes"],
+            Histogram.from_json(data["rss_peak"]),
         )
 
 
@@ -111,6 +115,13 @@ class Statistics:
         for calls in self.calls.values():
             everything.merge(calls)
         return everything
+
+    def relabelled(self, label: Callable[[str], str]) -> Statistics:
+        """Return a copy in which the name of each task is what *label* makes of it."""
+        copy = Statistics(self.silent)
+        for (lane, task), calls in list(self.calls.items()):
+            copy.of(lane, label(task)).merge(calls)
+        return copy
 
     def _merged(self, part: int) -> dict[str, CallStatistics]:
         merged: dict[str, CallStatistics] = {}

@@ -31,7 +31,7 @@ from celery_budgets.process.recorder import Flight, Reason
 from celery_budgets.routing import lane_of
 from celery_budgets.settings import settings_of
 from celery_budgets.task import outcome_of
-from celery_budgets.telemetry.names import HEADER_KILLS, HEADER_LIMITS
+from celery_budgets.telemetry.names import HEADER_KILLS, HEADER_TERMS
 from celery_budgets.worker.ceiling import broker_ceiling
 from celery_budgets.worker.roster import roster_of
 
@@ -66,7 +66,7 @@ class BudgetedRequest(Request):
         self.limits = self._time_limits(budget, ceiling)
         # Celery's own attribute, (hard, soft): read when the call is handed to the pool.
         self.time_limits = (self.limits.hard, self.limits.soft)
-        self._request_dict[HEADER_LIMITS] = (self.lane.name, *self.limits, ceiling)
+        self.ceiling = ceiling
 
     def _budget(self) -> Budget:
         try:
@@ -125,7 +125,7 @@ class BudgetedRequest(Request):
         try:
             super().on_failure(exc_info, send_failed_event, return_ok)
         finally:
-            self.roster.ended(self, self._outcome_of(exc), flight)
+            self.roster.ended(self, self._outcome_of(exc), flight, str(exc))
 
     def _outcome_of(self, exc: BaseException) -> Outcome:
         if isinstance(exc, Terminated):
@@ -152,9 +152,9 @@ class BudgetedRequest(Request):
             self.end_killed(error, Outcome.MEMORY_LIMIT, flight)
         return True
 
-    def _announce_revoked(self, *args: Any, **kwargs: Any) -> None:
-        super()._announce_revoked(*args, **kwargs)
-        self.roster.ended(self, Outcome.REVOKED)
+    def _announce_revoked(self, reason: str, *args: Any, **kwargs: Any) -> None:
+        super()._announce_revoked(reason, *args, **kwargs)
+        self.roster.ended(self, Outcome.REVOKED, reason=reason)
 
     def end_killed(self, exc: Exception, outcome: Outcome, flight: Flight | None = None) -> None:
         """End a call that no process will report on any more: once, and for good.
@@ -172,7 +172,7 @@ class BudgetedRequest(Request):
         state.task_ready(self)
         logger.error("budgets.call_killed task=%s task_id=%s: %s", self.name, self.id, exc)
         again = self._run_again(exc)
-        self.roster.ended(self, outcome, flight or self.roster.flight_of(self))
+        self.roster.ended(self, outcome, flight, str(exc))
         try:
             if not again:
                 self._fail(exc)
@@ -235,6 +235,7 @@ def _executing(execute: Callable[..., Any]) -> Callable[..., Any]:
         """Settle a second delivery of an ended call; hand any other to the pool."""
         ended = self.roster.already_ended(self)
         if ended is None:
+            self.request_dict[HEADER_TERMS] = self.roster.terms(self)
             return execute(self, pool, **kwargs)
         logger.warning("budgets.redelivery_settled task_id=%s outcome=%s", self.id, ended.value)
         state.task_ready(self)

@@ -12,15 +12,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, OrderedDict
-from time import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from celery.worker import state
+
 from celery_budgets.outcomes import Outcome
+from celery_budgets.process.call import Terms
 from celery_budgets.process.recorder import Flight, FlightReader, recorder
-from celery_budgets.telemetry.names import HEADER_SENT_AT
+from celery_budgets.settings import settings_of
+from celery_budgets.telemetry import logs
+from celery_budgets.telemetry.afterwards import end_for_process
+from celery_budgets.telemetry.names import WORKER
+from celery_budgets.telemetry.spans import call_attributes
 from celery_budgets.telemetry.statistics import Statistics
-from celery_budgets.units import format_size
+from celery_budgets.worker.usage import Usage
 
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
@@ -32,6 +40,13 @@ logger = logging.getLogger(__name__)
 #: Ended calls remembered, to settle a message that comes a second time.
 REMEMBERED = 10_000
 #: Ends after which the same message may rightly come again, as a new attempt.
+#: Ends that the process of a call may not have lived to tell.
+_ENDED_HERE = frozenset(
+    {
+        Outcome.HARD_TIME_LIMIT, Outcome.MEMORY_LIMIT, Outcome.WORKER_LOST, Outcome.REVOKED,
+        Outcome.REJECTED,
+    }
+)  # fmt: skip
 _NOT_FINAL = frozenset({Outcome.RETRIED, Outcome.REJECTED})
 
 
@@ -51,6 +66,12 @@ class Roster:
         #: Limits set by `celery control time_limit`: (soft, hard) by task name, seconds.
         self.overrides: dict[str, tuple[float | None, float | None]] = {}
         self.abandoned_threads = 0
+        #: Spans or records of calls that could not be made.
+        self.telemetry_failures = 0
+        #: Calls that this worker may run at once, over all its lanes.
+        self.capacity = 0
+        #: Told the facts of every call that has ended (telemetry.logs.SCHEMA).
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._ended: OrderedDict[str, Outcome] = OrderedDict()
         # Pool threads, the watchdog and the event loop all report here.
         self._lock = threading.Lock()
@@ -61,6 +82,24 @@ class Roster:
             self.active[request.lane.name] += 1
             self.in_hand[request.id] = request
 
+    def waiting(self) -> Counter[str]:
+        """Return the deliveries in hand that do not run yet, by lane."""
+        held = [*state.reserved_requests, *state.scheduled_requests]
+        return Counter(
+            request.lane.name
+            for request in held
+            if getattr(request, "lane", None) is not None and request.time_start is None
+        )
+
+    def terms(self, request: BudgetedRequest) -> Terms:
+        """Return what the process of *request* is told, at the moment that it gets its slot."""
+        lane, limits = request.lane, request.limits
+        return Terms(
+            lane.name, limits.soft, limits.hard, request.ceiling,
+            self.active[lane.name] + 1, lane.concurrency,
+            self.active.total() + 1, self.capacity,
+        )  # fmt: skip
+
     def flight_of(self, request: BudgetedRequest) -> Flight | None:
         """Return what the process of *request* wrote down of it."""
         if self.flights is None:
@@ -68,7 +107,11 @@ class Roster:
         return self.flights.read(request.worker_pid, request.id)
 
     def ended(
-        self, request: BudgetedRequest, outcome: Outcome, flight: Flight | None = None
+        self,
+        request: BudgetedRequest,
+        outcome: Outcome,
+        flight: Flight | None = None,
+        reason: str = "",
     ) -> None:
         """Give *request* its outcome; whatever is said of the same delivery later is dropped.
 
@@ -76,6 +119,7 @@ class Roster:
             request: The delivery.
             outcome: How its call ended.
             flight: Its record, where the caller has read it already.
+            reason: Why, in words, where it did not succeed.
         """
         with self._lock:
             if request.outcome is not None:
@@ -88,8 +132,12 @@ class Roster:
                 self.active[request.lane.name] -= 1
             self._remember(request.id, outcome)
         try:
-            self._count(request, outcome, flight or (self.flight_of(request) if ran else None))
+            if flight is None and ran:
+                flight = self.flight_of(request)
+            self._count(request, outcome, flight)
+            self._tell(request, outcome, flight, reason)
         except Exception:
+            self.telemetry_failures += 1
             logger.exception("budgets.telemetry_failed task_id=%s", request.id)
 
     def _remember(self, task_id: str, outcome: Outcome) -> None:
@@ -101,18 +149,52 @@ class Roster:
             self._ended.popitem(last=False)
 
     def _count(self, request: BudgetedRequest, outcome: Outcome, flight: Flight | None) -> None:
-        seconds = _duration(request, flight)
+        usage = Usage.of(request, outcome, flight)
         with self._lock:
             calls = self.statistics.of(request.lane.name, request.type)
             calls.outcomes[outcome.value] += 1
-            if seconds is not None:
-                calls.duration.add(seconds)
-                calls.wait.add(_wait(request))
-            exceeded = _exceeded(request, outcome, flight, seconds)
-            calls.soft_limit_exceeded += exceeded
-            if flight is not None:
-                calls.rss_peak_bytes = max(calls.rss_peak_bytes or 0, flight.rss_peak_bytes)
-        _log(request, outcome, seconds, flight, exceeded=exceeded)
+            calls.soft_limit_exceeded += usage.soft_limit_exceeded
+            if usage.seconds is not None:
+                calls.duration.add(usage.seconds)
+                calls.wait.add(usage.wait_seconds)
+            if usage.rss_peak_bytes is not None:
+                calls.rss_peak.add(usage.rss_peak_bytes)
+        facts = {
+            "outcome": outcome.value,
+            "lane": request.lane.name,
+            "task": request.type,
+            "task_id": request.id,
+            "worker": request.hostname,
+            **asdict(usage),
+        }
+        logs.call_ended(facts)
+        for listener in self.listeners:
+            listener(facts)
+
+    def _tell(
+        self, request: BudgetedRequest, outcome: Outcome, flight: Flight | None, reason: str
+    ) -> None:
+        """End the span of a call that its own process has not ended."""
+        settings = settings_of(request.app)
+        ended = flight is not None and flight.ended
+        if ended or outcome not in _ENDED_HERE or not settings.tracing:
+            return
+        headers = request.request_dict
+        name = settings.span_name or f"run/{request.type}"
+        told = end_for_process(
+            name.format(lane=request.lane.name, task=request.type),
+            {
+                **call_attributes(request.app, request.type, headers, self.terms(request)),
+                WORKER: request.hostname,
+            },
+            headers, outcome, reason or outcome.value, flight,
+        )  # fmt: skip
+        if not told and flight is not None and any(flight.span_id):
+            self.telemetry_failures += 1
+            logger.warning(
+                "budgets.span_lost task_id=%s outcome=%s: set the tracer provider in the "
+                "worker main process too", request.id, outcome.value,
+            )  # fmt: skip
 
     def already_ended(self, request: BudgetedRequest) -> Outcome | None:
         """Return how the call of a redelivered message ended in this worker, if it did.
@@ -123,50 +205,6 @@ class Roster:
         if not request.delivery_info.get("redelivered"):
             return None
         return self._ended.get(request.id)
-
-
-def _duration(request: BudgetedRequest, flight: Flight | None) -> float | None:
-    """Return the seconds that the call took; ``None`` for one that never ran."""
-    if flight is not None and flight.ended:
-        return flight.wall_seconds
-    if request.time_start is None:
-        return None
-    return max(0.0, time() - (flight.started_at if flight is not None else request.time_start))
-
-
-def _wait(request: BudgetedRequest) -> float:
-    """Return the seconds between publishing, or the ETA, and the start of the call."""
-    started, headers = request.time_start or 0.0, request.request_dict
-    sent = headers.get(HEADER_SENT_AT)
-    due = request.eta.timestamp() if request.eta is not None else 0.0
-    return max(0.0, started - max(sent or started, due))
-
-
-def _exceeded(
-    request: BudgetedRequest, outcome: Outcome, flight: Flight | None, seconds: float | None
-) -> bool:
-    if flight is not None and flight.ended:
-        return flight.soft_exceeded
-    over = seconds is not None and seconds > request.limits.soft
-    return over or outcome in (Outcome.SOFT_TIME_LIMIT, Outcome.HARD_TIME_LIMIT)
-
-
-def _log(
-    request: BudgetedRequest, outcome: Outcome, seconds: float | None, flight: Flight | None,
-    *, exceeded: bool,
-) -> None:  # fmt: skip
-    good = outcome in (Outcome.SUCCEEDED, Outcome.RETRIED) and not exceeded
-    level = logging.INFO if good else logging.WARNING
-    if not logger.isEnabledFor(level):
-        return
-    peak = format_size(flight.rss_peak_bytes) if flight is not None else "unknown"
-    logger.log(
-        level,
-        "budgets.call_ended outcome=%s lane=%s task=%s task_id=%s seconds=%.3f rss_peak=%s"
-        " soft_limit_exceeded=%s",
-        outcome.value, request.lane.name, request.type, request.id, seconds or 0.0, peak,
-        str(exceeded).lower(),
-    )  # fmt: skip
 
 
 _rosters: WeakKeyDictionary[Any, Roster] = WeakKeyDictionary()

@@ -7,6 +7,7 @@ See also: :mod:`celery_budgets.worker.checks`, :mod:`celery_budgets.worker.deadl
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 from typing import Any
 
 from celery import bootsteps
@@ -23,8 +24,10 @@ from celery_budgets.process.recorder import FlightReader
 from celery_budgets.process.watchdog import install
 from celery_budgets.settings import Settings, settings_of
 from celery_budgets.task import BudgetedTask
+from celery_budgets.telemetry.logs import print_json_lines
 from celery_budgets.worker.checks import capacity, check_worker, pool_name
 from celery_budgets.worker.deadlines import Deadlines
+from celery_budgets.worker.meters import Meters
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.threads import AbandonedThreads
 
@@ -45,6 +48,7 @@ class BudgetsStep(bootsteps.StartStopStep):
         self.roster = roster_of(worker.app)
         self.pool = pool_name(worker.pool_cls)
         self.lanes: list[Lane] = check_worker(worker, self.settings, autoscale)
+        self.roster.capacity = worker.concurrency
         self.interrupt = self._interrupt(worker)
         if self.pool == "prefork":
             # Before the pool forks, so that each process finds the folder in its environment.
@@ -76,12 +80,24 @@ class BudgetsStep(bootsteps.StartStopStep):
         asynpool = getattr(worker.pool, "_pool", None)
         if self.roster.flights is not None and hasattr(asynpool, "_on_hard_timeout"):
             Deadlines(asynpool, worker.hub, self.roster.flights).attach()
+        self._start_telemetry(worker)
         enforces = self.interrupt.enforces
         logger.info(
             "budgets.worker_started lanes=%s concurrency=%s pool=%s soft=%r hard=%r memory=%r",
             ",".join(lane.name for lane in self.lanes) or "none", worker.concurrency, self.pool,
             enforces["soft"], enforces["hard"], enforces["memory"],
         )  # fmt: skip
+
+    def _start_telemetry(self, worker: Any) -> None:
+        if self.settings.json_logs:
+            print_json_lines()
+
+        def pool_pids() -> list[int]:
+            processes = getattr(getattr(worker.pool, "_pool", None), "_pool", None) or ()
+            return [process.pid for process in processes]
+
+        about = (version("celery-budgets"), worker.hostname, self.pool)
+        Meters(self.roster, self.lanes, about, pool_pids).start(self.settings)
 
     def stop(self, worker: Any) -> None:
         """Nothing to do before the pool has stopped."""

@@ -36,7 +36,10 @@ class Up:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env=clean | {"BUDGETS_TEST_MARK": self.mark} | environment,
+                # A killed broker leaves its directory behind: in the test's own one.
+                env=clean
+                | {"BUDGETS_TEST_MARK": self.mark, "TMPDIR": str(log.parent)}
+                | environment,
                 start_new_session=True,
             )
 

@@ -1,0 +1,183 @@
+"""Metrics of one worker, from its main process: OpenTelemetry instruments and Prometheus.
+
+Both read the same statistics, so they agree with each other and with the records of calls.
+Names and units stand in :data:`METRICS`; no task id is ever a label.
+
+See also: :mod:`celery_budgets.worker.meters`, which knows where the numbers come from.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from celery_budgets.errors import ConfigurationError
+from celery_budgets.telemetry.histogram import Histogram
+
+__all__ = ["BYTES", "METRICS", "SECONDS", "Metric", "Sample", "export_to_meter", "serve"]
+
+logger = logging.getLogger(__name__)
+
+#: Upper bounds of histogram buckets: seconds to half an hour, bytes to 16 GiB.
+SECONDS = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+    600.0, 1800.0,
+)  # fmt: skip
+BYTES = tuple(float(2**exponent) for exponent in range(24, 35))
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: its kind, its unit in UCUM, its labels and what it says."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    labels: tuple[str, ...]
+    help: str
+
+
+#: Every metric by its Prometheus name without the prefix ``celery_budgets_``.
+METRICS: dict[str, Metric] = {
+    "calls": Metric("counter", "{call}", ("lane", "task", "outcome"), "Calls that have ended"),
+    "call_duration_seconds": Metric("histogram", "s", ("lane", "task"), "Run time of calls"),
+    "queue_wait_seconds": Metric("histogram", "s", ("lane", "task"), "Time from due to start"),
+    "call_memory_peak_bytes": Metric(
+        "histogram", "By", ("lane", "task"), "Highest RSS sampled during a call"
+    ),
+    "time_limits": Metric("counter", "{call}", ("lane", "kind"), "Calls over a time limit"),
+    "rejections": Metric("counter", "{call}", ("lane", "reason"), "Calls not admitted"),
+    "lane_active": Metric("gauge", "{call}", ("lane",), "Calls that run now"),
+    "lane_limit": Metric("gauge", "{call}", ("lane",), "Calls that may run at once"),
+    "lane_waiting": Metric("gauge", "{call}", ("lane",), "Calls in hand that do not run yet"),
+    "global_active": Metric("gauge", "{call}", (), "Calls that run now, over all lanes"),
+    "global_limit": Metric("gauge", "{call}", (), "Calls that may run at once over all lanes"),
+    "memory_rss_bytes": Metric("gauge", "By", ("process",), "RSS: worker, or largest pool process"),
+    "memory_limit_bytes": Metric("gauge", "By", ("lane", "level"), "Levels of RSS of a lane"),
+    "gate_state": Metric("gauge", "1", ("state",), "1 for the state of the gate, else 0"),
+    "abandoned_threads": Metric("gauge", "{thread}", (), "Threads past their hard limit"),
+    "telemetry_failures": Metric("counter", "{failure}", (), "Spans or records not made"),
+    "build_info": Metric("gauge", "1", ("version", "worker", "pool"), "What runs here"),
+}
+
+
+class Sample(NamedTuple):
+    """One value of one metric; a histogram's value is a :class:`Histogram`."""
+
+    metric: str
+    labels: tuple[str, ...]
+    value: float | Histogram
+
+
+def bounds_of(metric: Metric) -> tuple[float, ...]:
+    """Return the bucket bounds of a histogram metric."""
+    return SECONDS if metric.unit == "s" else BYTES
+
+
+def serve(port: int, read: Callable[[], Iterable[Sample]], host: str = "127.0.0.1") -> int:
+    """Answer Prometheus on *port* of this process; return the port, also where 0 was asked for.
+
+    Args:
+        port: TCP port; 0 takes a free one.
+        read: Returns the samples of now; called at each scrape.
+        host: Address to listen on; loopback by default.
+
+    Raises:
+        ConfigurationError: prometheus-client is not installed.
+        OSError: The port is taken.
+    """
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+        from prometheus_client.core import (
+            CounterMetricFamily,
+            GaugeMetricFamily,
+            HistogramMetricFamily,
+        )
+    except ImportError:
+        raise ConfigurationError(
+            "budgets_metrics_port needs prometheus-client; pip install 'celery-budgets[prometheus]'"
+        ) from None
+    families = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
+
+    class Collector:
+        """Renders the samples at each scrape."""
+
+        def collect(self) -> Iterator[Any]:
+            grouped: dict[str, list[Sample]] = {}
+            for sample in read():
+                grouped.setdefault(sample.metric, []).append(sample)
+            for name, samples in grouped.items():
+                metric = METRICS[name]
+                kind = families.get(metric.kind, HistogramMetricFamily)
+                family: Any = kind(f"celery_budgets_{name}", metric.help, labels=metric.labels)
+                for sample in samples:
+                    _add(family, metric, sample)
+                yield family
+
+    registry = CollectorRegistry()
+    registry.register(Collector())  # type: ignore[arg-type, unused-ignore]
+    server, _ = start_http_server(port, addr=host, registry=registry)
+    return int(server.server_port)
+
+
+def _add(family: Any, metric: Metric, sample: Sample) -> None:
+    if not isinstance(sample.value, Histogram):
+        family.add_metric(sample.labels, sample.value)
+        return
+    bounds = bounds_of(metric)
+    buckets = [
+        (str(bound), count)
+        for bound, count in zip(bounds, sample.value.cumulative(bounds), strict=True)
+    ]
+    buckets.append(("+Inf", sample.value.count))
+    family.add_metric(sample.labels, buckets, sum_value=sample.value.total)
+
+
+def export_to_meter(read: Callable[[], Iterable[Sample]]) -> Callable[[str, Any, Any], None] | None:
+    """Make instruments of the program's meter provider; ``None`` where it has set none.
+
+    Counters and gauges are observed from *read*. OpenTelemetry observes no histogram, so the
+    returned function records each value: (metric, labels, value).
+    """
+    api = sys.modules.get("opentelemetry.metrics")
+    if api is None:
+        return None
+    provider = api.get_meter_provider()
+    if type(provider).__module__.startswith("opentelemetry.metrics"):
+        return None  # the API's own stand-in
+    meter = provider.get_meter("celery_budgets")
+    histograms = {}
+    for name, metric in METRICS.items():
+        full = f"celery_budgets.{name.removesuffix('_seconds').removesuffix('_bytes')}"
+        if metric.kind == "histogram":
+            histograms[name] = meter.create_histogram(
+                full, metric.unit, metric.help,
+                explicit_bucket_boundaries_advisory=bounds_of(metric),
+            )  # fmt: skip
+            continue
+        make = (
+            meter.create_observable_counter
+            if metric.kind == "counter"
+            else meter.create_observable_gauge
+        )
+        make(full, [_observer(name, read)], metric.unit, metric.help)
+
+    def record(name: str, labels: tuple[str, ...], value: float) -> None:
+        attributes = dict(zip(METRICS[name].labels, labels, strict=True))
+        histograms[name].record(value, attributes)
+
+    return record
+
+
+def _observer(name: str, read: Callable[[], Iterable[Sample]]) -> Callable[[Any], Iterator[Any]]:
+    def observe(_: Any) -> Iterator[Any]:
+        from opentelemetry.metrics import Observation
+
+        for sample in read():
+            if sample.metric == name and not isinstance(sample.value, Histogram):
+                labels = dict(zip(METRICS[name].labels, sample.labels, strict=True))
+                yield Observation(sample.value, labels)
+
+    return observe
