@@ -10,7 +10,6 @@ from celery_budgets.errors import (
     MemoryLimitExceeded,
     NoServerError,
     RejectedByBudget,
-    WorkerRefused,
 )
 from celery_budgets.lanes import Lane, Lanes
 from celery_budgets.outcomes import Outcome
@@ -28,7 +27,6 @@ __all__ = [
     "NoServerError",
     "Outcome",
     "RejectedByBudget",
-    "WorkerRefused",
 ]
 
 __version__ = "0.1.0"

@@ -16,12 +16,14 @@ from weakref import WeakKeyDictionary
 from celery import signals
 from kombu.entity import Exchange, Queue
 
+from celery_budgets.asking import Asking
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.lanes import Lane
 from celery_budgets.routing import LaneRouter
 from celery_budgets.settings import Settings, declare, reread, settings_of
 from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.names import HEADER_DUE_AT
+from celery_budgets.telemetry.snapshots import Concurrency, Memory
 from celery_budgets.telemetry.statistics import Statistics
 
 __all__ = ["Budgets"]
@@ -48,10 +50,12 @@ class Budgets:
     def __init__(self, app: Any, *, lanes: Iterable[Lane] | None = None) -> None:
         #: The Celery app.
         self.app = getattr(app, "_get_current_object", lambda: app)()
-        self._seen: set[str] = set()
-        declare(self.app, lanes)
+        self._asking = Asking(self.app)
+        self._lanes = None if lanes is None else tuple(lanes)
+        declare(self.app, self._lanes)
         _budgets[self.app] = self
         self.app.steps["worker"].add("celery_budgets.worker.steps:BudgetsStep")
+        self.app.steps["consumer"].add("celery_budgets.worker.gate_step:GateStep")
         self.app.on_after_configure.connect(self._on_configured, weak=False)
         signals.celeryd_init.connect(self._on_worker_init, weak=False)
         signals.before_task_publish.connect(_stamp, weak=False, dispatch_uid=_stamp.__name__)
@@ -90,6 +94,9 @@ class Budgets:
         conf = self.app.conf
         if not any(isinstance(route, LaneRouter) for route in _as_tuple(conf.task_routes)):
             conf.task_routes = (*_as_tuple(conf.task_routes), LaneRouter(self.app))
+        if self._lanes is not None:
+            # A spawned pool process gets a copy of the app, with its configuration and no more.
+            conf.budgets_lanes = self._lanes
         settings = self.settings
         declared = _queues(conf.task_queues)
         for lane in settings.lanes.values():
@@ -127,9 +134,15 @@ class Budgets:
             conf.worker_concurrency = capacity(settings.lanes, lanes)
 
     def _on_pool_process(self, **_: Any) -> None:
-        """Start the instrumentation in a pool process that did not inherit it."""
-        if self.app.configured and self.settings.tracing:
+        """Prepare a pool process: instrumentation that it did not inherit, and recycling."""
+        if not self.app.configured:
+            return
+        if self.settings.tracing:
             spans.instrument(self.settings.span_sample_rate)
+        if self.settings.memory_guard:
+            from celery_budgets.process import recycle
+
+            recycle.install(self.app)
 
     def statistics(self, timeout: float = 1.0) -> Statistics:
         """Return what the calls of all workers added up to since each was started.
@@ -138,15 +151,29 @@ class Budgets:
             timeout: How long workers may take to answer, seconds.
 
         Returns:
-            Merged statistics; ``silent`` names workers that answered before and now did not.
+            Merged statistics; ``silent`` names workers that did not answer.
         """
-        replies = self.app.control.broadcast("budgets", reply=True, timeout=timeout) or []
-        answers = {name: answer for reply in replies for name, answer in reply.items()}
-        merged = Statistics(silent=sorted(self._seen - set(answers)))
-        self._seen.update(answers)
+        answers, silent = self._asking.ask(timeout)
+        merged = Statistics(silent)
         for answer in answers.values():
             merged.merge(Statistics.from_json(answer.get("statistics", ())))
         return merged
+
+    def concurrency(self, timeout: float = 1.0) -> Concurrency:
+        """Return the slots of all workers as they are now: active, limit and waiting per lane.
+
+        Args:
+            timeout: How long workers may take to answer, seconds.
+        """
+        return Concurrency.of(*self._asking.ask(timeout))
+
+    def memory(self, timeout: float = 1.0) -> Memory:
+        """Return the memory of all workers as it is now, bytes, with its levels and gates.
+
+        Args:
+            timeout: How long workers may take to answer, seconds.
+        """
+        return Memory.of(*self._asking.ask(timeout))
 
 
 _budgets: WeakKeyDictionary[Any, Budgets] = WeakKeyDictionary()

@@ -1,9 +1,8 @@
 """Errors that this package raises.
 
     BudgetsError
-     ├─ ConfigurationError     a setting, lane or budget that cannot work
-     │   └─ WorkerRefused      a worker that must not start as it was asked to
-     ├─ NoServerError          no broker is configured and none could be started
+     ├─ ConfigurationError     a setting, lane, budget or worker that cannot work
+      ├─ NoServerError          no broker is configured and none could be started
      ├─ MemoryLimitExceeded    a call went over its memory limit
      └─ RejectedByBudget       a call that was not admitted
 
@@ -20,7 +19,6 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from celery.exceptions import ImproperlyConfigured
-from click import ClickException
 
 from celery_budgets.units import format_size
 
@@ -30,7 +28,6 @@ __all__ = [
     "MemoryLimitExceeded",
     "NoServerError",
     "RejectedByBudget",
-    "WorkerRefused",
     "nearest",
 ]
 
@@ -63,20 +60,6 @@ class ConfigurationError(BudgetsError, ImproperlyConfigured):
         found = tuple(problems)
         if found:
             raise cls(*found)
-
-
-class WorkerRefused(ConfigurationError, ClickException):
-    """A worker that must not start; on the command line it is one line and exit code 1."""
-
-    def __init__(self, *problems: str) -> None:
-        ConfigurationError.__init__(self, *problems)
-        # click takes one message, and would leave it as the only argument.
-        ClickException.__init__(self, str(self))
-        self.args = problems
-
-    def format_message(self) -> str:
-        """Return the message for the terminal (called by click)."""
-        return str(self)
 
 
 class NoServerError(BudgetsError):

@@ -213,12 +213,19 @@ class Lanes(Mapping[str, Lane]):
             lane = next((lane for glob, lane in self._globs if fnmatchcase(task_name, glob)), None)
         return lane
 
-    def unmatched_tools(self, task_names: Iterable[str]) -> list[str]:
-        """Return a problem for each entry of the tool table that matches none of *task_names*."""
+    def unmatched_tools(
+        self, task_names: Iterable[str], tools: Mapping[str, str] | None = None
+    ) -> list[str]:
+        """Return a problem for each entry of the tool table that matches no task.
+
+        Args:
+            task_names: The tasks that there are.
+            tools: The entries to look at, lane by tool; by default the whole table.
+        """
         names = list(task_names)
         return [
             f"tool {tool!r} of lane {lane!r} matches no registered task; {nearest(tool, names)}"
-            for tool, lane in self.tools.items()
+            for tool, lane in (self.tools if tools is None else tools).items()
             if not any(fnmatchcase(name, tool) for name in names)
         ]
 

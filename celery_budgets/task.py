@@ -8,6 +8,7 @@ the span that is open around it. None of that may fail a call: it is logged and 
 from __future__ import annotations
 
 import logging
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from celery import Task
@@ -72,6 +73,9 @@ class BudgetedTask(Task):
 
     abstract = True
     Request = "celery_budgets.worker.request:BudgetedRequest"
+    #: Celery's, without ``acks_late``: bound from the configuration it would look as if the
+    #: program had set it on the task, and it is the lane that says it (worker.steps).
+    from_config = tuple(pair for pair in Task.from_config if pair[0] != "acks_late")
 
     #: Name of the lane; ``None``: by the tool table.
     lane: ClassVar[str | None] = None
@@ -142,6 +146,7 @@ class BudgetedTask(Task):
         except MemoryError as exc:
             # A bare MemoryError would stop the whole worker (celery.worker.request.on_failure).
             outcome = Outcome.MEMORY_LIMIT
+            clear_frames(exc.__traceback__)
             error = MemoryLimitExceeded(memory.rss())
             raise error.with_traceback(exc.__traceback__) from None
         except (SystemExit, KeyboardInterrupt):
@@ -152,6 +157,9 @@ class BudgetedTask(Task):
         except BaseException as exc:
             given_up = call is not None and call.hard_sent
             outcome = Outcome.HARD_TIME_LIMIT if given_up else outcome_of(exc)
+            if outcome is Outcome.MEMORY_LIMIT:
+                # Its traceback would keep alive what the body held, until the next call.
+                clear_frames(exc.__traceback__)
             raise
         else:
             outcome = Outcome.SUCCEEDED
@@ -187,10 +195,11 @@ class BudgetedTask(Task):
         """Start the call's clock; ``None`` where that fails, and the body runs unmeasured."""
         try:
             request = self.request
-            lane = settings_of(self.app).lanes[terms.lane]
+            settings = settings_of(self.app)
+            lane = settings.lanes[terms.lane]
             call = Call(
                 request.id, lane.name, self.budget_in(lane), TimeLimits(terms.soft, terms.hard),
-                rss=memory.rss(), ceiling=terms.ceiling,
+                rss=memory.rss(), ceiling=terms.ceiling, memory_guarded=settings.memory_guard,
             )  # fmt: skip
             setattr(request, _CALL, call)
             writer = recorder()
@@ -249,7 +258,7 @@ def _leave_for_good(interrupt: Any, call: Call) -> None:
         try:
             interrupt.leave(call)
             return
-        except (SoftTimeLimitExceeded, HardLimitReached):
+        except (SoftTimeLimitExceeded, MemoryLimitExceeded, HardLimitReached):
             continue
 
 

@@ -21,6 +21,8 @@ COMMANDS = {
     "check": "check",
     "worker": "worker",
     "up": "up",
+    "status": "status",
+    "top": "top",
 }
 
 

@@ -7,9 +7,10 @@ or one that says what was looked at. None of them changes anything at the broker
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import click
 from kombu.utils.url import maybe_sanitize_url
 
 from celery_budgets.errors import ConfigurationError
@@ -18,12 +19,14 @@ from celery_budgets.settings import Settings
 from celery_budgets.task import BudgetedTask
 from celery_budgets.units import format_duration
 from celery_budgets.worker.ceiling import visibility_timeout
+from celery_budgets.worker.checks import longest_hard_limit, visibility_problem
 
 __all__ = [
     "Finding",
     "broker_address",
     "broker_answers",
     "configuration",
+    "require_broker",
     "tasks",
     "tools",
     "visibility",
@@ -65,9 +68,8 @@ def tools(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
         for tool, name in lanes.tools.items()
         if _BUILT_IN.get(tool) != name and (lane is None or lane.name == name)
     }
-    heads = tuple(f"tool {tool!r} of lane {name!r} " for tool, name in declared.items())
     names = [name for name in app.tasks if not name.startswith("celery.")]
-    problems = [line for line in lanes.unmatched_tools(names) if line.startswith(heads)]
+    problems = lanes.unmatched_tools(names, declared)
     well = f"{len(declared)} entries of the app, each with a task" if declared else "none declared"
     return _findings("tools", problems, well)
 
@@ -123,6 +125,17 @@ def broker_answers(app: Any) -> list[Finding]:
     return [Finding(False, "broker", text)]
 
 
+def require_broker(app: Any) -> None:
+    """Connect to the broker and leave, for a command that is of no use without.
+
+    Raises:
+        click.ClickException: It does not answer, or its address cannot be used.
+    """
+    for finding in broker_address(app) or broker_answers(app):
+        if not finding.ok:
+            raise click.ClickException(f"broker: {finding.text}")
+
+
 def _first_answer(connection: Any) -> str | None:
     """Return why *connection* cannot be made, or ``None`` where it can."""
     answers: list[str | None] = []
@@ -155,27 +168,8 @@ def visibility(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
     visible = visibility_timeout(app)
     if visible is None:
         return []
-    longest, what = max(_hard_limits(lanes, app, lane), key=lambda pair: pair[0])
-    problem = (
-        f"{what}: hard time limit {format_duration(longest)} is not below the broker's visibility "
-        f"timeout ({format_duration(visible)}), so a running call would be handed out a second "
-        f"time; set broker_transport_options['visibility_timeout'] above {longest:g}, or lower "
-        "the timeout"
-    )
-    well = f"{format_duration(visible)}, longest hard limit {format_duration(longest)}"
-    return _findings("visibility", [problem] if longest >= visible else [], well)
-
-
-def _hard_limits(lanes: Lanes, app: Any, lane: Lane | None) -> Iterator[tuple[float, str]]:
     chosen = [lane] if lane is not None else list(lanes.values())
-    for each in chosen:
-        yield each.budget.hard_time_limit, f"lane {each.name!r}"
-    for task in app.tasks.values():
-        if not isinstance(task, BudgetedTask):
-            continue
-        try:
-            home = task.home()
-            if home in chosen:
-                yield task.budget_in(home).hard_time_limit, f"task {task.name!r}"
-        except ConfigurationError:
-            continue  # said by the check of the tasks
+    longest, _ = longest_hard_limit(app, lanes, chosen)
+    problem = visibility_problem(app, lanes, chosen)
+    well = f"{format_duration(visible)}, longest hard limit {format_duration(longest)}"
+    return _findings("visibility", [problem] if problem else [], well)

@@ -55,10 +55,12 @@ class Call:
         budget: The budget in force: levels of memory, and what the soft limit does.
         limits: The time limits in force, seconds from now.
         ceiling: Highest soft limit that :meth:`extend` may reach, seconds from the start.
+        memory_guarded: ``False``: memory is measured, and nothing is done about it.
     """
 
     __slots__ = (
-        "budget", "ceiling", "hard_at", "hard_sent", "lane", "limits", "memory_warned",
+        "budget", "ceiling", "hard_at", "hard_sent", "lane", "limits",
+        "memory_due", "memory_guarded", "memory_sent", "memory_warned",
         "moved", "open",
         "rss_after", "rss_before", "rss_peak", "soft_at", "soft_exceeded", "soft_sent",
         "started_at", "started_mono", "task_id", "thread_id", "wall_seconds",
@@ -73,6 +75,7 @@ class Call:
         *,
         rss: int = 0,
         ceiling: float | None = None,
+        memory_guarded: bool = True,
     ) -> None:
         self.task_id = task_id
         self.lane = lane
@@ -90,6 +93,10 @@ class Call:
         #: Told when :meth:`extend` has moved the limits.
         self.moved: Callable[[Call], None] | None = None
         self.soft_sent = self.hard_sent = self.memory_warned = self.soft_exceeded = False
+        self.memory_guarded = memory_guarded
+        #: RSS for which MemoryLimitExceeded is to be raised in the body, bytes; 0: it is not.
+        self.memory_due = 0
+        self.memory_sent = False
         #: Bytes of RSS; the peak is the highest sample.
         self.rss_before = self.rss_after = self.rss_peak = rss
         self.wall_seconds = 0.0

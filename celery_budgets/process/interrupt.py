@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from celery._state import _task_stack
 from celery.exceptions import SoftTimeLimitExceeded
 
+from celery_budgets.errors import MemoryLimitExceeded
 from celery_budgets.process.call import Call, HardLimitReached
 from celery_budgets.process.recorder import Reason, recorder
 from celery_budgets.telemetry import spans
@@ -73,6 +74,12 @@ class Interrupt:
     def hard(self, call: Call) -> None:
         """End the call, or say that it is over; called again while its body runs on."""
 
+    def memory_soft(self, call: Call, rss: int) -> None:
+        """Raise ``MemoryLimitExceeded`` in a call that has its memory to itself; *rss* in bytes."""
+        if self.attributes_memory:
+            call.memory_due = rss  # what the handler of the soft signal looks for
+            self.soft(call)
+
     def memory(self, call: Call) -> None:
         """End the call for its memory."""
 
@@ -80,7 +87,11 @@ class Interrupt:
 class ProcessInterrupt(Interrupt):
     """Prefork: second line behind the worker's own timers; ends the process."""
 
-    enforces: ClassVar = {"soft": "yes", "hard": "yes, by kill", "memory": "yes, by kill"}
+    enforces: ClassVar = {
+        "soft": "yes",
+        "hard": "yes, by kill",
+        "memory": "yes, by kill; the soft one in Python code",
+    }
     soft_grace = 0.15
     hard_grace = 0.3
     attributes_memory = True
@@ -129,7 +140,10 @@ class ProcessInterrupt(Interrupt):
             if getattr(task.request, HEADER_TERMS, None) is not None:
                 return  # a budgeted call that has not begun yet: meant for the one before
             raise SoftTimeLimitExceeded  # a task that is not budgeted: as billiard does
-        if not call.open or call.soft_sent or call.budget.soft == "warn":
+        if not call.open:
+            return
+        _raise_for_memory(call)
+        if call.soft_sent or call.budget.soft == "warn":
             return
         if monotonic() < call.soft_at - _EARLY:
             return  # extended, or meant for an earlier call
@@ -143,7 +157,7 @@ class MainThreadInterrupt(Interrupt):
     enforces: ClassVar = {
         "soft": "yes",
         "hard": "in Python code and blocking system calls; not in C code that does not return",
-        "memory": "measured",
+        "memory": "the soft one in Python code; above the hard one the worker pauses",
     }
     attributes_memory = True
     judges_late = True
@@ -173,6 +187,7 @@ class MainThreadInterrupt(Interrupt):
         if now >= call.hard_at:
             call.hard_sent = True
             raise HardLimitReached
+        _raise_for_memory(call)
         if now >= call.soft_at and not call.soft_sent and call.budget.soft == "raise":
             call.soft_sent = True
             raise SoftTimeLimitExceeded(call.limits.soft)
@@ -190,7 +205,7 @@ class ThreadInterrupt(Interrupt):
     enforces: ClassVar = {
         "soft": "in Python code; a blocking call notices when it returns",
         "hard": "result and slot at the limit; the thread is abandoned",
-        "memory": "measured over the worker",
+        "memory": "measured over the worker, which pauses above the limit",
     }
     abandons = True
 
@@ -234,7 +249,7 @@ class GreenletInterrupt(Interrupt):
     enforces: ClassVar = {
         "soft": "where the call yields",
         "hard": "where the call yields",
-        "memory": "measured over the worker",
+        "memory": "measured over the worker, which pauses above the limit",
     }
     judges_late = True
 
@@ -264,6 +279,13 @@ class GreenletInterrupt(Interrupt):
                 greenlet.throw(SoftTimeLimitExceeded(call.limits.soft))
 
         gevent.get_hub().loop.run_callback(throw)
+
+
+def _raise_for_memory(call: Call) -> None:
+    """Raise once per call, in a signal's handler, where the watchdog has asked for it."""
+    if call.memory_due and not call.memory_sent:
+        call.memory_sent = True
+        raise MemoryLimitExceeded(call.memory_due, call.budget.max_rss)
 
 
 def _raise_in(thread_id: int, error: type[BaseException] | None) -> None:

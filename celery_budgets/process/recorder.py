@@ -10,7 +10,10 @@ Does not cover: what is concluded from it (:mod:`celery_budgets.worker.roster`).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
+import glob
 import mmap
 import os
 import shutil
@@ -21,12 +24,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from celery_budgets.process.call import Call
+from celery_budgets.telemetry import failures
 
 __all__ = ["ENVIRONMENT", "Flight", "FlightReader", "FlightRecorder", "Reason", "recorder"]
 
-#: Names the folder of the records; set by the worker before its pool starts.
-ENVIRONMENT = "CELERY_BUDGETS_RECORDER"
+#: Names the folder of the records; set by the worker before its pool starts. No setting, so
+#: not below the prefix of settings.
+ENVIRONMENT = "_CELERY_BUDGETS_RECORDER"
 
+_TASK_ID_BYTES = 128
 #: id, state, reason, soft exceeded, started (epoch), soft and hard deadline (monotonic),
 #: wall seconds, RSS before, peak, after (bytes), trace id, span id.
 _LAYOUT = struct.Struct("<128sBBB5x4d3Q16s8s")
@@ -36,8 +42,14 @@ _STATE_OFFSET = 128
 _REASON_OFFSET = 129
 _DEADLINES = struct.Struct("<2d")
 _DEADLINES_OFFSET = struct.calcsize("<128sBBB5x1d")
+#: Failures of telemetry in the process, behind the record.
+_FAILURES = struct.Struct("<Q")
+_FAILURES_OFFSET = 512
 #: Records of calls in this same process that nobody asked for yet.
 _LOCAL_RECORDS = 10_000
+
+_PREFIX = "celery-budgets-flights-"
+_BASE = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 _IDLE, _RUNNING, _ENDED = range(3)
 
@@ -54,7 +66,8 @@ class Reason(IntEnum):
 class Flight:
     """What a process had written down of its call."""
 
-    task_id: str
+    #: Id of the task in UTF-8, cut where it is long.
+    task_key: bytes
     ended: bool
     reason: Reason
     soft_exceeded: bool
@@ -70,10 +83,15 @@ class Flight:
     trace_id: bytes
     span_id: bytes
 
+    @property
+    def task_id(self) -> str:
+        """Id of the task, cut where it is long."""
+        return self.task_key.decode(errors="replace")
+
 
 def _pack(call: Call, state: int, reason: Reason, ids: tuple[bytes, bytes]) -> bytes:
     return _LAYOUT.pack(
-        call.task_id.encode()[:128], state, reason, call.soft_exceeded, call.started_at,
+        call.task_id.encode()[:_TASK_ID_BYTES], state, reason, call.soft_exceeded, call.started_at,
         call.soft_at, call.hard_at, call.wall_seconds, call.rss_before, call.rss_peak,
         call.rss_after, *ids,
     )  # fmt: skip
@@ -87,7 +105,7 @@ def _unpack(data: bytes | mmap.mmap) -> Flight | None:
     if state == _IDLE:
         return None
     return Flight(
-        task_id.rstrip(b"\0").decode(errors="replace"), state == _ENDED, Reason(reason),
+        task_id.rstrip(b"\0"), state == _ENDED, Reason(reason),
         bool(soft_exceeded), started_at, soft, hard, wall, before, peak, after, trace_id, span_id,
     )  # fmt: skip
 
@@ -101,6 +119,7 @@ class FlightRecorder:
         self._local: OrderedDict[str, bytes] = OrderedDict()
         if folder and folder != _own_folder:
             self._map = _map_file(os.path.join(folder, str(self.pid)), create=True)
+            failures.listen(self._failed)
 
     def begin(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
         """Write down that *call* runs, and the span it runs under."""
@@ -133,6 +152,11 @@ class FlightRecorder:
         if len(self._local) > _LOCAL_RECORDS:
             self._local.popitem(last=False)
 
+    def _failed(self) -> None:
+        if self._map is not None:
+            before = _FAILURES.unpack_from(self._map, _FAILURES_OFFSET)[0]
+            _FAILURES.pack_into(self._map, _FAILURES_OFFSET, before + 1)
+
     def take(self, task_id: str) -> Flight | None:
         """Return and drop the record of a call that ran in this process."""
         record = self._local.pop(task_id, None)
@@ -148,16 +172,22 @@ class FlightReader:
 
     def __init__(self, folder: str | None = None) -> None:
         global _own_folder
-        base = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        self.folder = folder or tempfile.mkdtemp(prefix=f"celery-budgets-{os.getpid()}-", dir=base)
+        _sweep()
+        self.folder = folder or tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_BASE)
+        self._lock = _lock(self.folder)
+        # Pool processes leave by os._exit, and so past this.
+        atexit.register(self.close)
         self._owner = os.getpid()
         self._maps: dict[int, mmap.mmap] = {}
+        self._failures_of_gone = 0
         os.environ[ENVIRONMENT] = _own_folder = self.folder
 
     def read(self, pid: int | None, task_id: str) -> Flight | None:
         """Return what process *pid* wrote of *task_id*; ``None`` where it wrote of another."""
         flight = self.current(pid)
-        return flight if flight is not None and flight.task_id == task_id[:128] else None
+        # As bytes: a long id is cut, and a cut may go through a character.
+        mine = flight is not None and flight.task_key == task_id.encode()[:_TASK_ID_BYTES]
+        return flight if mine else None
 
     def current(self, pid: int | None) -> Flight | None:
         """Return the newest record of process *pid*, if there is one."""
@@ -172,13 +202,29 @@ class FlightReader:
             self._maps[pid] = record
         return _unpack(record)
 
+    def condemn(self, pid: int, reason: Reason, rss: int) -> None:
+        """Write down for process *pid*, which is stopped, why it is killed; *rss* in bytes."""
+        record = self._maps[pid]
+        record[_REASON_OFFSET] = reason
+        _PEAK.pack_into(record, _PEAK_OFFSET, max(rss, _PEAK.unpack_from(record, _PEAK_OFFSET)[0]))
+
     def forget(self, pid: int) -> None:
         """Drop the record of a process that is gone, so that its pid can come again."""
+        self.current(pid)
         record = self._maps.pop(pid, None)
         if record is not None:
+            self._failures_of_gone += _FAILURES.unpack_from(record, _FAILURES_OFFSET)[0]
             record.close()
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self.folder, str(pid)))
+
+    def failures(self) -> int:
+        """Return the failures of telemetry in all pool processes, also those that are gone."""
+        for pid in self.pids():
+            self.current(pid)
+        living = (_FAILURES.unpack_from(record, _FAILURES_OFFSET)[0] for record in
+                  list(self._maps.values()))  # fmt: skip
+        return int(self._failures_of_gone + sum(living))
 
     def pids(self) -> list[int]:
         """Return the processes of which there is a record."""
@@ -189,10 +235,13 @@ class FlightReader:
 
     def close(self) -> None:
         """Remove all records; only in the process that made the folder."""
-        if os.getpid() == self._owner:
-            for pid in list(self._maps):
-                self.forget(pid)
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if os.getpid() != self._owner or self._lock is None:
+            return
+        for pid in list(self._maps):
+            self.forget(pid)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+        self._lock = None
 
 
 #: Folder of the reader of this very process: calls that run here need no file.
@@ -226,3 +275,27 @@ def _map_file(path: str, *, create: bool) -> mmap.mmap:
         return mmap.mmap(descriptor, mmap.PAGESIZE)
     finally:
         os.close(descriptor)
+
+
+def _lock(folder: str) -> int | None:
+    """Hold *folder* for as long as this process lives; ``None`` where somebody else does."""
+    try:
+        descriptor = os.open(os.path.join(folder, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Not by pid: those of another container may be on the same memory file system.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _sweep() -> None:
+    """Remove what workers left that were killed."""
+    for folder in glob.glob(os.path.join(_BASE or tempfile.gettempdir(), f"{_PREFIX}*")):
+        descriptor = _lock(folder)
+        if descriptor is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)

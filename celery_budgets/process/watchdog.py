@@ -56,6 +56,8 @@ class Watchdog:
         self._idle = False
         self._thread: threading.Thread | None = None
         self._last = (0.0, 0)
+        #: The call that was let go of last.
+        self.released: Call | None = None
 
     def watch(self, call: Call) -> None:
         """Hold *call* to its limits until :meth:`release`; in the thread that runs it."""
@@ -71,6 +73,7 @@ class Watchdog:
     def release(self, call: Call) -> None:
         """Let go of *call*."""
         self._calls.pop(id(call), None)
+        self.released = call
 
     def _run(self) -> None:
         while True:
@@ -129,6 +132,8 @@ class Watchdog:
         if rss > call.rss_peak:
             call.rss_peak = rss
             recorder().peak(call)
+        if not call.memory_guarded:
+            return TICK
         if rss > call.budget.rss_warning and not call.memory_warned:
             call.memory_warned = True
             logger.warning(
@@ -144,6 +149,11 @@ class Watchdog:
             )  # fmt: skip
             self.interrupt.memory(call)
             return TICK
+        if call.budget.memory == "raise" and not call.memory_sent:
+            if rss > call.budget.max_rss:
+                self.interrupt.memory_soft(call, rss)
+            else:
+                limit = call.budget.max_rss
         then, before = self._last
         growth = (rss - before) / (now - then) if now > then and before else 0.0
         # Half of the time to the limit: a few looks come before it, however fast the growth.

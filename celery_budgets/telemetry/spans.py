@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from celery_budgets.telemetry import names
+from celery_budgets.telemetry.failures import CountingExporter
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -92,7 +93,8 @@ def _make_provider(sample_rate: float) -> bool:
     provider = TracerProvider(sampler=ParentBasedTraceIdRatio(sample_rate))
     # A pool process may be killed: what it holds back for seconds is lost with it.
     delay = None if "OTEL_BSP_SCHEDULE_DELAY" in os.environ else BATCH_MILLISECONDS
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=delay))
+    exporter: Any = CountingExporter(OTLPSpanExporter())
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=delay))
     trace.set_tracer_provider(provider)
     return True
 
@@ -162,7 +164,7 @@ def call_attributes(
         names.ATTEMPT: (request.get("retries") or 0) + 1,
         names.SOFT_LIMIT: terms.soft,
         names.HARD_LIMIT: terms.hard,
-        names.MESSAGING_SYSTEM: _messaging_system(str(app.conf.broker_url or "")),
+        names.MESSAGING_SYSTEM: _messaging_system(str(app.conf.broker_read_url or "")),
         names.MESSAGING_OPERATION_NAME: "process",
         names.MESSAGING_OPERATION_TYPE: "process",
         names.MESSAGING_DESTINATION: queue,

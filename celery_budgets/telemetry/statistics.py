@@ -33,6 +33,8 @@ class CallStatistics:
     wait: Histogram = field(default_factory=Histogram)
     #: Highest RSS sampled during each call, bytes.
     rss_peak: Histogram = field(default_factory=Histogram)
+    #: Deliveries that were not admitted, by reason: failed, or handed back to the broker.
+    rejections: Counter[str] = field(default_factory=Counter)
 
     @property
     def total(self) -> int:
@@ -56,6 +58,7 @@ class CallStatistics:
         self.duration.merge(other.duration)
         self.wait.merge(other.wait)
         self.rss_peak.merge(other.rss_peak)
+        self.rejections.update(other.rejections)
 
     def to_json(self) -> dict[str, Any]:
         """Return these statistics in values that JSON has."""
@@ -65,6 +68,7 @@ class CallStatistics:
             "duration": self.duration.to_json(),
             "wait": self.wait.to_json(),
             "rss_peak": self.rss_peak.to_json(),
+            "rejections": dict(self.rejections),
         }
 
     @classmethod
@@ -76,6 +80,7 @@ class CallStatistics:
             Histogram.from_json(data["duration"]),
             Histogram.from_json(data["wait"]),
             Histogram.from_json(data["rss_peak"]),
+            Counter(data.get("rejections", {})),
         )
 
 

@@ -5,8 +5,8 @@ See also: :mod:`celery_budgets.worker.checks`, which refuses a lane above it.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 __all__ = ["broker_ceiling", "visibility_timeout"]
 
@@ -18,24 +18,25 @@ MARGIN = 30.0
 
 def visibility_timeout(app: Any) -> float | None:
     """Return the seconds after which a Redis broker hands a message out again, else ``None``."""
-    url = app.conf.broker_url or ""
+    url = app.conf.broker_read_url or ""
     if not str(url).startswith(("redis", "rediss", "sentinel", "valkey")):
         return None
     options = app.conf.broker_transport_options or {}
     return float(options.get("visibility_timeout", KOMBU_VISIBILITY_TIMEOUT))
 
 
-@lru_cache(maxsize=64)
-def _ceiling(visible: float, factor: float) -> float:
-    return max(1.0, (visible - MARGIN) / factor)
-
-
 def broker_ceiling(app: Any, factor: float) -> float | None:
     """Return the highest soft limit whose hard limit the broker allows, seconds.
 
     Args:
-        app: The Celery app.
+        app: The Celery app; its broker is looked at once, because each delivery asks.
         factor: The escalation factor of the budget.
     """
-    visible = visibility_timeout(app)
-    return None if visible is None else _ceiling(visible, factor)
+    try:
+        visible = _visible[app]
+    except KeyError:
+        visible = _visible[app] = visibility_timeout(app)
+    return None if visible is None else max(1.0, (visible - MARGIN) / factor)
+
+
+_visible: WeakKeyDictionary[Any, float | None] = WeakKeyDictionary()

@@ -10,18 +10,22 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from celery_budgets.errors import ConfigurationError, WorkerRefused, nearest
+from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.lanes import Lane, Lanes
 from celery_budgets.process import memory
 from celery_budgets.routing import lane_of
 from celery_budgets.task import BudgetedTask
 from celery_budgets.units import format_duration, format_size
 from celery_budgets.worker.ceiling import visibility_timeout
+from celery_budgets.worker.refused import WorkerRefused
 
 if TYPE_CHECKING:
     from celery_budgets.settings import Settings
 
-__all__ = ["capacity", "check_queues", "check_worker", "lanes_of_queues", "pool_name"]
+__all__ = [
+    "capacity", "check_queues", "check_worker", "lanes_of_queues", "longest_hard_limit",
+    "pool_name", "visibility_problem",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +39,7 @@ _SLOTS_OF_ONE = frozenset({"solo"})
 def pool_name(pool_class: Any) -> str:
     """Return ``prefork``, ``threads``, ``gevent``, ``eventlet`` or ``solo``; else the module."""
     module = str(pool_class if isinstance(pool_class, str) else pool_class.__module__)
-    name = module.rpartition(".")[2]
+    name = module.partition(":")[0].rpartition(".")[2]
     return "threads" if name == "thread" else name
 
 
@@ -75,7 +79,7 @@ def check_worker(worker: Any, settings: Settings, autoscale: Any = None) -> list
         *_pool_problems(worker),
         *_concurrency_problems(worker, settings, consumed, autoscale),
         *_task_problems(worker.app, settings),
-        *_visibility_problems(worker.app, settings, consumed),
+        *filter(None, [visibility_problem(worker.app, settings.lanes, consumed)]),
         *_memory_problems(worker, consumed),
     ]
     if problems:
@@ -128,19 +132,36 @@ def _task_problems(app: Any, settings: Settings) -> Iterator[str]:
                     yield problem if name in problem else f"task {name!r}: {problem}"
 
 
-def _visibility_problems(app: Any, settings: Settings, consumed: list[Lane]) -> Iterator[str]:
+def longest_hard_limit(app: Any, lanes: Lanes, chosen: Iterable[Lane]) -> tuple[float, str]:
+    """Return the longest hard time limit in the *chosen* lanes, seconds, and whose it is."""
+    picked = list(chosen)
+    limits = [(lane.budget.hard_time_limit, f"lane {lane.name!r}") for lane in picked]
+    for name, task in app.tasks.items():
+        if isinstance(task, BudgetedTask):
+            try:
+                lane = task.home()
+                budget = task.budget_in(lane)
+            except ConfigurationError:
+                continue  # told where tasks are looked at
+            if lane in picked and budget is not lane.budget:
+                limits.append((budget.hard_time_limit, f"task {name!r}"))
+    return max(limits, default=(0.0, "no lane"), key=lambda limit: limit[0])
+
+
+def visibility_problem(app: Any, lanes: Lanes, chosen: Iterable[Lane]) -> str | None:
+    """Return what is wrong where a Redis broker hands a running call out a second time."""
     visible = visibility_timeout(app)
     if visible is None:
-        return
-    for lane in consumed:
-        hard = lane.budget.hard_time_limit
-        if hard >= visible:
-            yield (
-                f"lane {lane.name!r}: hard time limit {format_duration(hard)} is not below the "
-                f"broker's visibility timeout ({format_duration(visible)}), so a running call "
-                "would be handed out a second time; set broker_transport_options"
-                f"['visibility_timeout'] above {hard:g}, or lower the lane's timeout"
-            )
+        return None
+    longest, whose = longest_hard_limit(app, lanes, chosen)
+    if longest < visible:
+        return None
+    return (
+        f"{whose}: hard time limit {format_duration(longest)} is not below the broker's visibility "
+        f"timeout ({format_duration(visible)}), so a running call would be handed out a second "
+        f"time; set broker_transport_options['visibility_timeout'] above {longest:g}, or lower "
+        "the timeout"
+    )
 
 
 def _memory_problems(worker: Any, consumed: list[Lane]) -> Iterator[str]:
@@ -155,7 +176,7 @@ def _memory_problems(worker: Any, consumed: list[Lane]) -> Iterator[str]:
 
 
 def _warn_of_rabbitmq(app: Any, consumed: list[Lane]) -> None:
-    if not str(app.conf.broker_url or "").startswith(("amqp", "pyamqp")):
+    if not str(app.conf.broker_read_url or "").startswith(("amqp", "pyamqp")):
         return
     for lane in consumed:
         hard = lane.budget.hard_time_limit

@@ -16,6 +16,7 @@ from celery_budgets.task import BudgetedTask
 from celery_budgets.units import format_duration
 from celery_budgets.worker.ceiling import broker_ceiling
 from celery_budgets.worker.roster import roster_of
+from celery_budgets.worker.steps import BudgetsStep
 
 __all__: list[str] = []
 
@@ -28,9 +29,11 @@ _celery_time_limit = Panel.data["time_limit"]
 def budgets(state: Any, **_: Any) -> dict[str, Any]:
     """Calls, limits and memory of this worker, per lane and task."""
     roster = roster_of(state.app)
+    controller = getattr(state.consumer, "controller", None)
+    steps = [step for step in getattr(controller, "steps", ()) if isinstance(step, BudgetsStep)]
     return {
-        "active": {lane: count for lane, count in roster.active.items() if count},
-        "abandoned_threads": roster.abandoned_threads,
+        **(steps[0].report.in_full() if steps else {}),
+        "gate": roster.gate.to_json() if roster.gate is not None else None,
         "time_limits": {name: list(pair) for name, pair in roster.overrides.items()},
         "statistics": roster.statistics.to_json(),
     }

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any
 
 from celery_budgets.process.recorder import Flight, FlightReader
+from celery_budgets.worker.request import BudgetedRequest
 
 __all__ = ["Deadlines"]
 
@@ -21,6 +22,8 @@ __all__ = ["Deadlines"]
 NUDGES = (0.02, 0.06, 0.12, 0.2, 0.4, 1.0)
 #: Longest that a result may take to arrive after its body has ended, seconds.
 RESULT_SECONDS = 60.0
+#: How often a call that was accepted is looked at until it begins, seconds.
+BEGIN_POLL = 0.1
 #: How often a result on its way is looked for, seconds.
 RESULT_POLL = 0.25
 
@@ -54,8 +57,17 @@ class Deadlines:
 
     def on_soft(self, job: int, soft: float, hard: float | None, hub: Any) -> None:
         """Let Celery send the soft signal when the call is due by its own clock."""
-        flight = self._flight(job)
-        left = 0.0 if flight is None else flight.soft_deadline - monotonic()
+        result, flight = self._pool._cache.get(job), self._flight(job)
+        if flight is not None:
+            left = flight.soft_deadline - monotonic()
+        elif _is_budgeted(result):
+            # Accepted, but not begun: its process still imports, and the signal would hit that.
+            if hard and monotonic() - result._time_accepted >= hard:
+                self.on_hard(job)
+                return
+            left = BEGIN_POLL
+        else:
+            left = 0.0
         if left > 0:
             self._pool._tref_for_id[job] = hub.call_later(left, self.on_soft, job, soft, hard, hub)
         else:
@@ -96,8 +108,22 @@ class Deadlines:
             self._hub.call_later(seconds, self._maintain)
 
     def _maintain(self) -> None:
-        pids = {process.pid for process in self._pool._pool}
-        if len(pids) < self._pool._processes or not all(
-            process._is_alive() for process in self._pool._pool
-        ):
-            self._pool.maintain_pool()
+        pool = self._pool
+        if len(pool._pool) < pool._processes or not all(p._is_alive() for p in pool._pool):
+            pool.maintain_pool()
+        self._forget_the_gone()
+
+    def _forget_the_gone(self) -> None:
+        """Drop records that nothing asks for any more: their process and their call are gone."""
+        wanted = {process.pid for process in self._pool._pool}
+        wanted |= {job._worker_pid for job in self._pool._cache.values()}
+        for pid in self._flights.pids():
+            if pid not in wanted:
+                self._flights.forget(pid)
+
+
+def _is_budgeted(result: Any) -> bool:
+    """Say whether a job of the pool is a call whose process keeps a record of it."""
+    return isinstance(
+        getattr(result and result._timeout_callback, "__self__", None), BudgetedRequest
+    )

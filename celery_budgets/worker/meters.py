@@ -61,7 +61,7 @@ class Meters:
         try:
             self.port = metrics.serve(settings.metrics_port, lambda: list(self.read()))
         except (ConfigurationError, OSError) as exc:
-            self._roster.telemetry_failures += 1
+            self._roster.count_failure()
             logger.error(
                 "budgets.metrics_not_served port=%s: %s; give each worker of this host a port "
                 "of its own (CELERY_BUDGETS_METRICS_PORT)", settings.metrics_port, exc,

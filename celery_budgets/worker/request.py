@@ -25,13 +25,13 @@ from celery.worker.request import Request
 from kombu.utils.encoding import safe_repr
 
 from celery_budgets.budget import Budget, TimeLimits
-from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded
+from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded, RejectedByBudget
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process.recorder import Flight, Reason
 from celery_budgets.routing import lane_of
 from celery_budgets.settings import settings_of
 from celery_budgets.task import outcome_of
-from celery_budgets.telemetry.names import HEADER_KILLS, HEADER_TERMS
+from celery_budgets.telemetry.names import HEADER_TERMS
 from celery_budgets.worker.ceiling import broker_ceiling
 from celery_budgets.worker.roster import roster_of
 
@@ -67,6 +67,11 @@ class BudgetedRequest(Request):
         # Celery's own attribute, (hard, soft): read when the call is handed to the pool.
         self.time_limits = (self.limits.hard, self.limits.soft)
         self.ceiling = ceiling
+
+    @property
+    def hard_rss(self) -> int:
+        """Bytes of RSS at which the call is killed."""
+        return self._budget().hard_rss
 
     def _budget(self) -> Budget:
         try:
@@ -122,10 +127,19 @@ class BudgetedRequest(Request):
         flight = self.roster.flight_of(self)
         if isinstance(exc, WorkerLostError | SystemExit) and self._ended_itself(flight):
             return
+        if isinstance(exc, WorkerLostError) and self._may_run_again():
+            self.end_killed(exc, Outcome.WORKER_LOST, flight)
+            return
         try:
             super().on_failure(exc_info, send_failed_event, return_ok)
         finally:
             self.roster.ended(self, self._outcome_of(exc), flight, str(exc))
+
+    def _may_run_again(self) -> bool:
+        """Say whether a lost process is ours to settle: not where Celery knows more."""
+        if not self._task.max_kills or state.should_terminate:
+            return False
+        return not self._success_was_stored()
 
     def _outcome_of(self, exc: BaseException) -> Outcome:
         if isinstance(exc, Terminated):
@@ -147,8 +161,7 @@ class BudgetedRequest(Request):
         if flight.reason is Reason.HARD_TIME_LIMIT:
             self.end_killed(TimeLimitExceeded(self.limits.hard), Outcome.HARD_TIME_LIMIT, flight)
         else:
-            limit = self._budget().hard_rss
-            error = MemoryLimitExceeded(flight.rss_peak_bytes, limit)
+            error = MemoryLimitExceeded(flight.rss_peak_bytes, self.hard_rss)
             self.end_killed(error, Outcome.MEMORY_LIMIT, flight)
         return True
 
@@ -171,7 +184,7 @@ class BudgetedRequest(Request):
             return
         state.task_ready(self)
         logger.error("budgets.call_killed task=%s task_id=%s: %s", self.name, self.id, exc)
-        again = self._run_again(exc)
+        again = self.roster.offenders.run_again(self, exc, outcome)
         self.roster.ended(self, outcome, flight, str(exc))
         try:
             if not again:
@@ -206,28 +219,26 @@ class BudgetedRequest(Request):
             traceback=einfo.traceback,
         )
 
-    def _run_again(self, exc: Exception) -> bool:
-        """Send the call anew where its task allows re-runs after a kill; say whether it did.
-
-        Mirrors Request._retry_worker_lost, with a counter of its own: a kill is no retry.
-        """
-        kills = int(self._request_dict.get(HEADER_KILLS) or 0) + 1
-        if kills > self._task.max_kills:
-            return False
-        request = self._context
-        headers = {**(request.headers or {}), HEADER_KILLS: kills}
+    def end_rejected(self, exc: RejectedByBudget) -> None:
+        """Fail a call that is not admitted: its caller gets *exc*, and nothing runs."""
+        if self.outcome is not None:
+            return
+        state.task_ready(self)
+        self.roster.ended(self, Outcome.REJECTED, reason=str(exc))
         try:
-            self._task.signature_from_request(
-                request, headers=headers, countdown=None, retries=request.retries
-            ).apply_async()
-        except Exception:
-            logger.exception("budgets.rerun_failed task_id=%s: the kill is final", self.id)
-            return False
-        logger.warning(
-            "budgets.call_runs_again task=%s task_id=%s kills=%s max_kills=%s: %s",
-            self.name, self.id, kills, self._task.max_kills, exc,
-        )  # fmt: skip
-        return True
+            self._fail(exc)
+        finally:
+            self.acknowledge()
+
+    def hand_back(self) -> None:
+        """Give the message back to the broker, for another worker or for later.
+
+        Mirrors Request.reject(requeue=True), without its event: nothing was decided about the
+        call. Only for one that has not started: it is not acknowledged yet, early or late.
+        """
+        state.task_ready(self)
+        self._on_reject(logger, self._connection_errors, True)
+        self.acknowledged = True
 
 
 def _executing(execute: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,6 +246,8 @@ def _executing(execute: Callable[..., Any]) -> Callable[..., Any]:
         """Settle a second delivery of an ended call; hand any other to the pool."""
         ended = self.roster.already_ended(self)
         if ended is None:
+            if self.roster.admission is not None and not self.roster.admission.admit(self):
+                raise TaskRevokedError(self.id)  # gives the slot back, and does no more
             self.request_dict[HEADER_TERMS] = self.roster.terms(self)
             return execute(self, pool, **kwargs)
         logger.warning("budgets.redelivery_settled task_id=%s outcome=%s", self.id, ended.value)

@@ -13,7 +13,6 @@ import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -28,9 +27,12 @@ from celery_budgets.telemetry.afterwards import end_for_process
 from celery_budgets.telemetry.names import WORKER
 from celery_budgets.telemetry.spans import call_attributes
 from celery_budgets.telemetry.statistics import Statistics
+from celery_budgets.worker.offenders import Offenders
 from celery_budgets.worker.usage import Usage
 
 if TYPE_CHECKING:
+    from celery_budgets.worker.admission import Admission
+    from celery_budgets.worker.gate import Gate
     from celery_budgets.worker.request import BudgetedRequest
 
 __all__ = ["Roster", "roster_of"]
@@ -66,21 +68,38 @@ class Roster:
         #: Limits set by `celery control time_limit`: (soft, hard) by task name, seconds.
         self.overrides: dict[str, tuple[float | None, float | None]] = {}
         self.abandoned_threads = 0
-        #: Spans or records of calls that could not be made.
-        self.telemetry_failures = 0
+        self._failures = 0
         #: Calls that this worker may run at once, over all its lanes.
         self.capacity = 0
         #: Told the facts of every call that has ended (telemetry.logs.SCHEMA).
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
+        #: Whether calls are admitted, and by whom; ``None`` without a memory guard.
+        self.gate: Gate | None = None
+        self.admission: Admission | None = None
+        self.offenders = Offenders()
         self._ended: OrderedDict[str, Outcome] = OrderedDict()
         # Pool threads, the watchdog and the event loop all report here.
         self._lock = threading.Lock()
+
+    def count_failure(self) -> None:
+        """Note that a span or a record could not be made."""
+        self._failures += 1
+
+    @property
+    def telemetry_failures(self) -> int:
+        """Spans and records that could not be made, here and in the pool processes."""
+        return self._failures + (self.flights.failures() if self.flights is not None else 0)
 
     def accepted(self, request: BudgetedRequest) -> None:
         """Note that *request* runs now."""
         with self._lock:
             self.active[request.lane.name] += 1
             self.in_hand[request.id] = request
+
+    def rejected(self, request: BudgetedRequest, reason: str) -> None:
+        """Count a delivery that is not admitted: handed back, or failed."""
+        with self._lock:
+            self.statistics.of(request.lane.name, request.type).rejections[reason] += 1
 
     def waiting(self) -> Counter[str]:
         """Return the deliveries in hand that do not run yet, by lane."""
@@ -137,7 +156,7 @@ class Roster:
             self._count(request, outcome, flight)
             self._tell(request, outcome, flight, reason)
         except Exception:
-            self.telemetry_failures += 1
+            self.count_failure()
             logger.exception("budgets.telemetry_failed task_id=%s", request.id)
 
     def _remember(self, task_id: str, outcome: Outcome) -> None:
@@ -165,7 +184,7 @@ class Roster:
             "task": request.type,
             "task_id": request.id,
             "worker": request.hostname,
-            **asdict(usage),
+            **usage._asdict(),
         }
         logs.call_ended(facts)
         for listener in self.listeners:
@@ -190,7 +209,7 @@ class Roster:
             headers, outcome, reason or outcome.value, flight,
         )  # fmt: skip
         if not told and flight is not None and any(flight.span_id):
-            self.telemetry_failures += 1
+            self.count_failure()
             logger.warning(
                 "budgets.span_lost task_id=%s outcome=%s: set the tracer provider in the "
                 "worker main process too", request.id, outcome.value,

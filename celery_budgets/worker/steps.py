@@ -7,6 +7,7 @@ See also: :mod:`celery_budgets.worker.checks`, :mod:`celery_budgets.worker.deadl
 from __future__ import annotations
 
 import logging
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -24,10 +25,13 @@ from celery_budgets.process.recorder import FlightReader
 from celery_budgets.process.watchdog import install
 from celery_budgets.settings import Settings, settings_of
 from celery_budgets.task import BudgetedTask
+from celery_budgets.telemetry import failures
 from celery_budgets.telemetry.logs import print_json_lines
-from celery_budgets.worker.checks import capacity, check_worker, pool_name
+from celery_budgets.units import KIB
+from celery_budgets.worker.checks import check_worker, pool_name
 from celery_budgets.worker.deadlines import Deadlines
 from celery_budgets.worker.meters import Meters
+from celery_budgets.worker.report import Report, pool_pids
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.threads import AbandonedThreads
 
@@ -49,10 +53,15 @@ class BudgetsStep(bootsteps.StartStopStep):
         self.pool = pool_name(worker.pool_cls)
         self.lanes: list[Lane] = check_worker(worker, self.settings, autoscale)
         self.roster.capacity = worker.concurrency
+        failures.listen(self.roster.count_failure)
         self.interrupt = self._interrupt(worker)
+        self.report = Report(
+            worker, self.settings, self.lanes, self.roster, self.pool, self.interrupt.enforces
+        )
         if self.pool == "prefork":
             # Before the pool forks, so that each process finds the folder in its environment.
             self.roster.flights = FlightReader()
+            self._let_fat_processes_leave(worker)
         else:
             install(self.interrupt)
         for task in worker.app.tasks.values():
@@ -70,6 +79,23 @@ class BudgetsStep(bootsteps.StartStopStep):
             "solo": MainThreadInterrupt,
         }
         return kinds.get(self.pool, Interrupt)()
+
+    def _let_fat_processes_leave(self, worker: Any) -> None:
+        """Make billiard ask each pool process for its size after a call (process.recycle).
+
+        It asks only where ``max_memory_per_child`` (KiB) is set. A program's own stays, and is
+        kept in the configuration, where pool processes find it.
+        """
+        theirs = worker.max_memory_per_child
+        if theirs:
+            worker.app.conf.worker_max_memory_per_child = theirs
+        elif self.settings.memory_guard:
+            budgets = [lane.budget for lane in self.lanes]
+            for task in worker.app.tasks.values():
+                if isinstance(task, BudgetedTask):
+                    budgets.append(task.budget_in(task.home()))
+            # The lowest, as billiard logs it: a process answers 1 KiB, or more than its own.
+            worker.max_memory_per_child = min((b.max_rss for b in budgets), default=KIB) // KIB
 
     def create(self, worker: Any) -> BudgetsStep:
         """Return the object that the worker starts and stops: this step itself."""
@@ -91,13 +117,9 @@ class BudgetsStep(bootsteps.StartStopStep):
     def _start_telemetry(self, worker: Any) -> None:
         if self.settings.json_logs:
             print_json_lines()
-
-        def pool_pids() -> list[int]:
-            processes = getattr(getattr(worker.pool, "_pool", None), "_pool", None) or ()
-            return [process.pid for process in processes]
-
         about = (version("celery-budgets"), worker.hostname, self.pool)
-        Meters(self.roster, self.lanes, about, pool_pids).start(self.settings)
+        pids = partial(pool_pids, worker)
+        Meters(self.roster, self.lanes, about, pids).start(self.settings)
 
     def stop(self, worker: Any) -> None:
         """Nothing to do before the pool has stopped."""
@@ -107,31 +129,7 @@ class BudgetsStep(bootsteps.StartStopStep):
 
     def info(self, worker: Any) -> dict[str, Any]:
         """Return what `inspect stats`, and so Flower's worker page, shows."""
-        lanes = {
-            lane.name: {
-                "queue": lane.queue,
-                "concurrency": lane.concurrency,
-                "active": self.roster.active[lane.name],
-                "soft_time_limit": lane.budget.soft_time_limit,
-                "hard_time_limit": lane.budget.hard_time_limit,
-                "max_rss": lane.budget.max_rss,
-                "rss_warning": lane.budget.rss_warning,
-            }
-            for lane in self.lanes
-        }
-        return {
-            "budgets": {
-                "pool": self.pool,
-                "enforces": dict(self.interrupt.enforces),
-                "capacity": capacity(self.settings.lanes, self.lanes),
-                "abandoned_threads": self.roster.abandoned_threads,
-                "lanes": lanes,
-                "calls": {
-                    name: dict(calls.outcomes)
-                    for name, calls in self.roster.statistics.lanes.items()
-                },
-            }
-        }
+        return {"budgets": self.report.in_short()}
 
 
 def _settle_acknowledgement(task: BudgetedTask) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from celery_budgets.outcomes import Outcome
 from celery_budgets.telemetry.names import seconds_waited
@@ -18,8 +17,7 @@ __all__ = ["Usage"]
 _OVER_THE_SOFT_LIMIT = frozenset({Outcome.SOFT_TIME_LIMIT, Outcome.HARD_TIME_LIMIT})
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Time and memory of one call; ``None`` where it never ran or nobody could tell."""
 
     seconds: float | None

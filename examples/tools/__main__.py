@@ -27,13 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # SIGINT too: a shell starts a background program with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
+    run = None
     try:
         files, root, output = _read(arguments)
         # Here, because this import takes a second, in which Ctrl-C may come too.
         from examples.tools.run import Run
 
-        return EXIT_DONE if Run(files, root, output).execute() else EXIT_FAILED
+        run = Run(files, root, output)
+        return EXIT_DONE if run.execute() else EXIT_FAILED
     except KeyboardInterrupt:
+        if run is None:
+            print("interrupted before anything was started")
         return EXIT_INTERRUPTED
 
 

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from examples.tools.rules import RULES, Finding, Place, unused_imports
+from examples.tools.imports import unused_imports
+from examples.tools.rules import RULES, Finding, Place
 
 __all__ = ["as_markdown", "review"]
 
@@ -91,10 +92,15 @@ def as_markdown(reviewed: dict[str, Any]) -> str:
     report = [
         f"# {reviewed['path']}",
         "",
-        f"{reviewed['lines']} lines, {reviewed['bytes']} bytes, SHA-256 `{reviewed['sha256']}`.",
+        f"{_count(reviewed['lines'], 'line')}, {_count(reviewed['bytes'], 'byte')}, "
+        f"SHA-256 `{reviewed['sha256']}`.",
         "",
-        f"{len(findings)} findings: {summary}." if findings else "Nothing to report.",
+        f"{_count(len(findings), 'finding')}: {summary}." if findings else "Nothing to report.",
         "",
         *(f"- line {finding.line}: {finding.message} ({finding.rule})" for finding in findings),
     ]
     return "\n".join(report).rstrip() + "\n"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -17,18 +17,12 @@ from opentelemetry import trace
 from celery_budgets.telemetry.statistics import Statistics
 from examples.tools import app as tools
 
-__all__ = ["Call", "Job", "Stalled"]
+__all__ = ["Call", "Job"]
 
 #: The first files also have their words counted.
 COUNTED_FILES = 40
-#: The job gives up when no call has ended for so many seconds.
-STALLED_SECONDS = 60.0
 #: Seconds in which the workers' statistics must have counted every result.
 STATISTICS_SECONDS = 5.0
-
-
-class Stalled(Exception):
-    """No call has ended for a long time."""
 
 
 @dataclass
@@ -107,26 +101,24 @@ class Job:
             before = Call(result.id, task.name, task.home().name, before)
             self.calls[result.id] = before
 
-    def ended(self) -> Iterator[Call | None]:
-        """Yield each call once it has ended, and ``None`` between two looks for more.
+    @property
+    def pending(self) -> list[Call]:
+        """The calls that are not known to have ended."""
+        return [call for call in self.calls.values() if call.meta is None]
 
-        Raises:
-            Stalled: No call has ended for :data:`STALLED_SECONDS`.
-        """
-        pending = list(self.calls)
-        last = time.monotonic()
-        while pending:
-            # One request for all of them, where AsyncResult.ready() makes one for each.
-            metas = dict(tools.app.backend.get_many(pending, interval=0, max_iterations=1))
-            for task_id, meta in metas.items():
-                self.calls[task_id].meta = meta
-                yield self.calls[task_id]
-            pending = [task_id for task_id in pending if task_id not in metas]
-            last = time.monotonic() if metas else last
-            if time.monotonic() - last > STALLED_SECONDS:
-                raise Stalled(
-                    f"{len(pending)} calls have not ended, and none has for {STALLED_SECONDS:g} s"
-                )
+    def look(self) -> list[Call]:
+        """Return the calls that have ended since the last look."""
+        # One request for all of them, where AsyncResult.ready() makes one for each.
+        pending = [call.id for call in self.pending]
+        metas = dict(tools.app.backend.get_many(pending, interval=0, max_iterations=1))
+        for task_id, meta in metas.items():
+            self.calls[task_id].meta = meta
+        return [self.calls[task_id] for task_id in metas]
+
+    def ended(self) -> Iterator[Call | None]:
+        """Yield each call once it has ended, and ``None`` between two looks for more."""
+        while self.pending:
+            yield from self.look()
             yield None
 
     def statistics(self) -> Statistics:

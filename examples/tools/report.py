@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -153,7 +153,11 @@ def trace_tree(root: RecordedSpan) -> RenderableType:
             grow(tree.add(label(child, depth + 1)), child, depth + 1)
         return tree
 
-    return grow(Tree(label(root, 0), guide_style="dim"), root, 0)
+    heading = Text.assemble(
+        ("One file's trace".ljust(NAME_COLUMNS), "bold"),
+        ("when".ljust(BAR_COLUMNS) + "    took  outcome", "dim"),
+    )
+    return Group(heading, grow(Tree(label(root, 0), guide_style="dim"), root, 0))
 
 
 def forecast_lines(forecast: Mapping[str, Any]) -> list[Text]:

@@ -1,18 +1,18 @@
 """The critic's rules: each takes a place in a syntax tree and yields what is wrong with it.
 
 A rule reports what is certain from the syntax alone; where it cannot know, it is silent.
+See also: :mod:`examples.tools.imports`, the one rule that needs the whole file.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-__all__ = ["RULES", "Finding", "Place", "unused_imports"]
+__all__ = ["RULES", "Finding", "Place"]
 
 LONGEST_FUNCTION = 80
 DEEPEST_BLOCK = 4
@@ -42,7 +42,6 @@ Rule = Callable[[Place], Iterator[Finding]]
 _BUILTINS = frozenset(name for name in vars(builtins) if not name.startswith("_")) - {
     "copyright", "credits", "exit", "help", "license", "quit",
 }  # fmt: skip
-_NAMES = re.compile(r"[^\W\d]\w*")
 
 
 def bare_except(place: Place) -> Iterator[Finding]:
@@ -61,16 +60,16 @@ def mutable_default(place: Place) -> Iterator[Finding]:
     node = place.node
     assert isinstance(node, Function | ast.Lambda)
     for default in (*node.args.defaults, *node.args.kw_defaults):
-        literal = isinstance(default, ast.List | ast.Dict | ast.Set)
-        built = (
-            isinstance(default, ast.Call)
-            and isinstance(default.func, ast.Name)
-            and default.func.id in {"list", "dict", "set", "bytearray"}
-        )
-        if literal or built:
+        if default is not None and _is_mutable(default):
             yield Finding(
                 default.lineno, "mutable-default", "all calls share this mutable default; use None"
             )
+
+
+def _is_mutable(default: ast.expr) -> bool:
+    if isinstance(default, ast.Call) and isinstance(default.func, ast.Name):
+        return default.func.id in {"list", "dict", "set", "bytearray"}
+    return isinstance(default, ast.List | ast.Dict | ast.Set)
 
 
 def long_function(place: Place) -> Iterator[Finding]:
@@ -101,15 +100,14 @@ def shadowed_builtin(place: Place) -> Iterator[Finding]:
     """A name that hides a builtin from the rest of its scope."""
     node = place.node
     # In a class, the name is an attribute and hides nothing.
+    in_class = isinstance(place.scope, ast.ClassDef)
     if isinstance(node, ast.arg):
         name = "" if isinstance(place.scope, ast.Lambda) else node.arg
-    elif isinstance(place.scope, ast.ClassDef):
-        name = ""
     elif isinstance(node, ast.Name):
-        name = node.id if isinstance(node.ctx, ast.Store) else ""
+        name = "" if in_class or not isinstance(node.ctx, ast.Store) else node.id
     else:
         assert isinstance(node, Function | ast.ClassDef)
-        name = node.name
+        name = "" if in_class else node.name
     if name in _BUILTINS:
         yield Finding(node.lineno, "shadowed-builtin", f"{name!r} hides the builtin of that name")
 
@@ -160,36 +158,6 @@ def repeated_key(place: Place) -> Iterator[Finding]:
         if typed in seen:
             yield Finding(key.lineno, "repeated-key", f"the key {key.value!r} is given twice")
         seen.add(typed)
-
-
-def unused_imports(nodes: Iterable[ast.AST]) -> Iterator[Finding]:
-    """Yield a finding for each import whose name is used nowhere in the file."""
-    bound: list[tuple[int, str]] = []
-    used: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            bound.extend(_bindings(node))
-        elif isinstance(node, ast.Name):
-            used.add(node.id)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            used.update(_quoted_names(node.value))
-    for line, name in bound:
-        if name not in used and not name.startswith("__"):
-            yield Finding(line, "unused-import", f"{name!r} is imported but not used")
-
-
-def _bindings(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[int, str]]:
-    if isinstance(node, ast.ImportFrom) and node.module == "__future__":
-        return
-    for alias in node.names:
-        # "import x as x" says on purpose that x is for others.
-        if alias.name != "*" and alias.asname != alias.name:
-            yield alias.lineno, alias.asname or alias.name.split(".")[0]
-
-
-def _quoted_names(text: str) -> list[str]:
-    """Return the names in a string that may be an entry of ``__all__`` or an annotation."""
-    return _NAMES.findall(text) if len(text) < 100 and "\n" not in text else []
 
 
 RULES: dict[type[ast.AST], tuple[Rule, ...]] = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import OperationalError
 from rich.text import Text
 
-from celery_budgets.embedded import EmbeddedBroker
 from celery_budgets.errors import BudgetsError
 from examples.tools import report
+from examples.tools.broker import broker
 from examples.tools.traces import DIRECTORY_VARIABLE, RecordedSpan, read_traces
 from examples.tools.workers import LaneWorkers, WorkerFailed
 
@@ -31,6 +31,8 @@ __all__ = ["Run"]
 
 #: Seconds between two looks at workers or results.
 LOOK_SECONDS = 0.1
+#: The run gives up when no call has ended for so many seconds.
+STALLED_SECONDS = 60.0
 
 
 class Run:
@@ -71,7 +73,7 @@ class Run:
             old.unlink()
         os.environ[DIRECTORY_VARIABLE] = str(spans)
         with ExitStack() as stack:
-            server = stack.enter_context(_broker())
+            server = stack.enter_context(broker())
             # Only now: the app looks at these variables when it is imported.
             from examples.tools.job import Job
 
@@ -79,10 +81,16 @@ class Run:
             workers = LaneWorkers(self.job.lanes.values(), logs)
             stack.callback(workers.stop)
             self._introduce(server)
-            self._start(workers)
-            self.job.send()
-            self._follow(workers)
-            return self.job.statistics()
+            try:
+                self._start(workers)
+                self.job.send()
+                self._follow(workers)
+                return self.job.statistics()
+            except KeyboardInterrupt:
+                self._say("stopping the workers; Ctrl-C again kills them", "yellow")
+                with suppress(Exception):
+                    self.job.look()
+                raise
 
     def _directory(self, name: str) -> Path:
         directory = self.output / name
@@ -111,6 +119,7 @@ class Run:
         """Move the progress bars until every call has ended."""
         assert self.job is not None
         totals = Counter(call.lane for call in self.job.calls.values())
+        last = time.monotonic()
         with report.new_progress(self.console, unit="calls") as progress:
             bars = {lane: progress.add_task(lane, total=totals[lane]) for lane in self.job.lanes}
             whole = progress.add_task("all lanes", total=totals.total())
@@ -118,6 +127,12 @@ class Run:
                 if call is not None:
                     progress.advance(bars[call.lane])
                     progress.advance(whole)
+                    last = time.monotonic()
+                elif time.monotonic() - last > STALLED_SECONDS:
+                    lanes = {call.lane for call in self.job.pending}
+                    raise WorkerFailed(
+                        f"no call has ended for {STALLED_SECONDS:g} s\n{workers.tail(*lanes)}"
+                    )
                 else:
                     workers.check()
                     time.sleep(LOOK_SECONDS)
@@ -130,7 +145,6 @@ class Run:
         self.console.print(report.misbehaviour_table(statistics, calls))
         root = _richest(read_traces(self.output / "traces"), reviews)
         if root is not None:
-            self._say("One file's trace", "bold")
             self.console.print(report.trace_tree(root))
             self._say("")
         forecast = next((call for call in calls if call.tool == "forecast_model"), None)
@@ -170,20 +184,6 @@ class Run:
         # A file name may have bytes that are no text, and a path is not to be cut into lines.
         printable = text.encode("utf-8", "backslashreplace").decode()
         self.console.print(Text(printable, style), soft_wrap=True)
-
-
-@contextmanager
-def _broker() -> Iterator[str]:
-    """Name broker and result backend in the environment; start a server where none is named."""
-    given = os.environ.get("CELERY_BROKER_URL")
-    if given:
-        os.environ.setdefault("CELERY_RESULT_BACKEND", given)
-        yield "broker of CELERY_BROKER_URL"
-        return
-    with EmbeddedBroker() as broker:
-        os.environ["CELERY_BROKER_URL"] = broker.url(0)
-        os.environ["CELERY_RESULT_BACKEND"] = broker.url(1)
-        yield "a server of its own"
 
 
 def _richest(roots: Sequence[RecordedSpan], reviews: Sequence[Any]) -> RecordedSpan | None:

@@ -41,7 +41,7 @@ def export_where_asked() -> None:
 
 
 def _line(span: ReadableSpan) -> str:
-    return span.to_json(indent=None) + "\n"
+    return f"{span.to_json(indent=None)}\n"
 
 
 @dataclass
@@ -70,7 +70,7 @@ def read_traces(directory: Path) -> list[RecordedSpan]:
     for path in directory.glob("*.jsonl"):
         with path.open(encoding="utf-8") as file:
             spans.update((span.span_id, span) for span in map(_parse, file) if span)
-    roots = []
+    roots: list[RecordedSpan] = []
     for span in spans.values():
         parent = spans.get(span.parent_id) if span.parent_id else None
         (parent.children if parent else roots).append(span)

@@ -9,18 +9,23 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from celery_budgets.cli.supervisor import Backoff, Supervisor
+from celery_budgets.cli.supervised import Backoff
+from celery_budgets.cli.supervisor import Supervisor
 from celery_budgets.lanes import Lane
 
 __all__ = ["LaneWorkers", "WorkerFailed"]
 
 APP = "examples.tools.app"
-#: Seconds that running calls have when the workers are asked to stop.
-WARM_SECONDS = 8.0
+#: Seconds in which all workers must take calls.
+START_SECONDS = 60.0
+#: Seconds that the workers have to stop. Running calls need 1.5 at the most, but billiard may
+#: wait half a minute for a result that nobody reads any more.
+WARM_SECONDS = 3.0
 TAIL_LINES = 20
 
 
@@ -47,6 +52,9 @@ class LaneWorkers:
             commands, say=self._say, backoff=lambda: _NoSecondStart(next(names))
         )
         self._failure: Exception | None = None
+        self._started_at = time.monotonic()
+        # Not Thread.join: interrupted by Ctrl-C, it takes a running thread for ended (3.11).
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="workers", daemon=True)
 
     @property
@@ -56,13 +64,14 @@ class LaneWorkers:
 
     def start(self) -> None:
         """Start the workers; they are not ready yet when this returns."""
+        self._started_at = time.monotonic()
         self._thread.start()
 
     def check(self) -> None:
-        """Do nothing while all workers run.
+        """Do nothing while all workers run, or still have time to start.
 
         Raises:
-            WorkerFailed: One of them has ended.
+            WorkerFailed: One of them has ended, or is not ready in time.
         """
         if isinstance(self._failure, _Ended):
             lane, seconds = self._failure.args
@@ -71,6 +80,12 @@ class LaneWorkers:
             )
         if self._failure is not None:
             raise self._failure
+        late = [lane for lane in self._files if lane not in self.ready]
+        if late and time.monotonic() > self._started_at + START_SECONDS:
+            raise WorkerFailed(
+                f"not ready after {START_SECONDS:g} s: the workers of {', '.join(late)}\n"
+                f"{self.tail(*late)}"
+            )
 
     def tail(self, *lanes: str) -> str:
         """Return the end of the logs of *lanes*, each under the name of its file."""
@@ -82,15 +97,17 @@ class LaneWorkers:
 
     def stop(self) -> None:
         """Stop all workers, warmly if they can, and wait for their end."""
-        self._supervisor.stop()
-        if self._thread.ident is None:
-            return
-        # A second Ctrl-C: no more waiting.
-        with contextlib.suppress(KeyboardInterrupt):
-            self._thread.join(WARM_SECONDS)
-        if self._thread.is_alive():
+        if self._thread.ident is not None:
             self._supervisor.stop()
-            self._thread.join()
+            # A second Ctrl-C: no more waiting.
+            with contextlib.suppress(KeyboardInterrupt):
+                self._ended.wait(WARM_SECONDS)
+            if not self._ended.is_set():
+                self._supervisor.stop()
+            while not self._ended.is_set():
+                # Being killed takes no time worth an interruption.
+                with contextlib.suppress(KeyboardInterrupt):
+                    self._ended.wait()
         for file in self._files.values():
             file.close()
 
@@ -99,6 +116,8 @@ class LaneWorkers:
             self._supervisor.run()
         except Exception as exc:
             self._failure = exc
+        finally:
+            self._ended.set()
 
     def _say(self, lane: str, line: str) -> None:
         file: IO[str] | None = self._files.get(lane)

@@ -16,9 +16,9 @@ from celery_budgets import (
     MemoryLimitExceeded,
     NoServerError,
     RejectedByBudget,
-    WorkerRefused,
 )
 from celery_budgets.errors import nearest
+from celery_budgets.worker.refused import WorkerRefused
 
 MIB = 1024**2
 CROSSING = [
@@ -87,7 +87,7 @@ def test_kinship():
 
 @pytest.mark.parametrize("problems", [("no such queue",), ("no such queue", "too many slots")])
 def test_a_refused_worker_is_one_message_and_exit_code_1(problems, capsys):
-    """click prints it without a traceback, also where there are several reasons."""
+    """Click prints it without a traceback, also where there are several reasons."""
 
     @click.command()
     def worker():
@@ -104,7 +104,7 @@ def test_a_refused_worker_is_one_message_and_exit_code_1(problems, capsys):
 def test_nothing_wrong_raises_nothing():
     """raise_if of no problems goes on."""
     ConfigurationError.raise_if(problem for problem in ())
-    with pytest.raises(ConfigurationError, match="^a$"):
+    with pytest.raises(ConfigurationError, match=r"^a$"):
         ConfigurationError.raise_if(problem for problem in ["a"])
 
 

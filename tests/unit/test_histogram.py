@@ -89,3 +89,14 @@ def test_it_stays_small():
         histogram.add(1e-6 * 86.4e9 ** (step / 100_000))
     assert histogram.count == 100_000
     assert len(histogram.buckets) <= 1300
+
+
+@given(VALUES, st.lists(st.floats(1e-6, 1e15), min_size=1, max_size=10))
+def test_cumulative_counts_are_right_but_for_one_percent(values, bounds):
+    """How many do not exceed each bound: only values within 1 % of it may be on either side."""
+    bounds.sort()
+    counts = histogram_of(values).cumulative(bounds)
+    assert counts == sorted(counts)
+    for bound, count in zip(bounds, counts, strict=True):
+        assert sum(value * 1.0101 <= bound for value in values) <= count
+        assert count <= sum(value <= bound * 1.0101 for value in values)

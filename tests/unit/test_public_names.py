@@ -27,7 +27,6 @@ def test_the_public_names():
         "NoServerError",
         "Outcome",
         "RejectedByBudget",
-        "WorkerRefused",
     ]
     assert all(hasattr(celery_budgets, name) for name in celery_budgets.__all__)
     assert celery_budgets.__version__ == version("celery-budgets")

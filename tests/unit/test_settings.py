@@ -182,9 +182,7 @@ def test_a_memory_limit_alone_takes_its_warning_along():
 )
 def test_an_unknown_key_suggests_the_nearest(wrong, right):
     """A typing mistake is an error, not a setting without effect."""
-    with pytest.raises(
-        ConfigurationError, match=f"setting {wrong} is not known; did you.*{right}'"
-    ):
+    with pytest.raises(ConfigurationError, match=f"setting {wrong} is not known; did.*{right}'"):
         _ = Budgets(new_app(**{wrong: 1})).settings
 
 
@@ -201,9 +199,9 @@ def test_what_is_wrong_in_late_configuration_is_raised_at_the_first_use():
     budgets = Budgets(app)
     app.config_from_object(SimpleNamespace(budgets_timeout=-1))
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match="timeout: -1.0 must be above 0"):
+        with pytest.raises(ConfigurationError, match=r"timeout: -1\.0 must be above 0"):
             _ = budgets.settings
-    with pytest.raises(ConfigurationError, match="timeout: -1.0 must be above 0"):
+    with pytest.raises(ConfigurationError, match=r"timeout: -1\.0 must be above 0"):
         app.send_task("some.task")
 
 

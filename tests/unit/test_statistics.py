@@ -15,7 +15,7 @@ def counted(statistics, lane, task, outcome, seconds, rss=None, *, over=False):
     calls.wait.add(seconds / 10)
     calls.soft_limit_exceeded += over
     if rss is not None:
-        calls.rss_peak_bytes = max(calls.rss_peak_bytes or 0, rss)
+        calls.rss_peak.add(rss)
 
 
 def worker_one():
@@ -68,7 +68,7 @@ def test_workers_add_up():
 
 
 def test_asking_changes_nothing():
-    """total and lanes are sums of their own: asking twice does not count twice."""
+    """The sums are made anew: asking twice does not count twice."""
     statistics = worker_one()
     assert statistics.total.total == statistics.total.total == 3
     statistics.lanes["file_read"].outcomes.clear()

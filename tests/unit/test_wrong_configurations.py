@@ -48,7 +48,9 @@ def task(lane="critic", **attributes):
     def declare():
         app = Celery("wrong", broker="memory://", set_as_current=False)
         budgets = Budgets(app)
-        declared = app.task(base=BudgetedTask, name="mine", lane=lane, **attributes)(a_tool)
+        declared = app.task(shared=False, base=BudgetedTask, name="mine", lane=lane, **attributes)(
+            a_tool
+        )
         return declared.budget_in(budgets.settings.lanes[declared.lane])
 
     return declare

@@ -24,6 +24,7 @@ app.conf.update(
     budgets_max_abandoned_threads=int(os.environ.get("MAX_ABANDONED", "100")),
     broker_transport_options={"visibility_timeout": 60} if "VISIBILITY" in os.environ else {},
     worker_soft_shutdown_timeout=float(os.environ.get("SOFT_SHUTDOWN", "0")),
+    worker_pool_start_method=os.environ.get("START_METHOD", "fork"),
     # A broker that is away is met again soon, and a result that cannot be stored soon is not.
     broker_connection_retry_on_startup=True,
     redis_socket_connect_timeout=2,

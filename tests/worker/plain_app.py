@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -29,7 +30,5 @@ def pid() -> int:
 @app.task(name="swallow")
 def swallow() -> None:
     while True:
-        try:
+        with contextlib.suppress(Exception):
             time.sleep(60)
-        except Exception:  # noqa: S110
-            pass

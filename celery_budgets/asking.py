@@ -1,0 +1,75 @@
+"""Asking all workers, and knowing who did not answer.
+
+The broker tells nobody how many workers listen. So silence is found out in two ways: a worker
+that has answered this process before; and, where the transport keeps the table of mailboxes
+itself (Redis does, RabbitMQ does not), one whose mailbox was never taken down: it hangs, was
+killed, or runs without budgets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kombu.exceptions import OperationalError
+
+__all__ = ["Answers", "Asking"]
+
+logger = logging.getLogger(__name__)
+
+
+class Answers(NamedTuple):
+    """What the workers answered, by the name of each, and who did not."""
+
+    by_worker: Mapping[str, Mapping[str, Any]]
+    silent: tuple[str, ...]
+
+
+class Asking:
+    """Asks the workers of *app*, again and again.
+
+    Args:
+        app: The Celery app.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._seen: set[str] = set()
+
+    def ask(self, timeout: float = 1.0) -> Answers:
+        """Return the answers of all workers to ``inspect budgets``.
+
+        Args:
+            timeout: How long workers may take, seconds; less where all that are known of have
+                answered before.
+
+        Raises:
+            kombu.exceptions.OperationalError: The broker does not answer.
+        """
+        mailboxes = self._mailboxes()
+        expected = mailboxes | self._seen
+        limit = len(expected) if mailboxes else None
+        replies = self._app.control.broadcast("budgets", reply=True, timeout=timeout, limit=limit)
+        by_worker = {name: answer for reply in replies or () for name, answer in reply.items()}
+        self._seen.update(by_worker)
+        if limit and not set(by_worker) <= expected:
+            # A newcomer's answer took the place of one that was still to come.
+            return self.ask(timeout)
+        return Answers(dict(sorted(by_worker.items())), tuple(sorted(expected - set(by_worker))))
+
+    def _mailboxes(self) -> set[str]:
+        """Return the names of workers whose mailbox stands at the broker, where it can tell."""
+        mailbox = self._app.control.mailbox
+        with self._app.connection_or_acquire() as connection:
+            try:
+                get_table = getattr(connection.default_channel, "get_table", None)
+                table = get_table(mailbox.exchange.name) if get_table is not None else ()
+            except OperationalError:
+                raise
+            except Exception as exc:
+                # Only a convenience of some transports; without it silence is known from before.
+                logger.debug("budgets.no_mailbox_table: %s", exc)
+                return set()
+        ending = f".{mailbox.namespace}.pidbox"
+        return {row[-1].removesuffix(ending) for row in table if row[-1].endswith(ending)}

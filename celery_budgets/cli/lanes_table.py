@@ -1,0 +1,131 @@
+"""The table of lanes on a terminal: bars, rates, memory, alerts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from celery_budgets.cli.alerts import CRITICAL_SHARE
+from celery_budgets.cli.overview import Overview, Row
+from celery_budgets.units import MIB, format_duration
+
+__all__ = ["WIDE", "drawn"]
+
+#: Columns of a terminal from which on nothing is left out.
+WIDE = 130
+#: Characters of a bar; each has eight steps.
+BAR_CELLS = 8
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_STYLES = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+def drawn(overview: Overview, width: int, *, live: bool = False) -> Group:
+    """Return *overview* as a table, with what it cannot show in lines below it.
+
+    Args:
+        overview: What to show.
+        width: Columns that there are; with few of them bars and medians are left out.
+        live: With a column of rates.
+    """
+    wide = width >= WIDE
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    columns = [
+        column for column in _COLUMNS if (wide or not column.wide) and (live or not column.live)
+    ]
+    for column in columns:
+        table.add_column(column.heading, justify=column.justify, no_wrap=column.heading != "alerts")
+    for row in overview.rows:
+        table.add_row(*(column.cell(row, wide) for column in columns))
+    return Group(*([table] if overview.rows else []), *_below(overview))
+
+
+class _Column(NamedTuple):
+    """One column, and whether it is there on a narrow terminal and without rates."""
+
+    heading: str
+    cell: Callable[[Row, bool], Text]
+    justify: Literal["left", "right"] = "right"
+    wide: bool = False
+    live: bool = False
+
+
+def _slots(row: Row, wide: bool) -> Text:
+    # Green also when full: a lane with all slots taken is at work, not in trouble.
+    bar = _bar(row.active, row.limit, "green") if wide else Text()
+    return bar + Text(f"{row.active}/{row.limit}")
+
+
+def _memory(row: Row, wide: bool) -> Text:
+    style = "green"
+    if row.rss > CRITICAL_SHARE * row.max_rss:
+        style = _STYLES["critical"]
+    elif row.rss > row.rss_warning:
+        style = _STYLES["warning"]
+    bar = _bar(row.rss, row.max_rss, style) if wide else Text()
+    return bar + Text(f"{row.rss / MIB:.0f} of {row.max_rss / MIB:.0f} MiB", style=style)
+
+
+def _alerts(row: Row, _: bool) -> Text:
+    return Text("\n").join(Text(alert.text, style=_STYLES[alert.level]) for alert in row.alerts)
+
+
+_COLUMNS = (
+    _Column("lane", lambda row, _: Text(row.lane), "left"),
+    _Column("worker", lambda row, _: Text(row.worker), "left"),
+    _Column("active", _slots, "left"),
+    _Column("waiting", lambda row, _: Text(str(row.waiting))),
+    _Column("calls", lambda row, _: Text(str(row.calls))),
+    _Column("calls/s", lambda row, _: Text(_rate(row.rate)), live=True),
+    _Column("failed", lambda row, _: Text(str(row.failed))),
+    _Column("killed", lambda row, _: Text(str(row.killed), style="red" if row.killed else "")),
+    _Column("p50", lambda row, _: Text(_duration(row.p50)), wide=True),
+    _Column("p95", lambda row, _: Text(_duration(row.p95))),
+    _Column("memory", _memory, "left"),
+    _Column(
+        "gate",
+        lambda row, _: Text(row.gate, style="" if row.gate == "open" else _STYLES["critical"]),
+        "left",
+    ),
+    _Column("alerts", _alerts, "left"),
+)
+
+
+def _bar(value: float, limit: float, style: str) -> Text:
+    """Return a bar of :data:`BAR_CELLS` characters, full at *limit* and above."""
+    share = min(1.0, value / limit) if limit else 0.0
+    eighths = round(share * BAR_CELLS * 8)
+    # Whatever is there at all is seen.
+    eighths = max(eighths, 1) if value else 0
+    full, rest = divmod(eighths, 8)
+    text = "█" * full + (_EIGHTHS[rest] if rest else "")
+    return Text(text.ljust(BAR_CELLS, "·") + " ", style=style)
+
+
+def _rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.1f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    # Three digits say enough, and no more than hundredths of a millisecond.
+    return format_duration(round(float(f"{seconds:.3g}"), 5))
+
+
+def _below(overview: Overview) -> Iterator[Text]:
+    total = overview.total
+    workers = len(overview.answered)
+    yield Text(
+        f"{workers} {'worker' if workers == 1 else 'workers'}, "
+        f"{total.active} of {total.limit} slots active, {total.waiting} waiting"
+    )
+    for worker in overview.silent:
+        text = f"no answer from {worker}: it hangs, was killed, or runs without budgets"
+        yield Text(text, style=_STYLES["critical"])
+    if overview.unserved:
+        yield Text(f"no worker serves: {', '.join(overview.unserved)}", style=_STYLES["warning"])

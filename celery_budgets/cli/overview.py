@@ -1,0 +1,150 @@
+"""What ``celery lanes status`` and ``celery lanes top`` show: a row for each lane of a worker.
+
+See also: :mod:`celery_budgets.cli.alerts`, which says what of it wants looking at, and
+:mod:`celery_budgets.cli.lanes_table`, which draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from celery_budgets.asking import Answers
+from celery_budgets.cli.alerts import Alert, alerts_of
+from celery_budgets.telemetry.snapshots import Concurrency, Slots, WorkerMemory
+from celery_budgets.telemetry.statistics import CallStatistics, Statistics
+
+__all__ = ["Overview", "Row"]
+
+_FAILED = ("failed", "soft_time_limit")
+_KILLED = ("hard_time_limit", "memory_limit", "worker_lost")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One lane of one worker; durations in seconds, sizes in bytes, ``None`` where unknown."""
+
+    worker: str
+    lane: str
+    active: int
+    limit: int
+    waiting: int
+    #: Calls that have ended since the worker started.
+    calls: int
+    failed: int
+    killed: int
+    #: Calls per second since the last look; ``None`` at the first.
+    rate: float | None
+    p50: float | None
+    p95: float | None
+    #: RSS of the largest process that runs calls, and the levels it is compared with.
+    rss: int
+    rss_warning: int
+    max_rss: int
+    gate: str
+    alerts: tuple[Alert, ...] = ()
+
+    @property
+    def slots(self) -> Slots:
+        """The slots alone."""
+        return Slots(self.active, self.limit, self.waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """All rows, the workers that did not answer, and the lanes that no worker serves."""
+
+    rows: tuple[Row, ...]
+    answered: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+    unserved: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        answers: Answers,
+        lanes: Iterable[str],
+        before: Overview | None = None,
+        seconds: float | None = None,
+    ) -> Overview:
+        """Return the overview that *answers* give.
+
+        Args:
+            answers: Of all workers.
+            lanes: Names of the lanes that the app has, in their order.
+            before: The overview before this one, for the rates.
+            seconds: Time between the two.
+        """
+        order = list(lanes)
+        counted = {(row.worker, row.lane): row.calls for row in before.rows} if before else {}
+        rows = [
+            row
+            for worker, answer in answers.by_worker.items()
+            for row in _rows(worker, answer, counted, seconds)
+        ]
+        rows.sort(key=lambda row: (_place(row.lane, order), row.lane, row.worker))
+        served = {row.lane for row in rows}
+        return cls(
+            rows=tuple(rows),
+            answered=tuple(answers.by_worker),
+            silent=answers.silent,
+            unserved=tuple(lane for lane in order if lane not in served),
+        )
+
+    @property
+    def total(self) -> Slots:
+        """The slots of all rows."""
+        return sum((row.slots for row in self.rows), Slots())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it in values that JSON has: seconds and bytes."""
+        return {
+            "lanes": [asdict(row) for row in self.rows],
+            "workers": list(self.answered),
+            "silent": list(self.silent),
+            "unserved": list(self.unserved),
+        }
+
+
+def _place(lane: str, order: list[str]) -> int:
+    return order.index(lane) if lane in order else len(order)
+
+
+def _rows(
+    worker: str,
+    answer: Mapping[str, Any],
+    counted: Mapping[tuple[str, str], int],
+    seconds: float | None,
+) -> Iterator[Row]:
+    memory = WorkerMemory.of(answer)
+    ended = Statistics.from_json(answer.get("statistics", ())).lanes
+    for lane, slots in Concurrency.of({worker: answer}).workers[worker].items():
+        calls = ended.get(lane, CallStatistics())
+        earlier = counted.get((worker, lane))
+        levels = memory.levels[lane]
+        yield Row(
+            worker=worker,
+            lane=lane,
+            active=slots.active,
+            limit=slots.limit,
+            waiting=slots.waiting,
+            calls=calls.total,
+            failed=sum(calls.outcomes[outcome] for outcome in _FAILED),
+            killed=sum(calls.outcomes[outcome] for outcome in _KILLED),
+            rate=_rate(calls.total, earlier, seconds),
+            p50=calls.duration.quantile(0.5),
+            p95=calls.duration.quantile(0.95),
+            rss=memory.largest_bytes,
+            rss_warning=levels.rss_warning,
+            max_rss=levels.max_rss,
+            gate=memory.gate,
+            alerts=alerts_of(lane, answer, calls),
+        )
+
+
+def _rate(total: int, earlier: int | None, seconds: float | None) -> float | None:
+    """Return calls per second; ``None`` where the worker has been started anew in between."""
+    if earlier is None or not seconds or total < earlier:
+        return None
+    return (total - earlier) / seconds

@@ -1,0 +1,49 @@
+"""``celery lanes status``: what the workers are doing now."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from celery_budgets.asking import Asking
+from celery_budgets.cli.findings import require_broker
+from celery_budgets.cli.options import seconds_option
+from celery_budgets.cli.overview import Overview
+from celery_budgets.settings import settings_of
+
+__all__ = ["command"]
+
+
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: seconds and bytes.")
+@seconds_option("--timeout", 1.0, "Seconds that workers have to answer.")
+@click.pass_context
+def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
+    """Show each lane of each worker: slots, calls, durations, memory, gate, alerts.
+
+    Percentiles are over all calls since the worker started. Workers that do not answer are
+    named, and lanes that no worker serves.
+
+    Exits with 0, or with 1 when no worker answers.
+
+    \b
+    Examples:
+      $ celery -A tools lanes status
+      $ celery -A tools lanes status --json --timeout 5
+    """
+    app = ctx.obj.app
+    lanes = settings_of(app).lanes
+    require_broker(app)
+    overview = Overview.of(Asking(app).ask(timeout), lanes)
+    if as_json:
+        click.echo(json.dumps(overview.to_json(), indent=2))
+    else:
+        from celery_budgets.cli.lanes_table import drawn
+        from celery_budgets.cli.terminal import console
+
+        out = console(no_color=ctx.obj.no_color)
+        out.print(drawn(overview, out.width))
+    if not overview.answered:
+        click.echo(f"Error: no worker answered within {timeout:g} s", err=True)
+        ctx.exit(1)

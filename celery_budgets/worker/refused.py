@@ -1,0 +1,21 @@
+"""The error of a worker that must not start."""
+
+from __future__ import annotations
+
+from click import ClickException
+
+from celery_budgets.errors import ConfigurationError
+
+__all__ = ["WorkerRefused"]
+
+
+class WorkerRefused(ConfigurationError, ClickException):
+    """A worker that must not start; on the command line it is one line and exit code 1."""
+
+    def __init__(self, *problems: str) -> None:
+        ClickException.__init__(self, "\n".join(problems))
+        self.args = self.problems = problems
+
+    def format_message(self) -> str:
+        """Return the message for the terminal (called by click)."""
+        return str(self)

@@ -1,0 +1,1 @@
+"""The smallest whole program: two tools, one worker, two calls."""

@@ -1,0 +1,24 @@
+"""When a message is acknowledged: late where its call may run twice, early where it may not."""
+
+from __future__ import annotations
+
+from tests.support import wait_until
+
+APP = "tests.worker.acknowledging_app"
+
+
+def test_messages_are_acknowledged_as_their_lane_and_task_say(worker, load_app):
+    """Late by default; `idempotent` and Celery's own `acks_late` of a task decide otherwise."""
+    loaded = load_app(APP)
+    worker(APP, "-Q", "safe,once", "-c", "6")
+    results = {name: loaded.app.tasks[name].delay(20) for name in loaded.TASKS}
+
+    def active():
+        (calls,) = (loaded.app.control.inspect(timeout=1).active() or {"": []}).values()
+        seen = {call["name"]: call["acknowledged"] for call in calls}
+        return seen if len(seen) == len(loaded.TASKS) else None
+
+    acknowledged = wait_until(active, "all run at once", timeout=15)
+    for result in results.values():
+        loaded.app.control.revoke(result.id, terminate=True)
+    assert acknowledged == {name: early for name, (_, early) in loaded.TASKS.items()}
