@@ -13,7 +13,7 @@ from time import time
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from celery import signals
+from celery import current_app, signals
 from kombu.entity import Exchange, Queue
 
 from celery_budgets.asking import Asking
@@ -128,6 +128,9 @@ class Budgets:
         except ConfigurationError as exc:
             # The only exception that Celery's signals let through.
             raise SystemExit(f"Error: {exc}") from None
+        # Again, and so last: a provider may be set by the program's own receiver.
+        signals.worker_process_init.disconnect(self._on_pool_process)
+        signals.worker_process_init.connect(self._on_pool_process, weak=False)
         wanted = [queue for queue in wanted if queue not in _names(options.get("exclude_queues"))]
         lanes = lanes_of_queues(settings.lanes, wanted)
         if lanes and not options.get("concurrency") and not options.get("autoscale"):
@@ -135,14 +138,17 @@ class Budgets:
 
     def _on_pool_process(self, **_: Any) -> None:
         """Prepare a pool process: instrumentation that it did not inherit, and recycling."""
-        if not self.app.configured:
+        # A spawned process works for a copy of the app, which is the current one there.
+        app = current_app._get_current_object()
+        if app is not self.app and app.main != self.app.main:
             return
-        if self.settings.tracing:
-            spans.instrument(self.settings.span_sample_rate)
-        if self.settings.memory_guard:
+        settings = settings_of(app)
+        if settings.tracing:
+            spans.instrument(settings.span_sample_rate)
+        if settings.memory_guard:
             from celery_budgets.process import recycle
 
-            recycle.install(self.app)
+            recycle.install(app)
 
     def statistics(self, timeout: float = 1.0) -> Statistics:
         """Return what the calls of all workers added up to since each was started.

@@ -154,5 +154,6 @@ FIELDS: dict[str, Field] = {
         "worker_call:{lane}", _optional(_span_name), "name of a call's span; None keeps Celery's"
     ),
     "json_logs": Field(False, _flag, "print the records of calls as JSON lines"),
+    "metrics_host": Field("127.0.0.1", _text, "address that the metrics port listens on"),
     "metrics_port": Field(None, _optional(_between(_whole, 0, 65535)), "port for Prometheus"),
 }

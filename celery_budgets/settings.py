@@ -45,6 +45,7 @@ class Settings:
     span_sample_rate: float
     span_name: str | None
     json_logs: bool
+    metrics_host: str
     metrics_port: int | None
 
     @classmethod
@@ -60,7 +61,9 @@ class Settings:
         """
         # Until somebody reads a key the configuration is not loaded, and has no keys to list.
         app.conf.get("timezone")
-        return cls.from_mapping(_given(app.conf), lanes)
+        # The environment wins over the program, as Celery's own variables do.
+        named_outside = f"{ENVIRONMENT_PREFIX}LANES" in os.environ
+        return cls.from_mapping(_given(app.conf), None if named_outside else lanes)
 
     @classmethod
     def from_mapping(

@@ -150,9 +150,11 @@ class BudgetedTask(Task):
             error = MemoryLimitExceeded(memory.rss())
             raise error.with_traceback(exc.__traceback__) from None
         except (SystemExit, KeyboardInterrupt):
-            # The process is going (billiard.pool.Worker.workloop): the worker tells the end.
-            _guarded(self._leave_to_worker, call)
-            call = None
+            outcome = Outcome.WORKER_LOST
+            if call is not None and watchdog().interrupt.ends_process:
+                # The process is going (billiard.pool.Worker.workloop): the worker tells the end.
+                _guarded(self._leave_to_worker, call)
+                call = None
             raise
         except BaseException as exc:
             given_up = call is not None and call.hard_sent
@@ -218,10 +220,9 @@ class BudgetedTask(Task):
             spans.begin(span, call, self, terms, settings.span_name)
         return span
 
-    def _leave_to_worker(self, call: Call | None) -> None:
-        if call is not None and watchdog().interrupt.ends_process:
-            watchdog().release(call)
-            spans.leave_open(self, call.task_id)
+    def _leave_to_worker(self, call: Call) -> None:
+        watchdog().release(call)
+        spans.leave_open(self, call.task_id)
 
     def _end(self, call: Call, span: Span | None, outcome: Outcome) -> None:
         dog = watchdog()

@@ -59,7 +59,7 @@ class Call:
     """
 
     __slots__ = (
-        "budget", "ceiling", "hard_at", "hard_sent", "lane", "limits",
+        "_happened", "budget", "ceiling", "hard_at", "hard_sent", "lane", "limits",
         "memory_due", "memory_guarded", "memory_sent", "memory_warned",
         "moved", "open",
         "rss_after", "rss_before", "rss_peak", "soft_at", "soft_exceeded", "soft_sent",
@@ -97,6 +97,7 @@ class Call:
         #: RSS for which MemoryLimitExceeded is to be raised in the body, bytes; 0: it is not.
         self.memory_due = 0
         self.memory_sent = False
+        self._happened: tuple[str, ...] = ()
         #: Bytes of RSS; the peak is the highest sample.
         self.rss_before = self.rss_after = self.rss_peak = rss
         self.wall_seconds = 0.0
@@ -120,6 +121,9 @@ class Call:
         # The hard limit first: at no instant may it lie below the soft one.
         self.hard_at += granted
         self.soft_at += granted
+        if self.remaining() > 0:
+            # The soft limit is ahead again, and counts again.
+            self.soft_exceeded, self.soft_sent = self.soft_exceeded or self.soft_sent, False
         if granted and self.moved is not None:
             self.moved(self)
         return granted
@@ -137,6 +141,13 @@ class Call:
         if now >= self.soft_at and self.budget.soft == "raise":
             self.soft_sent = True
             raise SoftTimeLimitExceeded(self.limits.soft)
+
+    def first(self, event: str) -> bool:
+        """Say whether *event* happens to this call for the first time, and remember it."""
+        if event in self._happened:
+            return False
+        self._happened += (event,)
+        return True
 
     def over_hard_limit(self, *, late: bool) -> bool:
         """Say whether the call is over its hard limit, now that its body has ended.

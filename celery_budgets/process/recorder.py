@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
-import glob
+import logging
 import mmap
 import os
 import shutil
 import struct
-import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import IntEnum
 
 from celery_budgets.process.call import Call
+from celery_budgets.process.folder import lock, make, map_file, sweep
 from celery_budgets.telemetry import failures
 
 __all__ = ["ENVIRONMENT", "Flight", "FlightReader", "FlightRecorder", "Reason", "recorder"]
+
+logger = logging.getLogger(__name__)
 
 #: Names the folder of the records; set by the worker before its pool starts. No setting, so
 #: not below the prefix of settings.
@@ -47,9 +48,6 @@ _FAILURES = struct.Struct("<Q")
 _FAILURES_OFFSET = 512
 #: Records of calls in this same process that nobody asked for yet.
 _LOCAL_RECORDS = 10_000
-
-_PREFIX = "celery-budgets-flights-"
-_BASE = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 _IDLE, _RUNNING, _ENDED = range(3)
 
@@ -118,7 +116,12 @@ class FlightRecorder:
         self._map: mmap.mmap | None = None
         self._local: OrderedDict[str, bytes] = OrderedDict()
         if folder and folder != _own_folder:
-            self._map = _map_file(os.path.join(folder, str(self.pid)), create=True)
+            try:
+                self._map = map_file(os.path.join(folder, str(self.pid)), create=True)
+            except OSError as exc:
+                logger.warning(
+                    "budgets.no_flight_record: a kill of this process says less: %s", exc
+                )
             failures.listen(self._failed)
 
     def begin(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
@@ -172,9 +175,9 @@ class FlightReader:
 
     def __init__(self, folder: str | None = None) -> None:
         global _own_folder
-        _sweep()
-        self.folder = folder or tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_BASE)
-        self._lock = _lock(self.folder)
+        sweep()
+        self.folder = folder or make()
+        self._lock = lock(self.folder)
         # Pool processes leave by os._exit, and so past this.
         atexit.register(self.close)
         self._owner = os.getpid()
@@ -196,7 +199,7 @@ class FlightReader:
         record = self._maps.get(pid)
         if record is None:
             try:
-                record = _map_file(os.path.join(self.folder, str(pid)), create=False)
+                record = map_file(os.path.join(self.folder, str(pid)), create=False)
             except (OSError, ValueError):
                 return None
             self._maps[pid] = record
@@ -264,38 +267,3 @@ def _forget_own_folder() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_own_folder)
-
-
-def _map_file(path: str, *, create: bool) -> mmap.mmap:
-    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0)
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        if create:
-            os.ftruncate(descriptor, mmap.PAGESIZE)
-        return mmap.mmap(descriptor, mmap.PAGESIZE)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(folder: str) -> int | None:
-    """Hold *folder* for as long as this process lives; ``None`` where somebody else does."""
-    try:
-        descriptor = os.open(os.path.join(folder, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        # Not by pid: those of another container may be on the same memory file system.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _sweep() -> None:
-    """Remove what workers left that were killed."""
-    for folder in glob.glob(os.path.join(_BASE or tempfile.gettempdir(), f"{_PREFIX}*")):
-        descriptor = _lock(folder)
-        if descriptor is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(descriptor)

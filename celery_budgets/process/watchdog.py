@@ -106,10 +106,11 @@ class Watchdog:
         """Enforce the time limits of *call*; return the seconds until one is due."""
         hard_due = call.hard_at + self.interrupt.hard_grace
         if now >= hard_due:
-            logger.warning(
-                "budgets.hard_time_limit task_id=%s lane=%s limit=%s",
-                call.task_id, call.lane, format_duration(call.limits.hard),
-            )  # fmt: skip
+            if call.first("hard_time_limit"):
+                logger.warning(
+                    "budgets.hard_time_limit task_id=%s lane=%s limit=%s",
+                    call.task_id, call.lane, format_duration(call.limits.hard),
+                )  # fmt: skip
             self.interrupt.hard(call)
             return TICK
         if now < call.soft_at:
@@ -143,10 +144,11 @@ class Watchdog:
             )  # fmt: skip
         limit = call.budget.hard_rss
         if rss > limit:
-            logger.error(
-                "budgets.memory_limit task_id=%s lane=%s rss=%s limit=%s",
-                call.task_id, call.lane, format_size(rss), format_size(limit),
-            )  # fmt: skip
+            if call.first("memory_limit"):
+                logger.error(
+                    "budgets.memory_limit task_id=%s lane=%s rss=%s limit=%s",
+                    call.task_id, call.lane, format_size(rss), format_size(limit),
+                )  # fmt: skip
             self.interrupt.memory(call)
             return TICK
         if call.budget.memory == "raise" and not call.memory_sent:

@@ -48,6 +48,9 @@ METRICS: dict[str, Metric] = {
         "histogram", "By", ("lane", "task"), "Highest RSS sampled during a call"
     ),
     "time_limits": Metric("counter", "{call}", ("lane", "kind"), "Calls over a time limit"),
+    "kills": Metric(
+        "counter", "{call}", ("lane", "reason"), "Calls killed, lost, or ended for memory"
+    ),
     "rejections": Metric("counter", "{call}", ("lane", "reason"), "Calls not admitted"),
     "lane_active": Metric("gauge", "{call}", ("lane",), "Calls that run now"),
     "lane_limit": Metric("gauge", "{call}", ("lane",), "Calls that may run at once"),
@@ -56,6 +59,8 @@ METRICS: dict[str, Metric] = {
     "global_limit": Metric("gauge", "{call}", (), "Calls that may run at once over all lanes"),
     "memory_rss_bytes": Metric("gauge", "By", ("process",), "RSS: worker, or largest pool process"),
     "memory_limit_bytes": Metric("gauge", "By", ("lane", "level"), "Levels of RSS of a lane"),
+    "memory_worker_bytes": Metric("gauge", "By", (), "Worker with its pool, by its gate"),
+    "memory_worker_limit_bytes": Metric("gauge", "By", (), "Limit of the worker with its pool"),
     "gate_state": Metric("gauge", "1", ("state",), "1 for the state of the gate, else 0"),
     "abandoned_threads": Metric("gauge", "{thread}", (), "Threads past their hard limit"),
     "telemetry_failures": Metric("counter", "{failure}", (), "Spans or records not made"),

@@ -36,6 +36,7 @@ class Admission:
         roster: The calls in hand; rejections are counted there.
         fail: Calls are failed at once instead of left at the broker.
         renew: Replaces the processes that hold the memory.
+        keeps_calls: Does the pool have a queue of its own?
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Admission:
         *,
         fail: bool,
         renew: Callable[[], None],
+        keeps_calls: bool = False,
     ) -> None:
         self.gate = gate
         #: Deliveries kept unacknowledged in this worker until the gate opens.
@@ -57,6 +59,9 @@ class Admission:
         #: Names of the queues that are consumed again when the gate opens.
         self._paused: list[str] = []
         self._let = 0
+        self._keeps_calls = keeps_calls
+        #: The call that was let through last.
+        self._passing: BudgetedRequest | None = None
 
     def running(self) -> int:
         """Return the calls that run or are on their way into the pool."""
@@ -81,11 +86,21 @@ class Admission:
             if not self._let:
                 self.turn_away(request)
                 return False
-            self._let = 0
+            self._let, self._passing = 0, request
             # Not here: kombu may be in the middle of reading from the broker.
             self._consumer.call_soon(self._pause)
         self.gate.fresh = False
         return True
+
+    def admit_start(self, request: BudgetedRequest) -> bool:
+        """Say whether a call that the pool had to keep waiting may start now.
+
+        Only a pool of threads keeps calls; from the others they come here at once.
+        """
+        if self.gate.is_open or request is self._passing or not self._keeps_calls:
+            return True
+        self.turn_away(request)
+        return False
 
     def turn_away(self, request: BudgetedRequest) -> None:
         """Fail *request*, hand it back, or hold it."""

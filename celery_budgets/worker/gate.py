@@ -86,7 +86,8 @@ class Gate:
         self.since = time()
         #: Has no call run in the processes since they were started?
         self.fresh = True
-        self._last: tuple[Reading, ...] = ()
+        #: What was read last.
+        self.last: tuple[Reading, ...] = ()
         self._idle_at: float | None = None
         self._renewed_at = 0.0
         self._nothing_helps = False
@@ -98,8 +99,8 @@ class Gate:
 
     def observe(self) -> tuple[Reading, ...]:
         """Read every gauge."""
-        self._last = tuple(Reading(gauge, gauge.read()) for gauge in self.gauges)
-        return self._last
+        self.last = tuple(Reading(gauge, gauge.read()) for gauge in self.gauges)
+        return self.last
 
     def decide(self, readings: tuple[Reading, ...], running: int) -> Decision:
         """Return what to do.
@@ -158,7 +159,7 @@ class Gate:
             "since": self.since,
             "gauges": {
                 r.gauge.name: {"used": r.used, "limit": r.gauge.limit, "resume": r.gauge.resume}
-                for r in self._last
+                for r in self.last
             },
         }
         if self.by is not None:

@@ -45,20 +45,23 @@ class GateStep(bootsteps.StartStopStep):
         super().__init__(c, **kwargs)
         self._settings = settings_of(c.app)
         self._consumer = c
-        self._prefork = pool_name(c.controller.pool_cls) == "prefork"
+        pool = pool_name(c.controller.pool_cls)
+        self._prefork = pool == "prefork"
         self._timer_entry: Any = None
         lanes = lanes_of_queues(self._settings.lanes, c.app.amqp.queues.consume_from)
         roster = roster_of(c.app)
         gauges = _gauges(self._settings, lanes, shared=not self._prefork)
         self.gate = Gate(gauges, self._settings.max_pause)
         self.admission = Admission(
-            c, self.gate, roster, fail=self._settings.rejection == "fail", renew=self._renew
-        )
+            c, self.gate, roster, fail=self._settings.rejection == "fail", renew=self._renew,
+            keeps_calls=pool == "threads",
+        )  # fmt: skip
         self.pool_memory: PoolMemory | None = None
         if self._prefork and roster.flights is not None:
             self.pool_memory = PoolMemory(self._pool_pids, roster.flights, roster)
-        if self._settings.memory_guard:
-            roster.gate, roster.admission = self.gate, self.admission
+        guarded = self._settings.memory_guard
+        roster.gate = self.gate if guarded else None
+        roster.admission = self.admission if guarded else None
 
     def start(self, c: Any) -> None:
         """Arm the timer; again after each reconnect, when Celery may have cancelled it."""

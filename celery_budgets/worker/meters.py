@@ -13,6 +13,7 @@ from celery_budgets.process import memory
 from celery_budgets.settings import Settings
 from celery_budgets.telemetry import metrics
 from celery_budgets.telemetry.metrics import Sample
+from celery_budgets.telemetry.statistics import CallStatistics
 from celery_budgets.worker.roster import Roster
 
 __all__ = ["Meters"]
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 #: Task names that get labels of their own; all further ones share "other".
 MOST_TASKS = 200
+_KILLS = ("hard_time_limit", "memory_limit", "worker_lost")
+#: Why a gate holds calls back: the settings that its gauges belong to.
+_REASONS = ("max_rss", "max_worker_rss")
 
 
 class Meters:
@@ -31,7 +35,6 @@ class Meters:
         lanes: The lanes that it serves.
         about: Its (version, name, pool), for ``build_info``.
         pool_pids: Returns the pids of its pool processes; none where calls run in the worker.
-        gate_state: Returns "open" or "paused".
     """
 
     def __init__(
@@ -40,13 +43,11 @@ class Meters:
         lanes: list[Lane],
         about: tuple[str, str, str],
         pool_pids: Callable[[], list[int]],
-        gate_state: Callable[[], str] = lambda: "open",
     ) -> None:
         self._roster = roster
         self._lanes = lanes
         self._about = about
         self._pool_pids = pool_pids
-        self._gate_state = gate_state
         self._tasks: set[str] = set()
         #: The port on which Prometheus is answered; ``None`` where it is not.
         self.port: int | None = None
@@ -59,7 +60,9 @@ class Meters:
         if settings.metrics_port is None:
             return
         try:
-            self.port = metrics.serve(settings.metrics_port, lambda: list(self.read()))
+            self.port = metrics.serve(
+                settings.metrics_port, lambda: list(self.read()), settings.metrics_host
+            )
         except (ConfigurationError, OSError) as exc:
             self._roster.count_failure()
             logger.error(
@@ -67,7 +70,9 @@ class Meters:
                 "of its own (CELERY_BUDGETS_METRICS_PORT)", settings.metrics_port, exc,
             )  # fmt: skip
         else:
-            logger.info("budgets.metrics_served url=http://127.0.0.1:%s/metrics", self.port)
+            logger.info(
+                "budgets.metrics_served url=http://%s:%s/metrics", settings.metrics_host, self.port
+            )
 
     def label(self, task: str) -> str:
         """Return the label of *task*: its name, or "other" once there are too many."""
@@ -82,9 +87,7 @@ class Meters:
         yield from self._calls()
         yield from self._slots()
         yield from self._memory()
-        state = self._gate_state()
-        for name in ("open", "paused"):
-            yield Sample("gate_state", (name,), float(name == state))
+        yield from self._gate()
         yield Sample("abandoned_threads", (), self._roster.abandoned_threads)
         yield Sample("telemetry_failures", (), self._roster.telemetry_failures)
         yield Sample("build_info", self._about, 1.0)
@@ -97,16 +100,27 @@ class Meters:
             yield Sample("call_duration_seconds", (lane, task), calls.duration)
             yield Sample("queue_wait_seconds", (lane, task), calls.wait)
             yield Sample("call_memory_peak_bytes", (lane, task), calls.rss_peak)
-        for lane, calls in statistics.lanes.items():
+        yield from self._lanes_ended(statistics.lanes)
+
+    def _lanes_ended(self, ended: Mapping[str, CallStatistics]) -> Iterator[Sample]:
+        """Yield counts by lane, from 0: Prometheus sees no increase where a counter begins at 1."""
+        for lane in {lane.name for lane in self._lanes} | set(ended):
+            calls = ended.get(lane) or CallStatistics()
             yield Sample("time_limits", (lane, "soft"), calls.soft_limit_exceeded)
             yield Sample("time_limits", (lane, "hard"), calls.outcomes["hard_time_limit"])
+            for outcome in _KILLS:
+                yield Sample("kills", (lane, outcome), calls.outcomes[outcome])
+            for reason in {*_REASONS, *calls.rejections}:
+                yield Sample("rejections", (lane, reason), calls.rejections[reason])
 
     def _slots(self) -> Iterator[Sample]:
         roster = self._roster
         waiting = roster.waiting()
         for lane in self._lanes:
             yield Sample("lane_active", (lane.name,), roster.active[lane.name])
-            yield Sample("lane_limit", (lane.name,), lane.concurrency)
+            # A worker may be started with fewer slots than its lane has: celery worker -c.
+            limit = min(lane.concurrency, roster.capacity)
+            yield Sample("lane_limit", (lane.name,), limit)
             yield Sample("lane_waiting", (lane.name,), waiting[lane.name])
         yield Sample("global_active", (), roster.active.total())
         yield Sample("global_limit", (), roster.capacity)
@@ -120,6 +134,16 @@ class Meters:
             yield Sample("memory_limit_bytes", (lane.name, "warning"), lane.budget.rss_warning)
             yield Sample("memory_limit_bytes", (lane.name, "max"), lane.budget.max_rss)
             yield Sample("memory_limit_bytes", (lane.name, "hard"), lane.budget.hard_rss)
+
+    def _gate(self) -> Iterator[Sample]:
+        gate = self._roster.gate
+        for name in ("open", "paused"):
+            is_now = name == ("open" if gate is None or gate.is_open else "paused")
+            yield Sample("gate_state", (name,), float(is_now))
+        for reading in gate.last if gate is not None else ():
+            if reading.gauge.name == "max_worker_rss":
+                yield Sample("memory_worker_bytes", (), reading.used)
+                yield Sample("memory_worker_limit_bytes", (), reading.gauge.limit)
 
 
 def _recorder(

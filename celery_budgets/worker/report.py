@@ -60,6 +60,8 @@ class Report:
         return {
             **self._about,
             "capacity": capacity(self._settings.lanes, self._lanes),
+            "slots": self._slots(),
+            "gate": "open" if self._roster.gate is None or self._roster.gate.is_open else "paused",
             "abandoned_threads": self._roster.abandoned_threads,
             "lanes": {lane.name: self._lane_in_short(lane) for lane in self._lanes},
             "calls": {name: dict(calls.outcomes) for name, calls in statistics.lanes.items()},
@@ -84,12 +86,16 @@ class Report:
             "pid": os.getpid(),
             "uptime": monotonic() - self._started_at,
             "capacity": roster.capacity,
-            "slots": getattr(self._worker.pool, "num_processes", roster.capacity),
+            "slots": self._slots(),
             "lanes": self._lanes_in_full(),
             "memory": self._memory(),
             "abandoned_threads": roster.abandoned_threads,
             "telemetry_failures": roster.telemetry_failures,
         }
+
+    def _slots(self) -> int:
+        """Return how many calls the pool takes at once now: an operator may have changed it."""
+        return int(getattr(self._worker.pool, "num_processes", self._roster.capacity))
 
     def _lanes_in_full(self) -> dict[str, Any]:
         waiting, consumed = self._roster.waiting(), self._consumed()

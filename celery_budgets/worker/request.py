@@ -94,7 +94,15 @@ class BudgetedRequest(Request):
         )
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
-        """Count the call as running, before an early acknowledgement."""
+        """Count the call as running, before an early acknowledgement.
+
+        Raises:
+            TaskRevokedError: The gate has closed while a pool of threads kept the call waiting.
+                Before its body: celery.concurrency.base.apply_target calls this first.
+        """
+        admission = self.roster.admission
+        if admission is not None and not admission.admit_start(self):
+            raise TaskRevokedError(self.id)
         super().on_accepted(pid, time_accepted)
         self.roster.accepted(self)
 
@@ -149,8 +157,12 @@ class BudgetedRequest(Request):
         return outcome_of(exc)
 
     def _success_was_stored(self) -> Any:
-        """Remember what Celery finds when a process is lost after it stored its result."""
-        found = super()._success_was_stored()
+        """Remember what Celery finds when a process is lost after it stored its result.
+
+        Celery looks for it since 5.7; before, such a call is a lost one.
+        """
+        find = getattr(super(), "_success_was_stored", None)
+        found = find() if find is not None else False
         self._success_was_found = bool(found)
         return found
 
@@ -215,7 +227,8 @@ class BudgetedRequest(Request):
             exc.__traceback__ = None  # its frame holds this request
         self.send_event(
             "task-failed",
-            exception=safe_repr(get_pickled_exception(einfo.exception)),
+            # Not that of einfo, which stands in billiard's wrapper until it has been pickled.
+            exception=safe_repr(get_pickled_exception(exc)),
             traceback=einfo.traceback,
         )
 

@@ -103,7 +103,8 @@ class Roster:
 
     def waiting(self) -> Counter[str]:
         """Return the deliveries in hand that do not run yet, by lane."""
-        held = [*state.reserved_requests, *state.scheduled_requests]
+        # Celery before 5.7 keeps no set of calls that wait for their ETA.
+        held = [*state.reserved_requests, *getattr(state, "scheduled_requests", ())]
         return Counter(
             request.lane.name
             for request in held

@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from celery_budgets.errors import ConfigurationError
 from celery_budgets.lanes import Lane
 from celery_budgets.process.interrupt import (
     GreenletInterrupt,
@@ -31,6 +32,7 @@ from celery_budgets.units import KIB
 from celery_budgets.worker.checks import check_worker, pool_name
 from celery_budgets.worker.deadlines import Deadlines
 from celery_budgets.worker.meters import Meters
+from celery_budgets.worker.refused import WorkerRefused
 from celery_budgets.worker.report import Report, pool_pids
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.threads import AbandonedThreads
@@ -52,6 +54,9 @@ class BudgetsStep(bootsteps.StartStopStep):
         self.roster = roster_of(worker.app)
         self.pool = pool_name(worker.pool_cls)
         self.lanes: list[Lane] = check_worker(worker, self.settings, autoscale)
+        if self.settings.json_logs:
+            # Before the pool forks, so that its processes print their records so too.
+            _print_json_lines()
         self.roster.capacity = worker.concurrency
         failures.listen(self.roster.count_failure)
         self.interrupt = self._interrupt(worker)
@@ -130,6 +135,13 @@ class BudgetsStep(bootsteps.StartStopStep):
     def info(self, worker: Any) -> dict[str, Any]:
         """Return what `inspect stats`, and so Flower's worker page, shows."""
         return {"budgets": self.report.in_short()}
+
+
+def _print_json_lines() -> None:
+    try:
+        print_json_lines()
+    except ConfigurationError as exc:
+        raise WorkerRefused(*exc.problems) from None
 
 
 def _settle_acknowledgement(task: BudgetedTask) -> None:

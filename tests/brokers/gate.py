@@ -14,16 +14,16 @@ FAT_CALL = 300 * MIB
 
 
 def gate_of(app, worker):
-    """Return the state of the gate, as the worker itself tells it."""
+    """Return the state of the gate, as the worker itself tells it; ``None`` without an answer."""
     replies = app.app.control.broadcast("budgets", reply=True, timeout=1.0) or []
     answers = {name: answer for reply in replies for name, answer in reply.items()}
-    return next(answer["gate"] for name, answer in answers.items() if worker.name in name)
+    return next((answer["gate"] for name, answer in answers.items() if worker.name in name), None)
 
 
 def waiting_in(app, queue):
     """Return the messages in a queue that no worker has."""
     with Connection(app.app.conf.broker_url) as connection, connection.channel() as channel:
-        return channel.queue_declare(queue, passive=True).message_count
+        return app.app.amqp.queues[queue](channel).queue_declare().message_count
 
 
 def close_gate(app, worker, key="hog"):

@@ -56,7 +56,6 @@ def test_early_acknowledged_calls_survive_a_closing_gate(worker, app, broker_url
     hog = app.hold.delay(300 * MIB, "early")
     results = [app.short_early.delay(0.3) for _ in range(20)]
     running.wait_for_log("budgets.gate_closed", "by=max_worker_rss", timeout=20)
-    wait_until(lambda: app.budgets.statistics().total is not None, "an answer")
     wait_until(lambda: waiting_in(app, "early") > 0, "calls wait", timeout=5)
     open_gate(app, running, hog, key="early")
     assert all(result.get(timeout=60) for result in results)
@@ -86,11 +85,11 @@ def test_a_paused_worker_costs_nothing(worker, app):
     running = worker(APP, "-Q", "lane,roomy", "-c", "2", env={"MAX_WORKER_RSS": FAT})
     hog = close_gate(app, running)
     results = [app.quick.delay(i) for i in range(20)]
-    processes = [psutil.Process(running.pid)]
-    busy = sum(sum(p.cpu_times()[:2]) for p in processes)
+    process = psutil.Process(running.pid)
+    busy = sum(process.cpu_times()[:2])
     began = wait_until(lambda: app.redis().time()[0], "a start")
     wait_until(lambda: app.redis().time()[0] - began >= 8, "8 s", timeout=15, interval=0.5)
-    share = (sum(sum(p.cpu_times()[:2]) for p in processes) - busy) / 8
+    share = (sum(process.cpu_times()[:2]) - busy) / 8
     print(f"a paused worker uses {share:.2%} of a core")
     assert share < 0.01
     open_gate(app, running, hog)

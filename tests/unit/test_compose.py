@@ -186,7 +186,7 @@ def test_images_are_pinned(compose):
 def test_ports_are_open_on_loopback_only(compose):
     """Redis has none at all."""
     ports = {n: s["ports"] for n, s in compose["services"].items() if "ports" in s}
-    assert set(ports) == {"flower", "jaeger"}
+    assert set(ports) == {"flower", "jaeger", "prometheus", "grafana"}
     assert all(port.startswith("127.0.0.1:") for listed in ports.values() for port in listed)
 
 
@@ -248,6 +248,41 @@ def test_the_collector_hands_on_what_the_workers_send(compose, workers):
     assert config["exporters"]["otlphttp/jaeger"]["endpoint"] == "http://jaeger:4318"
     mounted = compose["services"]["otel-collector"]["volumes"][0].split(":")[1]
     assert compose["services"]["otel-collector"]["command"] == f"--config={mounted}"
+
+
+def test_prometheus_asks_every_worker(compose, workers):
+    """At the port that its service sets, on an address that another container reaches."""
+    config = yaml.safe_load((OBSERVABILITY / "prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    (group,) = job["static_configs"]
+    ports = {service["environment"]["CELERY_BUDGETS_METRICS_PORT"] for service in workers.values()}
+    hosts = {service["environment"]["CELERY_BUDGETS_METRICS_HOST"] for service in workers.values()}
+    assert hosts == {"0.0.0.0"}
+    services = [
+        name for name, service in compose["services"].items() if service in workers.values()
+    ]
+    assert group["targets"] == [f"{name}:{port}" for name in services for port in ports]
+
+
+def test_prometheus_and_grafana_find_what_is_mounted(compose):
+    """Rules, data source and dashboard by the paths inside their containers."""
+    prometheus, grafana = compose["services"]["prometheus"], compose["services"]["grafana"]
+    inside = [volume.split(":")[1] for volume in prometheus["volumes"]]
+    config = yaml.safe_load((OBSERVABILITY / "prometheus.yml").read_text())
+    assert prometheus["command"][0] == f"--config.file={inside[0]}"
+    assert config["rule_files"] == [inside[1]]
+    mounted = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    folder = OBSERVABILITY / "grafana"
+    (provider,) = yaml.safe_load((folder / "dashboards.yml").read_text())["providers"]
+    (source,) = yaml.safe_load((folder / "datasources.yml").read_text())["datasources"]
+    dashboard = mounted["./examples/observability/grafana/celery-lanes.json"]
+    assert dashboard.rpartition("/")[0] == provider["options"]["path"]
+    assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == dashboard
+    assert source["url"] == "http://prometheus:9090"
+    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
+    for kind in ("datasources", "dashboards"):
+        path = mounted[f"./examples/observability/grafana/{kind}.yml"]
+        assert path.startswith(f"/etc/grafana/provisioning/{kind}/")
 
 
 def test_the_dockerfile_copies_what_there_is():

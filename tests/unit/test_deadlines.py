@@ -61,10 +61,11 @@ class FakePool:
 class FakeFlights:
     def __init__(self):
         self.flight = None
+        self.recorded = [PID]
         self.forgotten = []
 
     def pids(self):
-        return [PID]
+        return self.recorded
 
     def forget(self, pid):
         self.forgotten.append(pid)
@@ -75,7 +76,12 @@ class FakeFlights:
 
 
 def job(pid):
-    return SimpleNamespace(_worker_pid=pid, correlation_id="some-id", _timeout_callback=None)
+    return SimpleNamespace(
+        _worker_pid=pid,
+        correlation_id="some-id",
+        _timeout_callback=None,
+        _time_accepted=1000.0,
+    )
 
 
 def process(pid, alive=True):
@@ -218,10 +224,10 @@ def test_records_of_processes_that_are_gone_are_dropped(bench):
     bench.flights.recorded = [1, 2, 3, PID]
     bench.pool._event_process_exit(bench.hub, process(3))
     bench.hub.timers[0].fire()
-    assert bench.flights.recorded == [1, 2, PID]
+    assert bench.flights.forgotten == [3]
     bench.pool._cache.clear()
     bench.hub.timers[1].fire()
-    assert bench.flights.recorded == [1, 2]
+    assert bench.flights.forgotten == [3, 3, PID]
 
 
 def test_celery_still_has_what_is_stood_in_front_of():

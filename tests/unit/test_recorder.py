@@ -13,6 +13,7 @@ from celery_budgets import Budget
 from celery_budgets.budget import TimeLimits
 from celery_budgets.process import recorder as recorder_module
 from celery_budgets.process.call import Call
+from celery_budgets.process.folder import map_file
 from celery_budgets.process.recorder import (
     ENVIRONMENT,
     FlightReader,
@@ -124,7 +125,7 @@ def test_a_pid_that_comes_again(reader):
     assert reader.current(pid) is None
     reader.forget(pid)  # of a process that is forgotten already: nothing
     again = FlightRecorder(None)
-    again._map = recorder_module._map_file(os.path.join(reader.folder, str(pid)), create=True)
+    again._map = map_file(os.path.join(reader.folder, str(pid)), create=True)
     assert reader.current(pid) is None  # nothing written yet
     again.begin(new_call("other-id"))
     assert reader.current(pid).task_id == "other-id"
@@ -133,7 +134,7 @@ def test_a_pid_that_comes_again(reader):
 def test_the_next_call_takes_the_place_of_the_last(reader):
     """One record per process: a new call starts with a clean reason and its own memory."""
     writer = FlightRecorder(None)
-    writer._map = recorder_module._map_file(os.path.join(reader.folder, "77"), create=True)
+    writer._map = map_file(os.path.join(reader.folder, "77"), create=True)
     first = new_call("first")
     writer.begin(first, TRACE, SPAN)
     writer.killed(first, Reason.MEMORY_LIMIT)

@@ -148,6 +148,14 @@ def keep(self, size):
 
 
 @app.task(base=Counting, bind=True, lane="lane")
+def fill(self, size):
+    """Keep *size* bytes in the process after the call, in place of what it kept before."""
+    kept.clear()
+    kept.append(allocate(size))
+    time.sleep(0.2)
+
+
+@app.task(base=Counting, bind=True, lane="lane")
 def spike(self, size):
     """Take *size* bytes and give them back at once."""
     allocate(size)

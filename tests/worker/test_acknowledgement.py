@@ -21,4 +21,5 @@ def test_messages_are_acknowledged_as_their_lane_and_task_say(worker, load_app):
     acknowledged = wait_until(active, "all run at once", timeout=15)
     for result in results.values():
         loaded.app.control.revoke(result.id, terminate=True)
+    wait_until(lambda: all(r.state == "REVOKED" for r in results.values()), "all are revoked")
     assert acknowledged == {name: early for name, (_, early) in loaded.TASKS.items()}

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support import wait_until
@@ -13,12 +14,18 @@ from tests.support import wait_until
 APP = "tests.worker.memory_error_app"
 
 
-def folder_of(pid):
-    """Return the flight recorder's folder as worker *pid* has it, or ``None``."""
-    for base in (Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))):
-        for folder in base.glob(f"celery-budgets-{pid}-*"):
-            return folder
-    return None
+def folder_of(running):
+    """Return the folder of the flight recorder: where a pool process has its record mapped."""
+
+    def found():
+        for pid in running.pool_pids():
+            for mapped in psutil.Process(pid).memory_maps():
+                path = Path(mapped.path)
+                if path.name == str(pid):
+                    return path.parent
+        return None
+
+    return wait_until(found, "a pool process has its record mapped")
 
 
 def test_a_stopped_worker_takes_its_records_along(worker, load_app):
@@ -26,8 +33,7 @@ def test_a_stopped_worker_takes_its_records_along(worker, load_app):
     app = load_app(APP)
     running = worker(APP, "-Q", "critic", "-c", "1")
     app.pid.delay().get(timeout=30)
-    folder = folder_of(running.pid)
-    assert folder is not None
+    folder = folder_of(running)
     assert running.stop() == 0
     assert not folder.exists()
 
@@ -37,7 +43,7 @@ def test_a_worker_that_was_killed_is_tidied_up_after(worker, load_app):
     app = load_app(APP)
     killed = worker(APP, "-Q", "critic", "-c", "1")
     app.pid.delay().get(timeout=30)
-    folder = folder_of(killed.pid)
+    folder = folder_of(killed)
     killed.kill()
     worker(APP, "-Q", "critic", "-c", "1")
     assert not folder.exists()
@@ -46,14 +52,19 @@ def test_a_worker_that_was_killed_is_tidied_up_after(worker, load_app):
 def test_a_process_that_is_replaced_leaves_no_record(worker, load_app):
     """Else a worker that recycles its processes fills the memory file system, file by file."""
     app = load_app(APP)
-    running = worker(APP, "-Q", "critic", "-c", "1", "--max-tasks-per-child", "1")
-    pids = {app.pid.delay().get(timeout=30) for _ in range(5)}
-    assert len(pids) == 5
-    folder = folder_of(running.pid)
+    running = worker(APP, "-Q", "critic", "-c", "1", "--max-tasks-per-child", "2")
+    app.pid.delay().get(timeout=30)
+    folder = folder_of(running)
+    pids = {app.pid.delay().get(timeout=30) for _ in range(6)}
+    assert len(pids) >= 3
+
+    def recorded():
+        return {int(path.name) for path in folder.iterdir() if path.name.isdigit()}
+
     wait_until(
-        lambda: {int(path.name) for path in folder.iterdir()} <= set(running.pool_pids()),
+        lambda: recorded() <= set(running.pool_pids()),
         "only living processes have a record",
-        detail=lambda: f"{sorted(path.name for path in folder.iterdir())}, {running.pool_pids()}",
+        detail=lambda: f"{recorded()}, {running.pool_pids()}",
     )
 
 

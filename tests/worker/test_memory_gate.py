@@ -19,9 +19,8 @@ def test_processes_that_hold_the_memory_are_replaced(worker, load_app):
     environment = {"MAX_WORKER_RSS": str(300 * MIB), "MAX_PAUSE": "1.5"}
     running = worker(APP, "-Q", "lane", "-c", "3", env=environment)
     before = set(running.pool_pids())
-    for _ in range(12):
-        if "budgets.gate_closed" not in running.log:
-            app.keep.delay(110 * MIB)
+    for _ in range(6):
+        app.fill.delay(110 * MIB)
     running.wait_for_log("budgets.gate_closed", "by=max_worker_rss", timeout=20)
     running.wait_for_log("budgets.processes_replaced", timeout=20)
     running.wait_for_log("budgets.gate_opened", timeout=20)
@@ -43,6 +42,20 @@ def test_a_worker_that_shares_its_process_leaves_for_its_supervisor(worker, load
     assert waiting.get(timeout=20) == "left", running.tail()
 
 
+def test_a_call_that_waits_for_a_thread_goes_back_to_the_broker(worker, load_app):
+    """Acknowledged early and prefetched, but not started when the gate closed."""
+    app = load_app(APP)
+    running = worker(APP, "-Q", "early", "-P", "threads", "-c", "1")
+    hog = app.hold.apply_async((250 * MIB, "thread"), queue="early")
+    waiting = app.quick_early.delay("later")
+    running.wait_for_log("budgets.gate_closed", "by=max_rss", timeout=20)
+    app.redis().set("release:thread", 1)
+    assert hog.get(timeout=20)
+    assert waiting.get(timeout=20) == "later", running.tail()
+    running.wait_for_log("budgets.handed_back", waiting.id)
+    assert int(app.redis().get(f"runs:{waiting.id}")) == 1
+
+
 def test_a_limit_below_the_worker_itself_lets_one_call_through_at_a_time(worker, load_app):
     """Nothing runs and nothing can be replaced: slow, loud, and not dead."""
     app = load_app(APP)
@@ -59,7 +72,7 @@ def test_the_worker_says_what_its_gate_does(worker, load_app):
     app = load_app(APP)
     running = worker(APP, "-Q", "lane", "-c", "1", env={"MAX_WORKER_RSS": str(300 * MIB)})
     gate = wait_until(
-        lambda: (state := gate_of(app, running))["gauges"] and state, "a first look"
+        lambda: (state := gate_of(app, running)) and state["gauges"] and state, "a first look"
     )
     assert gate["state"] == "open"
     gauge = gate["gauges"]["max_worker_rss"]

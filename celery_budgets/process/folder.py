@@ -1,0 +1,86 @@
+"""The folder of flight records: one small file per pool process, in memory where possible.
+
+A worker holds its folder by a lock for as long as it lives, so that whoever comes next can tell
+what a killed worker has left. See also: :mod:`celery_budgets.process.recorder`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import mmap
+import os
+import shutil
+import tempfile
+
+__all__ = ["lock", "make", "map_file", "sweep"]
+
+PREFIX = "celery-budgets-flights-"
+_MEMORY = "/dev/shm"
+
+
+def make() -> str:
+    """Make a folder for the records of this process's pool, and return its path."""
+    prefix = f"{PREFIX}{os.getpid()}-"
+    try:
+        return tempfile.mkdtemp(prefix=prefix, dir=_MEMORY)
+    except OSError:  # not there, full, or read-only
+        return tempfile.mkdtemp(prefix=prefix)
+
+
+def lock(folder: str) -> int | None:
+    """Hold *folder* for as long as this process lives; ``None`` where somebody else does."""
+    try:
+        descriptor = os.open(os.path.join(folder, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Not by pid: those of another container may be on the same memory file system.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def sweep() -> None:
+    """Remove what workers left that were killed."""
+    for base in (_MEMORY, tempfile.gettempdir()):
+        for folder in glob.glob(os.path.join(base, f"{PREFIX}*")):
+            _remove_if_left(folder)
+
+
+def _remove_if_left(folder: str) -> None:
+    descriptor = lock(folder)
+    if descriptor is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def map_file(path: str, *, create: bool) -> mmap.mmap:
+    """Map the record at *path* into memory.
+
+    Args:
+        path: The file.
+        create: Make it, or take over one of an earlier process with this pid, emptied.
+
+    Raises:
+        OSError: There is no such file, or no room for one.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        if create:
+            # Never cut short: a process that has it mapped would die of SIGBUS. And with real
+            # room, or the first write to the map would die of that too.
+            reserve = getattr(os, "posix_fallocate", None)  # not on macOS
+            if reserve is not None:
+                reserve(descriptor, 0, mmap.PAGESIZE)
+            elif os.fstat(descriptor).st_size < mmap.PAGESIZE:
+                os.ftruncate(descriptor, mmap.PAGESIZE)
+        record = mmap.mmap(descriptor, mmap.PAGESIZE)
+    finally:
+        os.close(descriptor)
+    if create:
+        record[:] = bytes(mmap.PAGESIZE)
+    return record

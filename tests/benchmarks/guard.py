@@ -1,0 +1,97 @@
+"""The memory guard: from crossing ``max_worker_rss`` to the pause, and while it is paused.
+
+Short calls come all the time; one call takes what is left at once and keeps it. The crossing is
+the moment at which that memory is there. The gate looks once a second (``gate.TICK``): that is
+the longest time to the pause, and a call that starts within it is not held back. What counts
+is that none starts after the pause.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from celery_budgets.units import MIB
+from tests.benchmarks.ground import Ground, Workplace, cpu_seconds
+from tests.benchmarks.measure import Figure, Target
+from tests.support import wait_until
+
+#: Limit of the worker, and what the call takes: bytes.
+LIMIT, SIZE = 500 * MIB, 600 * MIB
+#: Short calls sent per second.
+RATE = 50
+#: How long memory waves between the two levels, seconds.
+WAVES = 6.0
+
+
+def run(ground: Ground) -> list[Figure]:
+    place = ground.workplace(WAY="budgeted", MAX_WORKER_RSS=str(LIMIT))
+    place.worker("-Q", "lane,slow", "-c", "4")
+    rounds = [_cross(place) for _ in range(ground.amount(8, 1))]
+    changes = _flap(place, ground.amount(int(WAVES), 2))
+    return [
+        Figure("crossing to pause", "s", {"gate": [one["pause"] for one in rounds]}),
+        Figure(
+            "calls started after the pause", "calls", {"gate": [one["after"] for one in rounds]},
+            targets={"gate": Target(0)},
+        ),
+        Figure("calls between crossing and pause", "calls", {"gate": [r["till"] for r in rounds]}),
+        Figure("freed to resumed", "s", {"gate": [one["resume"] for one in rounds]}),
+        Figure("CPU of the worker while paused", "%", {"gate": [one["cpu"] for one in rounds]}),
+        Figure(
+            f"changes of the gate in {WAVES:g} s of waves between the levels", "changes",
+            {"gate": [changes]}, targets={"gate": Target(1)},
+        ),
+    ]  # fmt: skip
+
+
+def _cross(place: Workplace) -> dict[str, float]:
+    """Cross the limit once; return what was seen."""
+    worker, hold = place.running[0], 3.0
+    place.redis.delete("crossed", "started")
+    wait_until(lambda: _gate(place)["state"] == "open", "the gate is open", timeout=20)
+    place.send("hold", SIZE, hold, queue="slow")
+    until = time.monotonic() + hold - 0.5
+    before, began = 0.0, 0.0
+    while time.monotonic() < until:
+        place.send("started")
+        time.sleep(1 / RATE)
+        if not began and place.redis.llen("crossed") and until - time.monotonic() < 1.2:
+            before, began = cpu_seconds(worker.pid), time.monotonic()
+    cpu = (cpu_seconds(worker.pid) - before) / (time.monotonic() - began)
+    gate = _gate(place)
+    assert gate["state"] == "paused", worker.tail()
+    (crossed,) = place.times("crossed")
+    paused, freed = gate["since"], crossed + hold
+    resumed = wait_until(
+        lambda: (now := _gate(place))["state"] == "open" and now["since"], "it opens", timeout=20
+    )
+    starts = place.times("started")
+    return {
+        "pause": paused - crossed,
+        "till": sum(crossed < start <= paused for start in starts),
+        "after": sum(paused < start < freed for start in starts),
+        "resume": resumed - freed,
+        "cpu": cpu * 100,
+    }
+
+
+def _gate(place: Workplace) -> dict[str, Any]:
+    """Return what the worker says of its gate."""
+    replies = place.sender.control.broadcast("budgets", reply=True, timeout=5, limit=1)
+    (answer,) = replies[0].values()
+    gate: dict[str, Any] = answer["gate"]
+    return gate
+
+
+def _flap(place: Workplace, seconds: int) -> int:
+    """Return how often the gate opened or closed while memory waved between its two levels."""
+    worker = place.running[0]
+    before = len(re.findall(r"gate_(?:opened|closed)", worker.log))
+    gauge = _gate(place)["gauges"]["max_worker_rss"]
+    # Up to just below the limit, down to what the worker takes anyway.
+    size = int(gauge["limit"] - gauge["used"] - 10 * MIB)
+    place.send("wave", size, float(seconds), queue="slow")
+    time.sleep(seconds + 2)
+    return len(re.findall(r"gate_(?:opened|closed)", worker.log)) - before

@@ -1,0 +1,55 @@
+"""How long short calls wait while slow ones flood, with eight slots in each layout.
+
+Lanes: a worker each, four slots each, as ``celery lanes up`` starts them. One plain queue: one
+worker of eight. Two plain queues: one worker of eight that takes from both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from tests.benchmarks.ground import Ground, Workplace
+from tests.benchmarks.measure import Figure, in_turn, percentiles
+
+LAYOUTS = ("lanes", "two queues, one worker", "one queue")
+SLOTS = 8
+#: How long a slow call takes, seconds; and short calls sent per second.
+SLOW, RATE = 0.4, 20
+
+
+def run(ground: Ground) -> list[Figure]:
+    seconds, rounds = ground.amount(6, 1), ground.amount(5, 1)
+    layouts: dict[str, Callable[[], list[float]]] = {}
+    for layout in LAYOUTS:
+        place = ground.workplace(WAY="budgeted" if layout == "lanes" else "plain")
+        if layout == "lanes":
+            place.worker("-Q", "lane", "-c", str(SLOTS // 2))
+            place.worker("-Q", "slow", "-c", str(SLOTS // 2))
+        elif layout == "one queue":
+            place.worker("-Q", "lane", "-c", str(SLOTS))
+        else:
+            place.worker("-Q", "lane,slow", "-c", str(SLOTS))
+        slow_queue = "lane" if layout == "one queue" else "slow"
+        layouts[layout] = partial(_waits, place, slow_queue, seconds)
+    waits = in_turn(layouts, rounds)
+    against = {"two queues, one worker": "lanes", "one queue": "lanes"}
+    return percentiles("wait of short calls", waits, against=against, plotted=True)
+
+
+def _waits(place: Workplace, slow_queue: str, seconds: int) -> list[float]:
+    """Return how long each short call waited, seconds, while more slow ones come than go."""
+    place.redis.delete("waits")
+    for _ in range(2 * SLOTS):
+        place.send("slow", SLOW, queue=slow_queue)
+    began = time.monotonic()
+    for number in range(seconds * RATE):
+        time.sleep(max(0.0, began + number / RATE - time.monotonic()))
+        place.send("short", time.time())
+        # As many as the slots can run, and some more.
+        for _ in range(2 if number % 2 else 1):
+            place.send("slow", SLOW, queue=slow_queue)
+    waits = place.wait_for_times("waits", seconds * RATE, timeout=120)
+    place.redis.delete(slow_queue)
+    return waits
