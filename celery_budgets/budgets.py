@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 from datetime import datetime
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from celery import current_app, signals
@@ -23,8 +23,10 @@ from celery_budgets.routing import LaneRouter
 from celery_budgets.settings import Settings, declare, reread, settings_of
 from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.names import HEADER_DUE_AT
-from celery_budgets.telemetry.snapshots import Concurrency, Memory
-from celery_budgets.telemetry.statistics import Statistics
+
+if TYPE_CHECKING:
+    from celery_budgets.telemetry.snapshots import Concurrency, Memory
+    from celery_budgets.telemetry.statistics import Statistics
 
 __all__ = ["Budgets"]
 
@@ -159,6 +161,8 @@ class Budgets:
         Returns:
             Merged statistics; ``silent`` names workers that did not answer.
         """
+        from celery_budgets.telemetry.statistics import Statistics
+
         answers, silent = self._asking.ask(timeout)
         merged = Statistics(silent)
         for answer in answers.values():
@@ -171,6 +175,8 @@ class Budgets:
         Args:
             timeout: How long workers may take to answer, seconds.
         """
+        from celery_budgets.telemetry.snapshots import Concurrency
+
         return Concurrency.of(*self._asking.ask(timeout))
 
     def memory(self, timeout: float = 1.0) -> Memory:
@@ -179,6 +185,8 @@ class Budgets:
         Args:
             timeout: How long workers may take to answer, seconds.
         """
+        from celery_budgets.telemetry.snapshots import Memory
+
         return Memory.of(*self._asking.ask(timeout))
 
 

@@ -16,7 +16,6 @@ Celery rebuilds an exception from those alone.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from celery.exceptions import ImproperlyConfigured
 
@@ -107,6 +106,8 @@ class RejectedByBudget(BudgetsError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the remedy for an unknown *name*: the nearest known one, and all of them."""
+    from difflib import get_close_matches  # only to explain what is wrong
+
     names = sorted(known)
     close = get_close_matches(str(name), names, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""

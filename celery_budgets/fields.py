@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery_budgets.lanes import Lane
 from celery_budgets.units import parse_duration, parse_size
@@ -16,8 +15,7 @@ from celery_budgets.units import parse_duration, parse_size
 __all__ = ["FIELDS", "Field"]
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One setting: its default, how text becomes its value, and what it is for."""
 
     default: Any

@@ -18,8 +18,8 @@ import os
 import shutil
 import struct
 from collections import OrderedDict
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from celery_budgets.process.call import Call
 from celery_budgets.process.folder import lock, make, map_file, sweep
@@ -60,8 +60,7 @@ class Reason(IntEnum):
     MEMORY_LIMIT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Flight:
+class Flight(NamedTuple):
     """What a process had written down of its call."""
 
     #: Id of the task in UTF-8, cut where it is long.

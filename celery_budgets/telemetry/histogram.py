@@ -66,6 +66,14 @@ class Histogram:
             counts.append(below)
         return counts
 
+    def copy(self) -> Histogram:
+        """Return a histogram of the same values, which changes no more with this one."""
+        twin = Histogram()
+        twin.buckets = self.buckets.copy()
+        twin.count, twin.total = self.count, self.total
+        twin.minimum, twin.maximum = self.minimum, self.maximum
+        return twin
+
     def merge(self, other: Histogram) -> None:
         """Count all that *other* has counted too."""
         for index, count in other.buckets.items():

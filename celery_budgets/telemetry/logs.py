@@ -18,6 +18,8 @@ __all__ = ["SCHEMA", "call_ended", "print_json_lines"]
 
 logger = logging.getLogger(__name__)
 
+_HANDLER = "celery_budgets.json"
+
 #: Fields of a ``budgets.call_ended`` record, with type and unit; ``None`` where unknown.
 SCHEMA: dict[str, str] = {
     "event": "text, `budgets.call_ended`",
@@ -77,10 +79,11 @@ def print_json_lines() -> None:
             log_data.setdefault("event", record.getMessage().partition(" ")[0].rstrip(":"))
 
     package = logging.getLogger("celery_budgets")
-    if any(isinstance(handler.formatter, Formatter) for handler in package.handlers):
+    if any(handler.name == _HANDLER for handler in package.handlers):
         return
     # Not sys.stderr: Celery turns what is printed there into log records of its own.
     handler = logging.StreamHandler(sys.__stderr__)
+    handler.name = _HANDLER
     handler.setFormatter(
         Formatter(
             "{asctime}{levelname}{name}{message}",

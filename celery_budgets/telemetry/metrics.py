@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.telemetry.histogram import Histogram
+from celery_budgets.telemetry.spans import NO_EXPORTER, asked_for
 
 __all__ = ["BYTES", "METRICS", "SECONDS", "Metric", "Sample", "export_to_meter", "serve"]
 
@@ -141,17 +142,14 @@ def _add(family: Any, metric: Metric, sample: Sample) -> None:
 
 
 def export_to_meter(read: Callable[[], Iterable[Sample]]) -> Callable[[str, Any, Any], None] | None:
-    """Make instruments of the program's meter provider; ``None`` where it has set none.
+    """Make instruments of the meter provider; ``None`` where there is none and none is asked for.
 
     Counters and gauges are observed from *read*. OpenTelemetry observes no histogram, so the
     returned function records each value: (metric, labels, value).
     """
-    api = sys.modules.get("opentelemetry.metrics")
-    if api is None:
+    provider = _meter_provider()
+    if provider is None:
         return None
-    provider = api.get_meter_provider()
-    if type(provider).__module__.startswith("opentelemetry.metrics"):
-        return None  # the API's own stand-in
     meter = provider.get_meter("celery_budgets")
     histograms = {}
     for name, metric in METRICS.items():
@@ -174,6 +172,27 @@ def export_to_meter(read: Callable[[], Iterable[Sample]]) -> Callable[[str, Any,
         histograms[name].record(value, attributes)
 
     return record
+
+
+def _meter_provider() -> Any:
+    """Return the program's meter provider, else one as the ``OTEL_*`` variables say."""
+    api = sys.modules.get("opentelemetry.metrics")
+    if api is not None:
+        provider = api.get_meter_provider()
+        # Those of the API itself are stand-ins for one that was never set.
+        if not type(provider).__module__.startswith("opentelemetry.metrics"):
+            return provider
+    if not asked_for("METRICS"):
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    except ImportError:
+        logger.warning(NO_EXPORTER, "metrics")
+        return None
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+    return MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())])
 
 
 def _observer(name: str, read: Callable[[], Iterable[Sample]]) -> Callable[[Any], Iterator[Any]]:

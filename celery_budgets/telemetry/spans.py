@@ -27,21 +27,20 @@ if TYPE_CHECKING:
     from celery_budgets.process.call import Call, Terms
 
 __all__ = [
-    "begin", "call_attributes", "end", "flush", "instrument", "leave_open", "shared_attributes",
-    "span_ids", "span_of",
+    "NO_EXPORTER", "asked_for", "begin", "call_attributes", "end", "flush", "instrument",
+    "leave_open", "shared_attributes", "span_ids", "span_of",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 #: Where the instrumentation keeps the spans of a task, by (task id, is it the publishing one).
 _SPANS_OF_TASK = "__otel_task_span"
+NO_EXPORTER = (
+    "budgets.no_exporter: an OTEL_* variable asks for %s, but the exporter is not installed; "
+    "pip install 'celery-budgets[otlp]'"
+)
 #: How long spans are gathered before they are sent, where this makes the provider.
 BATCH_MILLISECONDS = 200
-_ASKING_VARIABLES = (
-    "OTEL_TRACES_EXPORTER",
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-)
 
 
 def instrument(sample_rate: float = 1.0) -> bool:
@@ -50,7 +49,7 @@ def instrument(sample_rate: float = 1.0) -> bool:
     Args:
         sample_rate: Share of traces kept, 0 to 1, where this makes the provider.
     """
-    if not _provider_is_set() and not (_provider_is_asked_for() and _make_provider(sample_rate)):
+    if not _provider_is_set() and not (asked_for("TRACES") and _make_provider(sample_rate)):
         return False
     from opentelemetry.instrumentation.celery import CeleryInstrumentor
 
@@ -67,12 +66,15 @@ def _provider_is_set() -> bool:
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
-def _provider_is_asked_for() -> bool:
+def asked_for(signal: str) -> bool:
+    """Say whether a standard ``OTEL_*`` variable asks for *signal*: TRACES or METRICS."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
-    if os.environ.get("OTEL_TRACES_EXPORTER", "").lower() == "none":
-        return False
-    return any(os.environ.get(variable) for variable in _ASKING_VARIABLES)
+    exporter = os.environ.get(f"OTEL_{signal}_EXPORTER", "").lower()
+    if exporter:
+        return exporter != "none"
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+    return any(os.environ.get(variable) for variable in endpoints)
 
 
 def _make_provider(sample_rate: float) -> bool:
@@ -85,10 +87,7 @@ def _make_provider(sample_rate: float) -> bool:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
-        logger.warning(
-            "budgets.no_exporter: an OTEL_* variable asks for traces, but the exporter is not "
-            "installed; pip install 'celery-budgets[otlp]'"
-        )
+        logger.warning(NO_EXPORTER, "traces")
         return False
     provider = TracerProvider(sampler=ParentBasedTraceIdRatio(sample_rate))
     # A pool process may be killed: what it holds back for seconds is lost with it.

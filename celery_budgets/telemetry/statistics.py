@@ -51,6 +51,17 @@ class CallStatistics:
         """Calls whose body returned."""
         return self.outcomes["succeeded"]
 
+    def copy(self) -> CallStatistics:
+        """Return statistics of the same calls, which change no more with these."""
+        return CallStatistics(
+            self.outcomes.copy(),
+            self.soft_limit_exceeded,
+            self.duration.copy(),
+            self.wait.copy(),
+            self.rss_peak.copy(),
+            self.rejections.copy(),
+        )
+
     def merge(self, other: CallStatistics) -> None:
         """Count all that *other* has counted too."""
         self.outcomes.update(other.outcomes)
@@ -121,10 +132,16 @@ class Statistics:
             everything.merge(calls)
         return everything
 
+    def copy(self) -> Statistics:
+        """Return statistics of the same calls, which change no more with these."""
+        twin = Statistics(self.silent)
+        twin.calls = {key: calls.copy() for key, calls in self.calls.items()}
+        return twin
+
     def relabelled(self, label: Callable[[str], str]) -> Statistics:
         """Return a copy in which the name of each task is what *label* makes of it."""
         copy = Statistics(self.silent)
-        for (lane, task), calls in list(self.calls.items()):
+        for (lane, task), calls in self.calls.items():
             copy.of(lane, label(task)).merge(calls)
         return copy
 

@@ -138,8 +138,11 @@ class Admission:
             return
         if not self._fail:
             for queue in list(self._consumer.app.amqp.queues.consume_from):
+                # Noted first: cancelling forgets the queue even where the connection is lost by
+                # then, and nobody else would know that it has to be consumed again.
+                if queue not in self._paused:
+                    self._paused.append(queue)
                 self._consumer.cancel_task_queue(queue)
-                self._paused.append(queue)
         for request in self._take_waiting():
             self.turn_away(request)
 

@@ -35,7 +35,7 @@ def budgets(state: Any, **_: Any) -> dict[str, Any]:
         **(steps[0].report.in_full() if steps else {}),
         "gate": roster.gate.to_json() if roster.gate is not None else None,
         "time_limits": {name: list(pair) for name, pair in roster.overrides.items()},
-        "statistics": roster.statistics.to_json(),
+        "statistics": roster.snapshot().to_json(),
     }
 
 

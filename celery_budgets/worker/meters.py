@@ -93,7 +93,7 @@ class Meters:
         yield Sample("build_info", self._about, 1.0)
 
     def _calls(self) -> Iterator[Sample]:
-        statistics = self._roster.statistics.relabelled(self.label)
+        statistics = self._roster.snapshot().relabelled(self.label)
         for (lane, task), calls in statistics.calls.items():
             for outcome, count in calls.outcomes.items():
                 yield Sample("calls", (lane, task, outcome), count)

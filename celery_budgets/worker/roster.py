@@ -101,10 +101,16 @@ class Roster:
         with self._lock:
             self.statistics.of(request.lane.name, request.type).rejections[reason] += 1
 
+    def snapshot(self) -> Statistics:
+        """Return the statistics of now, for threads that read while calls go on ending."""
+        with self._lock:
+            return self.statistics.copy()
+
     def waiting(self) -> Counter[str]:
         """Return the deliveries in hand that do not run yet, by lane."""
         # Celery before 5.7 keeps no set of calls that wait for their ETA.
-        held = [*state.reserved_requests, *getattr(state, "scheduled_requests", ())]
+        sets = (state.reserved_requests, getattr(state, "scheduled_requests", None))
+        held = [request for requests in sets for request in _members(requests)]
         return Counter(
             request.lane.name
             for request in held
@@ -225,6 +231,15 @@ class Roster:
         if not request.delivery_info.get("redelivered"):
             return None
         return self._ended.get(request.id)
+
+
+def _members(requests: Any) -> list[Any]:
+    """Return the requests in a WeakSet that another thread may change meanwhile.
+
+    To iterate over it would then fail; the list of its references is made in one step.
+    """
+    references = list(requests.data) if requests is not None else []
+    return [request for reference in references if (request := reference()) is not None]
 
 
 _rosters: WeakKeyDictionary[Any, Roster] = WeakKeyDictionary()

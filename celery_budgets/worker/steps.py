@@ -120,8 +120,6 @@ class BudgetsStep(bootsteps.StartStopStep):
         )  # fmt: skip
 
     def _start_telemetry(self, worker: Any) -> None:
-        if self.settings.json_logs:
-            print_json_lines()
         about = (version("celery-budgets"), worker.hostname, self.pool)
         pids = partial(pool_pids, worker)
         Meters(self.roster, self.lanes, about, pids).start(self.settings)

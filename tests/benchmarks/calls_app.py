@@ -104,13 +104,15 @@ def started() -> None:
     note("started", time.time())
 
 
-@task(name="hold")
-def hold(size: int, seconds: float) -> None:
-    """Take *size* bytes at once, leave when they were there, and keep them."""
-    block = bytearray(b"x") * size
+@task(name="cross")
+def cross(below: int, pause: float, over: int, seconds: float) -> None:
+    """Take *below* bytes, then *over* more at once; leave when those were there, and keep all."""
+    block = bytearray(b"x") * below
+    time.sleep(pause)
+    more = bytearray(b"x") * over
     note("crossed", time.time())
     time.sleep(seconds)
-    del block
+    del block, more
 
 
 @task(name="wave")

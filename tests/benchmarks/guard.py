@@ -1,7 +1,8 @@
 """The memory guard: from crossing ``max_worker_rss`` to the pause, and while it is paused.
 
-Short calls come all the time; one call takes what is left at once and keeps it. The crossing is
-the moment at which that memory is there. The gate looks once a second (``gate.TICK``): that is
+Short calls come all the time; one call takes almost all that is left, and some time later what
+crosses the limit, and keeps it. The crossing is the moment at which that memory is there. The
+gate looks once a second (``gate.TICK``): that is
 the longest time to the pause, and a call that starts within it is not held back. What counts
 is that none starts after the pause.
 """
@@ -17,8 +18,10 @@ from tests.benchmarks.ground import Ground, Workplace, cpu_seconds
 from tests.benchmarks.measure import Figure, Target
 from tests.support import wait_until
 
-#: Limit of the worker, and what the call takes: bytes.
-LIMIT, SIZE = 500 * MIB, 600 * MIB
+#: Limit of the worker, how far below it a call stays at first, and how far it goes then: bytes.
+LIMIT, BELOW, OVER = 500 * MIB, 30 * MIB, 80 * MIB
+#: How long the call keeps its memory, seconds.
+HOLD = 3.0
 #: Short calls sent per second.
 RATE = 50
 #: How long memory waves between the two levels, seconds.
@@ -28,7 +31,9 @@ WAVES = 6.0
 def run(ground: Ground) -> list[Figure]:
     place = ground.workplace(WAY="budgeted", MAX_WORKER_RSS=str(LIMIT))
     place.worker("-Q", "lane,slow", "-c", "4")
-    rounds = [_cross(place) for _ in range(ground.amount(8, 1))]
+    count = ground.amount(12, 1)
+    # Before the crossing at every part of the second between two looks.
+    rounds = [_cross(place, 0.5 + number / count) for number in range(count)]
     changes = _flap(place, ground.amount(int(WAVES), 2))
     return [
         Figure("crossing to pause", "s", {"gate": [one["pause"] for one in rounds]}),
@@ -46,13 +51,15 @@ def run(ground: Ground) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _cross(place: Workplace) -> dict[str, float]:
-    """Cross the limit once; return what was seen."""
-    worker, hold = place.running[0], 3.0
+def _cross(place: Workplace, pause: float) -> dict[str, float]:
+    """Cross the limit once, *pause* seconds after coming near it; return what was seen."""
+    worker = place.running[0]
     place.redis.delete("crossed", "started")
-    wait_until(lambda: _gate(place)["state"] == "open", "the gate is open", timeout=20)
-    place.send("hold", SIZE, hold, queue="slow")
-    until = time.monotonic() + hold - 0.5
+    used = wait_until(
+        lambda: (now := _gate(place))["state"] == "open" and _used(now), "it is open", timeout=20
+    )
+    place.send("cross", LIMIT - BELOW - used, pause, OVER, HOLD, queue="slow")
+    until = time.monotonic() + pause + HOLD - 0.5
     before, began = 0.0, 0.0
     while time.monotonic() < until:
         place.send("started")
@@ -63,7 +70,7 @@ def _cross(place: Workplace) -> dict[str, float]:
     gate = _gate(place)
     assert gate["state"] == "paused", worker.tail()
     (crossed,) = place.times("crossed")
-    paused, freed = gate["since"], crossed + hold
+    paused, freed = gate["since"], crossed + HOLD
     resumed = wait_until(
         lambda: (now := _gate(place))["state"] == "open" and now["since"], "it opens", timeout=20
     )
@@ -85,13 +92,17 @@ def _gate(place: Workplace) -> dict[str, Any]:
     return gate
 
 
+def _used(gate: dict[str, Any]) -> int:
+    """Return the bytes that the worker takes; 0 before the gate's first look."""
+    return int(gate["gauges"].get("max_worker_rss", {}).get("used", 0))
+
+
 def _flap(place: Workplace, seconds: int) -> int:
     """Return how often the gate opened or closed while memory waved between its two levels."""
     worker = place.running[0]
     before = len(re.findall(r"gate_(?:opened|closed)", worker.log))
-    gauge = _gate(place)["gauges"]["max_worker_rss"]
     # Up to just below the limit, down to what the worker takes anyway.
-    size = int(gauge["limit"] - gauge["used"] - 10 * MIB)
+    size = LIMIT - BELOW - _used(_gate(place))
     place.send("wave", size, float(seconds), queue="slow")
     time.sleep(seconds + 2)
     return len(re.findall(r"gate_(?:opened|closed)", worker.log)) - before

@@ -20,36 +20,38 @@ SLOW, RATE = 0.4, 20
 
 
 def run(ground: Ground) -> list[Figure]:
-    seconds, rounds = ground.amount(6, 1), ground.amount(5, 1)
+    seconds, rounds, slots = ground.amount(6, 1), ground.amount(5, 1), ground.amount(SLOTS, 2)
     layouts: dict[str, Callable[[], list[float]]] = {}
     for layout in LAYOUTS:
         place = ground.workplace(WAY="budgeted" if layout == "lanes" else "plain")
         if layout == "lanes":
-            place.worker("-Q", "lane", "-c", str(SLOTS // 2))
-            place.worker("-Q", "slow", "-c", str(SLOTS // 2))
+            place.worker("-Q", "lane", "-c", str(slots // 2))
+            place.worker("-Q", "slow", "-c", str(slots // 2))
         elif layout == "one queue":
-            place.worker("-Q", "lane", "-c", str(SLOTS))
+            place.worker("-Q", "lane", "-c", str(slots))
         else:
-            place.worker("-Q", "lane,slow", "-c", str(SLOTS))
+            place.worker("-Q", "lane,slow", "-c", str(slots))
         slow_queue = "lane" if layout == "one queue" else "slow"
-        layouts[layout] = partial(_waits, place, slow_queue, seconds)
+        layouts[layout] = partial(_waits, place, slow_queue, seconds, slots)
     waits = in_turn(layouts, rounds)
     against = {"two queues, one worker": "lanes", "one queue": "lanes"}
     return percentiles("wait of short calls", waits, against=against, plotted=True)
 
 
-def _waits(place: Workplace, slow_queue: str, seconds: int) -> list[float]:
+def _waits(place: Workplace, slow_queue: str, seconds: int, slots: int) -> list[float]:
     """Return how long each short call waited, seconds, while more slow ones come than go."""
     place.redis.delete("waits")
-    for _ in range(2 * SLOTS):
+    for _ in range(2 * slots):
         place.send("slow", SLOW, queue=slow_queue)
-    began = time.monotonic()
+    began, sent = time.monotonic(), 0.0
     for number in range(seconds * RATE):
         time.sleep(max(0.0, began + number / RATE - time.monotonic()))
         place.send("short", time.time())
-        # As many as the slots can run, and some more.
-        for _ in range(2 if number % 2 else 1):
+        # Half as many again as all slots together can run.
+        sent += 1.5 * slots / SLOW / RATE
+        while sent >= 1:
             place.send("slow", SLOW, queue=slow_queue)
+            sent -= 1
     waits = place.wait_for_times("waits", seconds * RATE, timeout=120)
     place.redis.delete(slow_queue)
     return waits

@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any, Protocol
 
+from celery_budgets.leash import Leashed
 from tests.benchmarks import peer_bodies
 from tests.benchmarks.ground import Workplace
 from tests.support import ROOT
-from celery_budgets.embedded import _free_port
-from celery_budgets.leash import Leashed
 
 __all__ = ["PEERS", "Peer"]
 
@@ -82,7 +82,7 @@ class Dramatiq(_Started):
 
     def start(self, slots: int) -> None:
         # Its exporter listens on every address by default.
-        port, database = str(_free_port()), str(self._directory / "prometheus")
+        port, database = _free_port(), str(self._directory / "prometheus")
         self._start(
             "dramatiq", "tests.benchmarks.peer_dramatiq_app", "-p", str(slots), "-t", "1",
             PROMETHEUS="1", dramatiq_prom_host="127.0.0.1", dramatiq_prom_port=port,
@@ -130,6 +130,12 @@ class Rq(_Started):
     def ended(self, handle: Any) -> str:
         status = str(handle.get_status(refresh=True).value)
         return status if status in ("failed", "finished", "stopped") else ""
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 PEERS: dict[str, type[Peer]] = {"celery-budgets": Budgets, "dramatiq": Dramatiq, "rq": Rq}

@@ -18,7 +18,6 @@ from tests.benchmarks.ground import Ground, Workplace
 from tests.benchmarks.load import messages, push
 from tests.benchmarks.measure import Figure, Target, in_turn, percentiles
 
-#: Limits that come later than this are worth a look, seconds: a tick of the watchdog and more.
 WAYS = {
     "prefork": ("budgeted", "prefork"),
     "prefork, plain Celery": ("plain", "prefork"),

@@ -28,7 +28,7 @@ def run(ground: Ground) -> list[Figure]:
 
 def _lanes(ground: Ground) -> list[Figure]:
     calls, rounds = ground.amount(2_000, 30), ground.amount(7, 1)
-    numbers = (1, 50) if ground.quick else (1, 5, 50)
+    numbers = (50,) if ground.quick else (1, 5, 50)
     ways: dict[str, Callable[[], Spent]] = {}
     against: dict[str, str] = {}
     for number in numbers:

@@ -47,20 +47,24 @@ def run(ground: Ground) -> list[Figure]:
         "programs": {"plain": _PLAIN, "budgeted": _BUDGETED},
     }
     figures = []
+    rounds, warm = ground.amount(25, 1), not ground.quick
     for what, sources in programs.items():
         ways = {way: partial(_cpu, text, environment) for way, text in sources.items()}
-        figures.append(_figure(f"{what}: CPU", "ms", ways, ground.amount(25, 1)))
+        figures.append(_figure(f"{what}: CPU", "ms", ways, rounds, warm=warm))
     ready: dict[str, Workplace] = {
         way: ground.workplace(WAY=way, PYTHONDONTWRITEBYTECODE="", **compiled)
         for way in ("plain", "budgeted")
     }
     workers = {way: partial(_seconds_to_ready, place) for way, place in ready.items()}
-    figures.append(_figure("celery worker to ready", "s", workers, ground.amount(15, 1)))
+    rounds = ground.amount(15, 1)
+    figures.append(_figure("celery worker to ready", "s", workers, rounds, warm=warm))
     return figures
 
 
-def _figure(name: str, unit: str, ways: dict[str, Callable[[], float]], rounds: int) -> Figure:
-    for measure in ways.values():
+def _figure(
+    name: str, unit: str, ways: dict[str, Callable[[], float]], rounds: int, *, warm: bool
+) -> Figure:
+    for measure in ways.values() if warm else ():
         measure()  # compiles, and fills the disk's cache
     return Figure(name, unit, in_turn(ways, rounds), _AGAINST, _TARGETS)
 

@@ -87,7 +87,8 @@ def test_a_paused_queue_stays_paused_through_a_reconnect(worker, app, servers, b
     assert state["state"] == "paused"
     assert waiting_in(app, "lane") == 10, running.tail()
     open_gate(app, running, hog)
-    assert [result.get(timeout=20) for result in results] == list(range(10))
+    wait_until(lambda: all(r.ready() for r in results), "ten", timeout=20, detail=running.tail)
+    assert [result.get() for result in results] == list(range(10))
     assert [runs_of(app, result) for result in results] == [1] * 10
 
 

@@ -23,7 +23,7 @@ class Consumer:
         self.app = SimpleNamespace(amqp=SimpleNamespace(queues=Queues(queues, self.consumed)))
         self.controller = SimpleNamespace(semaphore=SimpleNamespace(_waiting=deque()))
         self.task_consumer = object()
-        self.started, self.soon = [], []
+        self.started, self.soon, self.admissions = [], [], []
 
     def cancel_task_queue(self, name):
         del self.consumed[name]
@@ -77,8 +77,9 @@ def join():
         admission = Admission(
             consumer, gate, Roster(), fail=fail, renew=lambda: renewed.append(True)
         )
-        admission.act(gate.decide(gate.observe(), 0))
         admission.renewed = renewed
+        consumer.admissions.append(admission)
+        admission.act(gate.decide(gate.observe(), 0))
         return admission
 
     return joined
@@ -95,6 +96,29 @@ def test_closed_means_no_queue_is_consumed(join):
     admission.gate.by = None
     admission.act(Decision.OPEN)
     assert set(consumer.consumed) == {"lane", "other", "added"}
+
+
+def test_a_connection_lost_in_the_middle_of_a_pause_loses_no_queue(join):
+    """Celery deselects the queue before it tells the broker, which may be gone by then."""
+
+    class Losing(Consumer):
+        lost = True
+
+        def cancel_task_queue(self, name):
+            super().cancel_task_queue(name)
+            if self.lost:
+                self.lost = False
+                raise ConnectionResetError
+
+    consumer = Losing()
+    with pytest.raises(ConnectionResetError):
+        join(consumer)
+    admission = consumer.admissions[0]
+    admission.act(Decision.KEEP)
+    assert not consumer.consumed
+    admission.gate.by = None
+    admission.act(Decision.OPEN)
+    assert set(consumer.consumed) == {"lane", "other"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""The standard OTEL_* variables alone: spans and metrics arrive at a collector over HTTP."""
+
+from __future__ import annotations
+
+import threading
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests.support import wait_until
+
+APP = "tests.worker.limits_app"
+
+
+@pytest.fixture
+def collector():
+    """A collector that keeps what it is sent, by path."""
+    received = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.setdefault(self.path, []).append(body)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", received
+    server.shutdown()
+    server.server_close()
+
+
+def variables(endpoint):
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+        "OTEL_METRIC_EXPORT_INTERVAL": "300",
+        "OTEL_SERVICE_NAME": "tools",
+        "CELERY_BUDGETS_METRICS_PORT": "0",
+    }
+
+
+def sent(received, path, text):
+    return any(text.encode() in body for body in received.get(path, ()))
+
+
+def test_spans_and_metrics_go_where_the_variables_say(worker, load_app, collector):
+    """No line of code about telemetry in the app: the environment is enough."""
+    endpoint, received = collector
+    limits = load_app(APP)
+    running = worker(APP, "-Q", "lane", "-c", "2", env=variables(endpoint))
+    assert limits.quick.delay("told").get(timeout=20) == "told"
+    limits.swallowing.delay()
+    for path, text in (
+        ("/v1/traces", "worker_call:lane"),
+        ("/v1/traces", "hard_time_limit"),
+        ("/v1/metrics", "celery_budgets.calls"),
+        ("/v1/metrics", "celery_budgets.call_duration"),
+    ):
+        wait_until(lambda: sent(received, path, text), text, timeout=20, detail=running.tail)  # noqa: B023
+
+
+def test_a_collector_that_is_down_is_counted(worker, load_app):
+    """Calls go on; the failures are counted by the worker, also those of its pool processes."""
+    limits = load_app(APP)
+    environment = variables("http://127.0.0.1:9") | {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    running = worker(APP, "-Q", "lane", "-c", "2", env=environment)
+    results = [limits.quick.delay(number) for number in range(20)]
+    assert [result.get(timeout=20) for result in results] == list(range(20))
+    url = running.wait_for_log("budgets.metrics_served").partition("url=")[2].split()[0]
+
+    def failures():
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text = answer.read().decode()
+        line = next(
+            x for x in text.splitlines() if x.startswith("celery_budgets_telemetry_failures_total")
+        )
+        return float(line.split()[-1])
+
+    wait_until(failures, "a failure is counted", timeout=30, detail=running.tail)
