@@ -9,6 +9,7 @@ See also: :mod:`celery_budgets.worker.meters`, which knows where the numbers com
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.telemetry.histogram import Histogram
-from celery_budgets.telemetry.spans import NO_EXPORTER, asked_for
+from celery_budgets.telemetry.spans import asked_for
 
 __all__ = ["BYTES", "METRICS", "SECONDS", "Metric", "Sample", "export_to_meter", "serve"]
 
@@ -184,21 +185,19 @@ def _meter_provider() -> Any:
             return provider
     if not asked_for("METRICS"):
         return None
-    try:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-    except ImportError:
-        logger.warning(NO_EXPORTER, "metrics")
-        return None
-    from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from celery_budgets.telemetry.meter_provider import make_meter_provider
 
-    return MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())])
+    return make_meter_provider()
 
 
 def _observer(name: str, read: Callable[[], Iterable[Sample]]) -> Callable[[Any], Iterator[Any]]:
+    owner = os.getpid()
+
     def observe(_: Any) -> Iterator[Any]:
         from opentelemetry.metrics import Observation
 
+        if os.getpid() != owner:
+            return  # a pool process that inherited the program's provider
         for sample in read():
             if sample.metric == name and not isinstance(sample.value, Histogram):
                 labels = dict(zip(METRICS[name].labels, sample.labels, strict=True))

@@ -106,21 +106,23 @@ def started() -> None:
 
 @task(name="cross")
 def cross(below: int, pause: float, over: int, seconds: float) -> None:
-    """Take *below* bytes, then *over* more at once; leave when those were there, and keep all."""
+    """Take *below* bytes, then *over* more at once; leave when that began, and keep all."""
     block = bytearray(b"x") * below
     time.sleep(pause)
-    more = bytearray(b"x") * over
     note("crossed", time.time())
+    more = bytearray(b"x") * over
     time.sleep(seconds)
     del block, more
 
 
 @task(name="wave")
-def wave(size: int, seconds: float) -> None:
-    """Take and give back *size* bytes, in turns of a tenth of a second."""
+def wave(below: int, over: int, seconds: float) -> None:
+    """Take *below* bytes; take and give back *over* more, in turns of a tenth of a second."""
+    block = bytearray(b"x") * below
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        block = bytearray(b"x") * size
+        more = bytearray(b"x") * over
         time.sleep(0.1)
-        del block
+        del more
         time.sleep(0.1)
+    del block

@@ -47,10 +47,12 @@ def _cpu(
     """Return the CPU per call in *part*, and how much of it is the budget's."""
     taken = {way: [getattr(spent, part) for spent in spents] for way, spents in measured.items()}
     beyond = {
-        f"{way} - {base}": [mine - theirs for mine, theirs in zip(taken[way], taken[base])]
+        f"{way} - {base}": [
+            mine - theirs for mine, theirs in zip(taken[way], taken[base], strict=True)
+        ]
         for way, base in AGAINST.items()
     }
-    targets = {name: Target(bound) for name, bound in zip(beyond, most)}
+    targets = {name: Target(bound) for name, bound in zip(beyond, most, strict=True)}
     return [
         Figure(f"CPU per call, {where}", "µs", taken, AGAINST),
         Figure(f"CPU per call of the budget, {where}", "µs", beyond, targets=targets),

@@ -11,6 +11,7 @@ import pytest
 from tests.support import wait_until
 
 APP = "tests.worker.limits_app"
+FAILURES = "celery_budgets_telemetry_failures_total"
 
 
 @pytest.fixture
@@ -83,3 +84,16 @@ def test_a_collector_that_is_down_is_counted(worker, load_app):
         return float(line.split()[-1])
 
     wait_until(failures, "a failure is counted", timeout=30, detail=running.tail)
+
+
+def test_only_the_worker_sends_metrics(worker, load_app, collector):
+    """A process that was forked after the first export sends none of its own, nor do calls stop."""
+    endpoint, received = collector
+    limits = load_app(APP)
+    running = worker(APP, "-Q", "lane", "-c", "1", env=variables(endpoint))
+    wait_until(lambda: received.get("/v1/metrics"), "the first export", timeout=20)
+    limits.swallowing.delay()
+    assert limits.quick.delay("after").get(timeout=20) == "after"
+    assert running.stop() == 0
+    assert received["/v1/metrics"][-1].count(b"hard_time_limit") == 2  # by outcome, and as a kill
+    assert not any("Pool" in line for line in running.log.splitlines() if "metrics" in line)

@@ -1,0 +1,87 @@
+"""A meter provider as the ``OTEL_*`` variables say, for a worker that forks.
+
+The SDK's own periodic reader starts its thread again in every forked process, and each would
+send the worker's figures once more. Here one thread of the worker asks for each export, and no
+fork takes it along.
+
+See also: :mod:`celery_budgets.telemetry.metrics`, which prefers a provider of the program's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import threading
+from typing import Any
+
+from celery_budgets.telemetry import failures
+from celery_budgets.telemetry.spans import NO_EXPORTER
+
+__all__ = ["make_meter_provider"]
+
+logger = logging.getLogger(__name__)
+
+#: Between two exports where OTEL_METRIC_EXPORT_INTERVAL says nothing, milliseconds.
+_INTERVAL = 60_000.0
+#: Longest that the last export may keep a worker from ending, seconds.
+_PARTING_SECONDS = 1.0
+
+
+def make_meter_provider() -> Any:
+    """Return a provider that sends by OTLP over HTTP; ``None`` without the exporter."""
+    try:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    except ImportError:
+        logger.warning(NO_EXPORTER, "metrics")
+        return None
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter(), export_interval_millis=math.inf)
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    _Exports(provider, _interval()).start()
+    return provider
+
+
+def _interval() -> float:
+    """Return the seconds between two exports."""
+    try:
+        return float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or _INTERVAL) / 1000
+    except ValueError:
+        return _INTERVAL / 1000
+
+
+class _Exports(threading.Thread):
+    """Asks a provider to export again and again, and once more at the end of the worker."""
+
+    def __init__(self, provider: Any, interval: float) -> None:
+        super().__init__(name="celery-budgets-metrics", daemon=True)
+        self._provider = provider
+        self._interval = interval
+        self._parting = threading.Event()
+        self._done = threading.Event()
+
+    def start(self) -> None:
+        super().start()
+        # Only the worker comes here: pool processes leave by os._exit.
+        atexit.register(self._part)
+
+    def run(self) -> None:
+        while not self._parting.wait(self._interval):
+            self._export()
+        self._export()
+        self._done.set()
+
+    def _export(self) -> None:
+        try:
+            if not self._provider.force_flush():
+                failures.count()
+        except Exception as exc:
+            failures.count()
+            logger.warning("budgets.metrics_not_sent: %s", exc)
+
+    def _part(self) -> None:
+        self._parting.set()
+        self._done.wait(_PARTING_SECONDS)
