@@ -2,7 +2,7 @@
 
     BudgetsError
      ├─ ConfigurationError     a setting, lane, budget or worker that cannot work
-      ├─ NoServerError          no broker is configured and none could be started
+     ├─ NoServerError          no broker is configured and none could be started
      ├─ MemoryLimitExceeded    a call went over its memory limit
      └─ RejectedByBudget       a call that was not admitted
 

@@ -135,7 +135,7 @@ class BudgetedTask(Task):
         terms = getattr(request, HEADER_TERMS, None)
         if terms is None or getattr(request, _CALL, None) is not None:
             return super().__call__(*args, **kwargs)
-        return self._run_in_budget(terms, args, kwargs)
+        return self._run_in_budget(Terms._make(terms), args, kwargs)
 
     def _run_in_budget(self, terms: Terms, args: Any, kwargs: Any) -> Any:
         call = self._begin(terms)

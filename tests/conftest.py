@@ -117,11 +117,21 @@ def load_app(servers: Servers) -> Iterator[Apps]:
         )
 
 
+@pytest.fixture(scope="session")
+def new_servers(redis_database: Callable[[], str]) -> Callable[[], Servers]:
+    """A function that returns Redis for one of several workers, which share no queue."""
+
+    def new() -> Servers:
+        url = redis_database()
+        return Servers(broker=url, backend=url)
+
+    return new
+
+
 @pytest.fixture(scope="module")
-def module_servers(redis_database: Callable[[], str]) -> Servers:
+def module_servers(new_servers: Callable[[], Servers]) -> Servers:
     """Redis for a whole test module."""
-    url = redis_database()
-    return Servers(broker=url, backend=url)
+    return new_servers()
 
 
 @pytest.fixture(scope="module")

@@ -105,13 +105,20 @@ class RunningWorker:
         arguments: Further arguments of ``celery worker``.
         environment: All of its environment.
         log_path: The file that takes its output.
+        servers: What it is connected to.
     """
 
     def __init__(
-        self, app: str, arguments: tuple[str, ...], environment: dict[str, str], log_path: Path
+        self,
+        app: str,
+        arguments: tuple[str, ...],
+        environment: dict[str, str],
+        log_path: Path,
+        servers: Servers,
     ) -> None:
         self.name = f"w{uuid.uuid4().hex[:8]}"
         self.log_path = log_path
+        self.servers = servers
         self.command = [
             *(sys.executable, "-m", "celery", "-A", app, "worker"),
             # Mingling waits a second for workers that a test does not have.
@@ -191,6 +198,11 @@ class RunningWorker:
         assert self.returncode is not None
         return self.returncode
 
+    def retire(self) -> None:
+        """Ask it to stop warmly, and do not wait: whoever started it does, in the end."""
+        if self.returncode is None:
+            self.process.terminate()
+
     def kill(self) -> None:
         """Kill its whole process group."""
         self.process.end_group()
@@ -205,7 +217,12 @@ class Workers:
         self._started: list[RunningWorker] = []
 
     def __call__(
-        self, app: str, *arguments: str, ready: bool = True, env: dict[str, str] | None = None
+        self,
+        app: str,
+        *arguments: str,
+        ready: bool = True,
+        env: dict[str, str] | None = None,
+        servers: Servers | None = None,
     ) -> RunningWorker:
         """Start ``celery -A app worker ARGUMENTS``.
 
@@ -214,10 +231,12 @@ class Workers:
             arguments: Such as ``"-Q", "file_read"``.
             ready: Wait until it takes calls; ``False`` for one that must not start.
             env: Environment variables over those of this process.
+            servers: Servers of its own, where it is not to share those of the others.
         """
-        environment = os.environ | self._servers.environment | {"PYTHONPATH": str(ROOT)}
+        servers = servers or self._servers
+        environment = os.environ | servers.environment | {"PYTHONPATH": str(ROOT)}
         log_path = self._directory / f"worker-{len(self._started)}.log"
-        worker = RunningWorker(app, arguments, environment | (env or {}), log_path)
+        worker = RunningWorker(app, arguments, environment | (env or {}), log_path, servers)
         self._started.append(worker)
         return worker.wait_ready() if ready else worker
 
@@ -225,7 +244,7 @@ class Workers:
         """Stop all at once, warmly; fail, after all have ended, where one had to be killed."""
         running = [worker for worker in self._started if worker.returncode is None]
         for worker in running:
-            worker.process.terminate()
+            worker.retire()
         failures = []
         for worker in running:
             try:

@@ -66,9 +66,10 @@ class Recycling:
         if call is None:
             return 1
         limit = largest_size(call.budget, self._started)
-        if memory.rss() > limit:
+        if (rss := memory.rss()) > limit:
             _give_back()
-        if (rss := memory.rss()) <= limit:
+            rss = memory.rss()
+        if rss <= limit:
             return 1
         logger.warning(
             "budgets.process_leaves lane=%s rss=%s limit=%s started=%s: it takes no further call",

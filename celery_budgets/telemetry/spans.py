@@ -14,8 +14,8 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from celery_budgets.telemetry import names
 from celery_budgets.telemetry.failures import CountingExporter
@@ -121,18 +121,18 @@ def begin(span: Span, call: Call, task: Any, terms: Terms, name: str | None) -> 
     if name is not None:
         span.update_name(name.format(lane=call.lane, task=task.name))
     resource = getattr(span, "resource", None)
+    slot = {
+        names.LANE_ACTIVE: terms.lane_active, names.LANE_LIMIT: terms.lane_limit,
+        names.GLOBAL_ACTIVE: terms.global_active, names.GLOBAL_LIMIT: terms.global_limit,
+    }  # fmt: skip
     span.set_attributes(
         {
             **shared_attributes(resource),
             **call_attributes(task.app, task.name, vars(request), terms),
             names.WORKER: request.hostname or "",
+            **slot,
         }
     )
-    slot = {
-        names.LANE_ACTIVE: terms.lane_active, names.LANE_LIMIT: terms.lane_limit,
-        names.GLOBAL_ACTIVE: terms.global_active, names.GLOBAL_LIMIT: terms.global_limit,
-    }  # fmt: skip
-    span.set_attributes(slot)
     span.add_event(names.EVENT_SLOT, slot)
     span.add_event(names.EVENT_STARTED)
 
@@ -163,7 +163,7 @@ def call_attributes(
         names.ATTEMPT: (request.get("retries") or 0) + 1,
         names.SOFT_LIMIT: terms.soft,
         names.HARD_LIMIT: terms.hard,
-        names.MESSAGING_SYSTEM: _messaging_system(str(app.conf.broker_read_url or "")),
+        names.MESSAGING_SYSTEM: _messaging_system(app),
         names.MESSAGING_OPERATION_NAME: "process",
         names.MESSAGING_OPERATION_TYPE: "process",
         names.MESSAGING_DESTINATION: queue,
@@ -177,10 +177,17 @@ def call_attributes(
     return attributes
 
 
-@lru_cache(maxsize=8)
-def _messaging_system(broker_url: str) -> str:
-    scheme = broker_url.partition(":")[0]
-    return "rabbitmq" if scheme in ("amqp", "amqps", "pyamqp") else scheme or "memory"
+def _messaging_system(app: Any) -> str:
+    """Return the broker's name; looked up once, because each look at a configuration is slow."""
+    system = _systems.get(app)
+    if system is None:
+        scheme = str(app.conf.broker_read_url or "").partition(":")[0]
+        system = "rabbitmq" if scheme in ("amqp", "amqps", "pyamqp") else scheme or "memory"
+        _systems[app] = system
+    return system
+
+
+_systems: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def end(span: Span, call: Call, outcome: Outcome, waited: float, *, attributed: bool) -> None:

@@ -7,7 +7,6 @@ the call ended. See also: :mod:`celery_budgets.worker.roster`, which it reports 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -31,9 +30,9 @@ from celery_budgets.process.recorder import Flight, Reason
 from celery_budgets.routing import lane_of
 from celery_budgets.settings import settings_of
 from celery_budgets.task import outcome_of
-from celery_budgets.telemetry.names import HEADER_TERMS
 from celery_budgets.worker.ceiling import broker_ceiling
 from celery_budgets.worker.roster import roster_of
+from celery_budgets.worker.shadowed import executing, succeeding
 
 __all__ = ["BudgetedRequest"]
 
@@ -44,6 +43,8 @@ class BudgetedRequest(Request):
     """A delivery that knows its lane and limits, and ends in exactly one outcome."""
 
     outcome: Outcome | None = None
+    #: A later delivery of the same message, settled along with this one.
+    again: BudgetedRequest | None = None
     _success_was_found = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -52,7 +53,7 @@ class BudgetedRequest(Request):
         That function makes a subclass for each task and does not call ``super()`` in them.
         """
         super().__init_subclass__(**kwargs)
-        for name, wrap in (("execute_using_pool", _executing), ("on_success", _succeeding)):
+        for name, wrap in (("execute_using_pool", executing), ("on_success", succeeding)):
             if name in cls.__dict__:
                 setattr(cls, name, wrap(cls.__dict__[name]))
 
@@ -151,7 +152,8 @@ class BudgetedRequest(Request):
 
     def _outcome_of(self, exc: BaseException) -> Outcome:
         if isinstance(exc, Terminated):
-            return Outcome.REVOKED
+            # Cancelled by Celery itself when a connection was lost: the message comes again.
+            return Outcome.RETRIED if self._already_cancelled else Outcome.REVOKED
         if isinstance(exc, WorkerLostError | SystemExit):
             return Outcome.SUCCEEDED if self._success_was_found else Outcome.WORKER_LOST
         return outcome_of(exc)
@@ -243,6 +245,34 @@ class BudgetedRequest(Request):
         finally:
             self.acknowledge()
 
+    def acknowledge(self) -> None:
+        """Acknowledge the message, also as it was delivered a second time."""
+        super().acknowledge()
+        if self.again is not None:
+            self.again.acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Reject the message, also as it was delivered a second time."""
+        super().reject(requeue)
+        if self.again is not None:
+            self.again.reject(requeue)
+
+    def joins_first(self) -> bool:
+        """Leave a redelivered message to its first delivery, where that is still in hand here.
+
+        After a reconnect a broker hands a message out again while its call runs on, or has
+        ended and the event loop has not heard of it yet.
+        """
+        first = self.roster.in_hand.get(self.id)
+        if first is None or not self.delivery_info.get("redelivered"):
+            return False
+        state.task_ready(self)
+        state.requests[self.id] = first
+        first.again = self
+        if first.acknowledged:
+            self.acknowledge()
+        return True
+
     def hand_back(self) -> None:
         """Give the message back to the broker, for another worker or for later.
 
@@ -252,36 +282,3 @@ class BudgetedRequest(Request):
         state.task_ready(self)
         self._on_reject(logger, self._connection_errors, True)
         self.acknowledged = True
-
-
-def _executing(execute: Callable[..., Any]) -> Callable[..., Any]:
-    def execute_using_pool(self: BudgetedRequest, pool: Any, **kwargs: Any) -> Any:
-        """Settle a second delivery of an ended call; hand any other to the pool."""
-        ended = self.roster.already_ended(self)
-        if ended is None:
-            if self.roster.admission is not None and not self.roster.admission.admit(self):
-                raise TaskRevokedError(self.id)  # gives the slot back, and does no more
-            self.request_dict[HEADER_TERMS] = self.roster.terms(self)
-            return execute(self, pool, **kwargs)
-        logger.warning("budgets.redelivery_settled task_id=%s outcome=%s", self.id, ended.value)
-        state.task_ready(self)
-        self.outcome = ended  # of the first delivery: not counted again
-        self.acknowledge()
-        raise TaskRevokedError(self.id)
-
-    return execute_using_pool
-
-
-def _succeeding(on_success: Callable[..., Any]) -> Callable[..., Any]:
-    def succeed(self: BudgetedRequest, failed__retval__runtime: Any, **kwargs: Any) -> Any:
-        """Count a success; a failure goes on to on_failure, as in Celery."""
-        if self.outcome is not None:
-            return None  # given up before: its late end changes nothing
-        failed = failed__retval__runtime[0]
-        try:
-            return on_success(self, failed__retval__runtime, **kwargs)
-        finally:
-            if not failed:
-                self.roster.ended(self, Outcome.SUCCEEDED)
-
-    return succeed

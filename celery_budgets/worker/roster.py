@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 #: Ended calls remembered, to settle a message that comes a second time.
 REMEMBERED = 10_000
-#: Ends after which the same message may rightly come again, as a new attempt.
 #: Ends that the process of a call may not have lived to tell.
 _ENDED_HERE = frozenset(
     {
@@ -49,6 +48,7 @@ _ENDED_HERE = frozenset(
         Outcome.REJECTED,
     }
 )  # fmt: skip
+#: Ends after which the same message may rightly come again, as a new attempt.
 _NOT_FINAL = frozenset({Outcome.RETRIED, Outcome.REJECTED})
 
 
@@ -156,7 +156,8 @@ class Roster:
             ran = request.time_start is not None
             if ran:
                 self.active[request.lane.name] -= 1
-            self._remember(request.id, outcome)
+            lost_and_back = outcome is Outcome.WORKER_LOST and request.task.reject_on_worker_lost
+            self._remember(request.id, outcome, final=not lost_and_back)
         try:
             if flight is None and ran:
                 flight = self.flight_of(request)
@@ -166,8 +167,8 @@ class Roster:
             self.count_failure()
             logger.exception("budgets.telemetry_failed task_id=%s", request.id)
 
-    def _remember(self, task_id: str, outcome: Outcome) -> None:
-        if outcome in _NOT_FINAL:
+    def _remember(self, task_id: str, outcome: Outcome, *, final: bool) -> None:
+        if outcome in _NOT_FINAL or not final:
             self._ended.pop(task_id, None)
             return
         self._ended[task_id] = outcome

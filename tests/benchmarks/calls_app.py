@@ -85,7 +85,7 @@ def slow(seconds: float) -> None:
     time.sleep(seconds)
 
 
-@task(name="overrun", ignore_result=False, **limits(SOFT, HARD))
+@task(name="overrun", **limits(SOFT, HARD))
 def overrun() -> None:
     """Leave how late the soft limit came, go on, and be ended by the hard one."""
     began = time.time()

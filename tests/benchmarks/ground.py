@@ -85,10 +85,17 @@ class Workplace:
         assert started.returncode is None, started.tail()
         return started
 
-    def send(self, task: str, *args: Any, queue: str = "lane", **options: Any) -> Any:
-        """Send one call, stamped as budgets would, and return its result."""
+    def send(self, task: str, *args: Any, queue: str = "lane") -> str:
+        """Send one call, stamped as budgets would, and return its id."""
         headers = {"budgets_due_at": time.time()}
-        return self.sender.send_task(task, args, queue=queue, headers=headers, **options)
+        # Else the sender listens for its result, and looks for the server when it is gone.
+        sent = self.sender.send_task(task, args, queue=queue, headers=headers, ignore_result=True)
+        return str(sent.id)
+
+    def failure(self, task_id: str) -> dict[str, Any] | None:
+        """Return what the result backend has of a call that has failed, else ``None``."""
+        meta: dict[str, Any] = self.sender.backend.get_task_meta(task_id)
+        return meta if meta["status"] == "FAILURE" else None
 
     def times(self, key: str) -> list[float]:
         """Return the numbers that calls have left in the list *key*."""

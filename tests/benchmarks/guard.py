@@ -93,7 +93,7 @@ def _gate(place: Workplace) -> dict[str, Any]:
 
 
 def _flap(place: Workplace, seconds: int) -> int:
-    """Return how often the gate opened or closed while memory waved over its limit, above its other level."""
+    """Return how often the gate changed while memory waved over its limit, not below the other."""
     worker = place.running[0]
     before = len(re.findall(r"gate_(?:opened|closed)", worker.log))
     place.send("wave", TROUGH, CREST, float(seconds), queue="slow")

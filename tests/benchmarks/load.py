@@ -29,7 +29,7 @@ class Spent(NamedTuple):
 def messages(place: Workplace, task: str, queue: str, count: int) -> list[str]:
     """Return *count* messages as Celery publishes them, each with an id and tag of its own."""
     staging = f"staging-{uuid.uuid4().hex}"
-    task_id = place.send(task, queue=staging).id
+    task_id = place.send(task, queue=staging)
     original = place.redis.lpop(staging).replace(staging, queue)
     tag = original.partition('"delivery_tag": "')[2].partition('"')[0]
     assert tag

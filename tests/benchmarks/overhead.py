@@ -19,7 +19,7 @@ CONCURRENCY = 2
 
 
 def run(ground: Ground) -> list[Figure]:
-    calls, rounds = ground.amount(5_000, 40), ground.amount(9, 1)
+    calls, rounds = ground.amount(1_000, 40), ground.amount(15, 1)
     places = {way: ground.workplace(WAY=way) for way in WAYS}
     for place in places.values():
         place.worker("-Q", "lane", "-c", str(CONCURRENCY))

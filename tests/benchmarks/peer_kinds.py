@@ -50,7 +50,8 @@ class Budgets:
         return self._place.send(name, *args)
 
     def ended(self, handle: Any) -> str:
-        return type(handle.result).__name__ if handle.state == "FAILURE" else ""
+        failure = self._place.failure(handle)
+        return type(failure["result"]).__name__ if failure else ""
 
     def stop(self) -> None:
         self._place.running[0].kill()

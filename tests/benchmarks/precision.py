@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from tests.benchmarks.calls_app import HARD
 from tests.benchmarks.ground import Ground, Workplace
 from tests.benchmarks.load import messages, push
 from tests.benchmarks.measure import Figure, Target, in_turn, percentiles
+from tests.support import wait_until
 
 WAYS = {
     "prefork": ("budgeted", "prefork"),
@@ -55,18 +55,17 @@ def _lateness(place: Workplace, pairs: int, *, loaded: bool) -> tuple[list[float
         push(place, messages(place, "noop", "slow", 20_000), "slow")
     hard: list[float] = []
     for pair in range(pairs):
-        results = [place.send("overrun", ignore_result=False) for _ in range(2)]
-        ended = sorted(_ended_at(result) for result in results)
+        calls = [place.send("overrun") for _ in range(2)]
+        ended = sorted(_ended_at(place, call) for call in calls)
         began = sorted(place.wait_for_times("began", 2 * pair + 2)[-2:])
         hard += [end - start - HARD for end, start in zip(ended, began, strict=True)]
     place.redis.delete("slow")
     return place.times("soft"), hard
 
 
-def _ended_at(result: Any) -> float:
-    """Wait for the end of a call; return when its result was stored, epoch seconds."""
-    result.get(timeout=60, propagate=False, interval=0.02)
-    done = result.date_done
+def _ended_at(place: Workplace, task_id: str) -> float:
+    """Wait for the end of a call; return when its failure was stored, epoch seconds."""
+    done = wait_until(lambda: place.failure(task_id), "the call ends", timeout=60)["date_done"]
     if not isinstance(done, datetime):
         done = datetime.fromisoformat(done)
     return (done if done.tzinfo else done.replace(tzinfo=UTC)).timestamp()
@@ -90,7 +89,7 @@ def _slot_back(ground: Ground) -> Figure:
 
 def _seconds_back(place: Workplace) -> float:
     place.redis.delete("began", "started")
-    place.send("overrun", ignore_result=False)
+    place.send("overrun")
     (began,) = place.wait_for_times("began", 1)
     place.send("started")
     (started,) = place.wait_for_times("started", 1)

@@ -14,7 +14,7 @@ def test_messages_are_acknowledged_as_their_lane_and_task_say(worker, load_app):
     results = {name: loaded.app.tasks[name].delay(20) for name in loaded.TASKS}
 
     def active():
-        (calls,) = (loaded.app.control.inspect(timeout=1).active() or {"": []}).values()
+        (calls,) = (loaded.app.control.inspect(timeout=1, limit=1).active() or {"": []}).values()
         seen = {call["name"]: call["acknowledged"] for call in calls}
         return seen if len(seen) == len(loaded.TASKS) else None
 

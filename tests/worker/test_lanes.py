@@ -111,24 +111,41 @@ def test_what_runs_at_once_is_counted_right():
     assert most_at_once([(0, 5), (1, 2), (1, 3), (4, 5)]) == 3
 
 
-def test_several_queues_take_the_sum(worker, load_app):
+ACCEPTED = {
+    "several queues": ("-Q", "file_write,critic,forecast_model"),
+    "fewer slots": ("-Q", "critic", "-c", "2"),
+    "autoscaling": ("-Q", "critic", "--autoscale", "3,1"),
+}
+
+
+@pytest.fixture(scope="module")
+def accepted(module_worker, new_servers):
+    """``accepted(which)`` gives a worker that is ready; all of them start at once."""
+    started = {
+        which: module_worker(APP, *arguments, ready=False, servers=new_servers())
+        for which, arguments in ACCEPTED.items()
+    }
+    return lambda which: started[which].wait_ready()
+
+
+def test_several_queues_take_the_sum(accepted):
     """A worker of three lanes has 4 + 3 + 1 slots."""
-    running = worker(APP, "-Q", "file_write,critic,forecast_model")
+    running = accepted("several queues")
     line = running.wait_for_log("budgets.worker_started")
     assert "lanes=file_write,critic,forecast_model concurrency=8 " in line
     assert len(running.pool_pids()) == 8
 
 
-def test_fewer_slots_are_accepted_and_said(worker, load_app):
+def test_fewer_slots_are_accepted_and_said(accepted):
     """`-c` below the lane's concurrency is an operator's choice: it is taken, and logged."""
-    running = worker(APP, "-Q", "critic", "-c", "2")
+    running = accepted("fewer slots")
     running.wait_for_log("budgets.concurrency_lowered", "lanes=critic concurrency=2 of=3")
     assert len(running.pool_pids()) == 2
 
 
-def test_autoscaling_within_the_lane_is_accepted(worker, load_app):
+def test_autoscaling_within_the_lane_is_accepted(accepted):
     """Up to the lane's concurrency, and no further."""
-    running = worker(APP, "-Q", "critic", "--autoscale", "3,1")
+    running = accepted("autoscaling")
     assert "Error" not in running.log
 
 
@@ -184,21 +201,40 @@ REFUSED = {
 }
 
 
+THREE_REASONS = (
+    ["-Q", "critic", "-c", "9"],
+    {"VISIBILITY": "400", "CELERY_BUDGETS_MAX_RSS": "20MiB"},
+)
+
+
+@pytest.fixture(scope="module")
+def refused(module_worker):
+    """``refused(why)`` gives a worker that has ended with code 1; all of them start at once."""
+    each = {why: row[:2] for why, row in REFUSED.items()} | {"three reasons": THREE_REASONS}
+    started = {
+        why: module_worker(APP, *arguments, ready=False, env=environment)
+        for why, (arguments, environment) in each.items()
+    }
+
+    def ended(why):
+        assert started[why].wait_exit(timeout=60) == 1
+        return started[why]
+
+    return ended
+
+
 @pytest.mark.parametrize("why", REFUSED)
-def test_a_worker_that_must_not_start(worker, why):
+def test_a_worker_that_must_not_start(refused, why):
     """It says what is wrong and the remedy in one line, and exits with code 1."""
-    arguments, environment, message = REFUSED[why]
-    running = worker(APP, *arguments, ready=False, env=environment)
-    assert running.wait_exit(timeout=30) == 1
+    *_, message = REFUSED[why]
+    running = refused(why)
     assert f"Error: {message}" in running.log
     assert "Traceback" not in running.log
 
 
-def test_all_reasons_come_at_once(worker):
+def test_all_reasons_come_at_once(refused):
     """Three things wrong with one worker are one message."""
-    environment = {"VISIBILITY": "400", "CELERY_BUDGETS_MAX_RSS": "20MiB"}
-    running = worker(APP, "-Q", "critic", "-c", "9", ready=False, env=environment)
-    assert running.wait_exit(timeout=30) == 1
+    running = refused("three reasons")
     assert "Error: 3 problems in the configuration:\n  - -c 9 is above" in running.log
     assert "  - lane 'critic': hard time limit 450 s" in running.log
     assert "  - lane 'critic': max_rss 20 MiB" in running.log

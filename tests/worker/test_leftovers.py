@@ -4,14 +4,46 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support import wait_until
+from tests.support import fresh_app, wait_until
 
 APP = "tests.worker.memory_error_app"
+#: Arguments of a worker for each test; all start at once.
+WORKERS = {
+    "stopped": ("-c", "1"),
+    "killed": ("-c", "1"),
+    "replacing": ("-c", "1", "--max-tasks-per-child", "2"),
+    signal.SIGTERM: ("-c", "2"),
+    signal.SIGQUIT: ("-c", "2"),
+}
+
+
+@pytest.fixture(scope="module")
+def workers(module_worker, new_servers):
+    return {
+        name: module_worker(APP, "-Q", "critic", *slots, ready=False, servers=new_servers())
+        for name, slots in WORKERS.items()
+    }
+
+
+@pytest.fixture
+def joined(workers):
+    """``joined(name)`` gives that worker after its first call, and the app on its servers."""
+    with ExitStack() as stack:
+
+        def join(name):
+            running = workers[name].wait_ready()
+            stack.callback(running.retire)
+            app = stack.enter_context(fresh_app(APP, running.servers, {}))
+            app.pid.delay().get(timeout=30)
+            return running, app
+
+        yield join
 
 
 def folder_of(running):
@@ -28,32 +60,26 @@ def folder_of(running):
     return wait_until(found, "a pool process has its record mapped")
 
 
-def test_a_stopped_worker_takes_its_records_along(worker, load_app):
+def test_a_stopped_worker_takes_its_records_along(joined):
     """The folder in memory is gone after a warm stop."""
-    app = load_app(APP)
-    running = worker(APP, "-Q", "critic", "-c", "1")
-    app.pid.delay().get(timeout=30)
+    running, _ = joined("stopped")
     folder = folder_of(running)
     assert running.stop() == 0
     assert not folder.exists()
 
 
-def test_a_worker_that_was_killed_is_tidied_up_after(worker, load_app):
+def test_a_worker_that_was_killed_is_tidied_up_after(joined, worker):
     """Its folder is gone when the next worker has started."""
-    app = load_app(APP)
-    killed = worker(APP, "-Q", "critic", "-c", "1")
-    app.pid.delay().get(timeout=30)
+    killed, _ = joined("killed")
     folder = folder_of(killed)
     killed.kill()
     worker(APP, "-Q", "critic", "-c", "1")
     assert not folder.exists()
 
 
-def test_a_process_that_is_replaced_leaves_no_record(worker, load_app):
+def test_a_process_that_is_replaced_leaves_no_record(joined):
     """Else a worker that recycles its processes fills the memory file system, file by file."""
-    app = load_app(APP)
-    running = worker(APP, "-Q", "critic", "-c", "1", "--max-tasks-per-child", "2")
-    app.pid.delay().get(timeout=30)
+    running, app = joined("replacing")
     folder = folder_of(running)
     pids = {app.pid.delay().get(timeout=30) for _ in range(6)}
     assert len(pids) >= 3
@@ -69,11 +95,9 @@ def test_a_process_that_is_replaced_leaves_no_record(worker, load_app):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGQUIT])
-def test_no_process_is_left(worker, load_app, how):
+def test_no_process_is_left(joined, how):
     """After a warm and after a cold stop."""
-    app = load_app(APP)
-    running = worker(APP, "-Q", "critic", "-c", "2")
-    app.pid.delay().get(timeout=30)
+    running, _ = joined(how)
     pids = running.pool_pids()
     os.kill(running.pid, how)
     running.process.wait(30)

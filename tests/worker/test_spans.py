@@ -6,14 +6,31 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
+from functools import cached_property
 
 import pytest
 
 from celery_budgets.telemetry import names
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, fresh_app, wait_until
 
 APP = "tests.worker.spans_app"
 QUEUES = ("-Q", "file_read,critic,tool_call", "-c", "2")
+
+
+#: Environment of the program and its worker, by what is tried; all of them run at once.
+VARIANTS = {
+    "default": {},
+    "tool {task} in {lane}": {"CELERY_BUDGETS_SPAN_NAME": "tool {task} in {lane}"},
+    "fixed": {"CELERY_BUDGETS_SPAN_NAME": "fixed"},
+    "the original name": {"SPAN_NAME_NONE": "1"},
+    "no tracing, nobody": {"CELERY_BUDGETS_TRACING": "off"},
+    "no tracing, the program": {"CELERY_BUDGETS_TRACING": "off", "INSTRUMENT": "1"},
+    "pool provider, with instrument()": {
+        "PROVIDER_SET": "in each pool process", "INSTRUMENT": "1",
+    },
+    "pool provider, alone": {"PROVIDER_SET": "in each pool process"},
+}  # fmt: skip
 
 
 class Traced:
@@ -22,17 +39,27 @@ class Traced:
     def __init__(self, worker, servers, folder, environment):
         self.folder = folder
         folder.mkdir()
-        self.environment = {"SPANS": str(folder), **environment}
-        self.worker = worker(APP, *QUEUES, env=self.environment)
-        done = subprocess.run(
+        environment = {"SPANS": str(folder), **environment}
+        self.worker = worker(APP, *QUEUES, env=environment, servers=servers, ready=False)
+        self._program = subprocess.Popen(
             [sys.executable, "-m", APP],
-            env=os.environ | servers.environment | self.environment | {"PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, timeout=60, cwd=ROOT,
+            env=os.environ | servers.environment | environment | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr + self.worker.tail()
-        ids = json.loads(done.stdout)
+
+    @cached_property
+    def ids(self):
+        """The task ids of the program's calls, when all of them have ended."""
+        output, errors = self._program.communicate(timeout=90)
+        assert self._program.returncode == 0, errors + self.worker.tail()
         names_ = ("read", "wrong", "retry", "memory", "plain", "by_name")
-        self.ids = dict(zip(names_, ids, strict=True))
+        return dict(zip(names_, json.loads(output), strict=True))
+
+    def close(self):
+        """End the program where no test has waited for it."""
+        with self._program as program:
+            if program.poll() is None:
+                program.kill()
 
     def spans(self):
         return [
@@ -57,16 +84,29 @@ class Traced:
         return wait_until(found, f"{count} spans of {call}", detail=lambda: str(self.spans()))
 
 
-@pytest.fixture
-def traced(worker, servers, tmp_path):
-    """``traced(NAME="value")`` runs the program and its worker with these variables."""
-    return lambda **environment: Traced(worker, servers, tmp_path / "spans", environment)
-
-
 @pytest.fixture(scope="module")
-def run(module_worker, module_servers, tmp_path_factory):
+def traced(module_worker, new_servers, tmp_path_factory):
+    """``traced(variant)`` gives one run, when its calls have ended."""
+    folder = tmp_path_factory.mktemp("spans")
+    with ExitStack() as stack:
+        runs = {
+            variant: Traced(module_worker, new_servers(), folder / str(number), environment)
+            for number, (variant, environment) in enumerate(VARIANTS.items())
+        }
+        for run in runs.values():
+            stack.callback(run.close)
+
+        def ended(variant):
+            assert runs[variant].ids
+            return runs[variant]
+
+        yield ended
+
+
+@pytest.fixture
+def run(traced):
     """One run with everything as it is by default."""
-    return Traced(module_worker, module_servers, tmp_path_factory.mktemp("run") / "spans", {})
+    return traced("default")
 
 
 def test_the_span_of_a_call(run):
@@ -138,14 +178,14 @@ def test_a_plain_task_keeps_its_span(run):
 )
 def test_a_name_of_ones_own(traced, configured, name):
     """`budgets_span_name` may use the lane and the task."""
-    run = traced(CELERY_BUDGETS_SPAN_NAME=configured)
+    run = traced(configured)
     (span,) = run.of_call("read")
     assert span["name"] == name
 
 
 def test_the_original_name(traced):
     """`budgets_span_name = None` keeps the instrumentation's name, and describes the span."""
-    run = traced(SPAN_NAME_NONE="1")
+    run = traced("the original name")
     (span,) = run.of_call("read")
     assert span["name"] == "run/fs_read"
     assert span["attributes"][names.LANE] == "file_read"
@@ -154,8 +194,7 @@ def test_the_original_name(traced):
 @pytest.mark.parametrize("who", ["nobody", "the program"])
 def test_without_tracing_spans_stay_as_they_are(traced, who):
     """`budgets_tracing = False`: no instrumentation is started, and one that runs is left alone."""
-    environment = {"INSTRUMENT": "1"} if who == "the program" else {}
-    run = traced(CELERY_BUDGETS_TRACING="off", **environment)
+    run = traced(f"no tracing, {who}")
     run.worker.stop()
     spans = [s for s in run.spans() if s["kind"] == "SpanKind.CONSUMER"]
     if who == "nobody":
@@ -166,35 +205,55 @@ def test_without_tracing_spans_stay_as_they_are(traced, who):
         assert not any(name.startswith("celery_budgets.") for name in span["attributes"])
 
 
-@pytest.mark.parametrize("instrument", [True, False], ids=["with instrument()", "alone"])
-def test_a_provider_that_is_set_in_each_pool_process(traced, instrument):
+@pytest.mark.parametrize("how", ["with instrument()", "alone"])
+def test_a_provider_that_is_set_in_each_pool_process(traced, how):
     """In `worker_process_init`, where OpenTelemetry's own guide sets it."""
-    environment = {"INSTRUMENT": "1"} if instrument else {}
-    run = traced(PROVIDER_SET="in each pool process", **environment)
+    run = traced(f"pool provider, {how}")
     (span,) = run.of_call("read")
     assert span["name"] == "worker_call:file_read"
     assert span["attributes"][names.OUTCOME] == "succeeded"
 
 
+@pytest.fixture(scope="module")
+def untraced(module_worker, new_servers):
+    """A worker without any provider, by the way in which its pool processes are started."""
+    return {
+        method: module_worker(
+            APP, "-Q", "tool_call", "-c", "1",
+            env={"POOL_START_METHOD": method}, servers=new_servers(), ready=False,
+        )
+        for method in ("fork", "spawn")
+    }  # fmt: skip
+
+
+@pytest.fixture
+def joined(untraced):
+    """``joined(method)`` gives that worker, ready, and the app connected to its servers."""
+    with ExitStack() as stack:
+
+        def join(method):
+            running = untraced[method].wait_ready()
+            environment = {"POOL_START_METHOD": method}
+            return running, stack.enter_context(fresh_app(APP, running.servers, environment))
+
+        yield join
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_without_a_provider_nothing_is_imported(worker, load_app, method):
+def test_without_a_provider_nothing_is_imported(joined, method):
     """A pool process that nobody traces has no tracing SDK in it, however it was started.
 
     Other parts may be there by no doing of ours: redis-py imports the SDK's metrics.
     """
-    environment = {"POOL_START_METHOD": method}
-    worker(APP, "-Q", "tool_call", "-c", "1", env=environment)
-    app = load_app(APP, **environment)
+    _, app = joined(method)
     tracing = ("opentelemetry.sdk.trace", "opentelemetry.instrumentation")
     assert [name for name in app.modules.delay().get(timeout=30) if name.startswith(tracing)] == []
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_calls_are_measured_however_a_process_was_started(worker, load_app, method):
+def test_calls_are_measured_however_a_process_was_started(joined, method):
     """A spawned pool process reads its settings anew, with the worker's variables around it."""
-    environment = {"POOL_START_METHOD": method}
-    running = worker(APP, "-Q", "tool_call", "-c", "1", env=environment)
-    app = load_app(APP, **environment)
+    running, app = joined(method)
     app.modules.delay().get(timeout=30)
     running.wait_for_log("budgets.call_ended", "outcome=succeeded")
     assert "budgets.begin_failed" not in running.log
