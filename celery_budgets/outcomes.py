@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["KILLED", "Outcome"]
+__all__ = ["Outcome"]
 
 
 class Outcome(StrEnum):
@@ -22,7 +22,3 @@ class Outcome(StrEnum):
     WORKER_LOST = "worker_lost"  #: its process died for any other reason
     REJECTED = "rejected"  #: not admitted, or the body raised ``Reject``
     REVOKED = "revoked"  #: revoked or expired before or while it ran
-
-
-#: Outcomes after which the pool process of the call is gone.
-KILLED = frozenset({Outcome.HARD_TIME_LIMIT, Outcome.WORKER_LOST})

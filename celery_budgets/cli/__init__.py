@@ -11,6 +11,8 @@ from typing import Any
 import click
 from click_didyoumean import DYMGroup
 
+# Names `celery inspect budgets` to the command line, which knows only what is registered.
+import celery_budgets.worker.control  # noqa: F401
 from celery_budgets.errors import BudgetsError
 
 __all__ = ["lanes"]

@@ -33,7 +33,7 @@ WAVES = 6.0
 def run(ground: Ground) -> list[Figure]:
     place = ground.workplace(WAY="budgeted", MAX_WORKER_RSS=str(LIMIT))
     place.worker("-Q", "lane,slow", "-c", "4")
-    count = ground.amount(12, 1)
+    count = ground.amount(10, 1)
     # Before the crossing at every part of the second between two looks.
     rounds = [_cross(place, 0.5 + number / count) for number in range(count)]
     changes = _flap(place, ground.amount(int(WAVES), 2))

@@ -20,7 +20,7 @@ SLOW, RATE = 0.4, 20
 
 
 def run(ground: Ground) -> list[Figure]:
-    seconds, rounds, slots = ground.amount(6, 1), ground.amount(5, 1), ground.amount(SLOTS, 2)
+    seconds, rounds, slots = ground.amount(5, 1), ground.amount(4, 1), ground.amount(SLOTS, 2)
     layouts: dict[str, Callable[[], list[float]]] = {}
     for layout in LAYOUTS:
         place = ground.workplace(WAY="budgeted" if layout == "lanes" else "plain")

@@ -25,7 +25,7 @@ TROUBLES = {
 
 
 def run(ground: Ground) -> list[Figure | Finding]:
-    calls, rounds = ground.amount(1_000, 20), ground.amount(5, 1)
+    calls, rounds = ground.amount(400, 20), ground.amount(3, 1)
     speed = in_turn({name: partial(_speed, ground, p, calls) for name, p in PEERS.items()}, rounds)
     against = {name: "celery-budgets" for name in PEERS if name != "celery-budgets"}
     waits = in_turn({name: partial(_waits, ground, peer) for name, peer in PEERS.items()}, rounds)
@@ -65,7 +65,7 @@ def _waits(ground: Ground, kind: type[Peer]) -> list[float]:
     for _ in range(3):
         peer.send("started")
     place.wait_for_times("started", 3)
-    count = ground.amount(150, 5)
+    count = ground.amount(100, 5)
     for number in range(count):
         peer.send("short", time.time())
         place.wait_for_times("waits", number + 1)

@@ -31,7 +31,7 @@ def run(ground: Ground) -> list[Figure]:
     for name, place in places.items():
         place.worker("-Q", "lane,slow", "-c", "4", "-P", WAYS[name][1])
     figures: list[Figure] = []
-    pairs, rounds = ground.amount(6, 1), ground.amount(4, 1)
+    pairs, rounds = ground.amount(5, 1), ground.amount(4, 1)
     for load in ("idle",) if ground.quick else ("idle", "loaded"):
         lateness = in_turn(
             {
@@ -79,7 +79,7 @@ def _slot_back(ground: Ground) -> Figure:
         place.worker("-Q", "lane", "-c", "1")
     samples: dict[str, Sequence[float]] = in_turn(
         {name: partial(_seconds_back, place) for name, place in places.items()},
-        ground.amount(9, 1),
+        ground.amount(7, 1),
     )
     return Figure(
         "the next call starts after a kill", "s", samples, {"budgets": "plain Celery"},

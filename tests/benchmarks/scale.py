@@ -27,7 +27,7 @@ def run(ground: Ground) -> list[Figure]:
 
 
 def _lanes(ground: Ground) -> list[Figure]:
-    calls, rounds = ground.amount(2_000, 30), ground.amount(7, 1)
+    calls, rounds = ground.amount(1_000, 30), ground.amount(5, 1)
     numbers = (50,) if ground.quick else (1, 5, 50)
     ways: dict[str, Callable[[], Spent]] = {}
     against: dict[str, str] = {}
@@ -49,7 +49,7 @@ def _lanes(ground: Ground) -> list[Figure]:
 
 
 def _waiting(ground: Ground) -> Figure:
-    calls, rounds = ground.amount(2_000, 30), ground.amount(5, 1)
+    calls, rounds = ground.amount(1_000, 30), ground.amount(5, 1)
     place = ground.workplace(WAY="budgeted")
     place.worker("-Q", "lane", "-c", "2")
     spend(place, calls)
@@ -64,7 +64,7 @@ def _waiting(ground: Ground) -> Figure:
 
 
 def _workers(ground: Ground) -> list[Figure]:
-    calls, rounds = ground.amount(2_000, 30), ground.amount(5, 1)
+    calls, rounds = ground.amount(1_000, 30), ground.amount(5, 1)
     numbers = (1, 2) if ground.quick else (1, 4, 16)
     places: dict[str, Workplace] = {}
     for number in numbers:

@@ -47,7 +47,7 @@ def run(ground: Ground) -> list[Figure]:
         "programs": {"plain": _PLAIN, "budgeted": _BUDGETED},
     }
     figures = []
-    rounds, warm = ground.amount(25, 1), not ground.quick
+    rounds, warm = ground.amount(15, 1), not ground.quick
     for what, sources in programs.items():
         ways = {way: partial(_cpu, text, environment) for way, text in sources.items()}
         figures.append(_figure(f"{what}: CPU", "ms", ways, rounds, warm=warm))
@@ -56,7 +56,7 @@ def run(ground: Ground) -> list[Figure]:
         for way in ("plain", "budgeted")
     }
     workers = {way: partial(_seconds_to_ready, place) for way, place in ready.items()}
-    rounds = ground.amount(15, 1)
+    rounds = ground.amount(11, 1)
     figures.append(_figure("celery worker to ready", "s", workers, rounds, warm=warm))
     return figures
 

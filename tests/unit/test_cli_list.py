@@ -129,3 +129,12 @@ def test_the_entry_point_adds_lanes_to_celery():
         "assert 'rich' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_inspect_knows_the_command():
+    """`celery inspect --list` names what a worker answers to."""
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "inspect", "--list"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "budgets" in done.stdout
