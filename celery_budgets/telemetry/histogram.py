@@ -36,8 +36,10 @@ class Histogram:
         self.buckets[index] = self.buckets.get(index, 0) + 1
         self.count += 1
         self.total += value
-        self.minimum = min(self.minimum, value)
-        self.maximum = max(self.maximum, value)
+        if value < self.minimum:
+            self.minimum = value
+        if value > self.maximum:
+            self.maximum = value
 
     @property
     def mean(self) -> float | None:

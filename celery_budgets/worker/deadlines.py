@@ -14,6 +14,7 @@ from typing import Any
 
 from celery_budgets.process.recorder import Flight, FlightReader
 from celery_budgets.worker.request import BudgetedRequest
+from celery_budgets.worker.timers import CallTimers
 
 __all__ = ["Deadlines"]
 
@@ -49,8 +50,11 @@ class Deadlines:
         """Replace AsynPool._on_soft_timeout, _on_hard_timeout and _event_process_exit.
 
         AsynPool looks all three up on itself each time that it arms a timer or tracks a
-        process, so attributes of the instance stand in front of the methods.
+        process, so attributes of the instance stand in front of the methods. It keeps a table
+        of timers that is there already (_create_timelimit_handlers).
         """
+        if getattr(self._pool, "_tref_for_id", None) is None:
+            self._pool._tref_for_id = CallTimers(self._hub)
         self._pool._on_soft_timeout = self.on_soft
         self._pool._on_hard_timeout = self.on_hard
         self._pool._event_process_exit = self.on_process_exit

@@ -202,9 +202,10 @@ class Roster:
         self, request: BudgetedRequest, outcome: Outcome, flight: Flight | None, reason: str
     ) -> None:
         """End the span of a call that its own process has not ended."""
+        if (flight is not None and flight.ended) or outcome not in _ENDED_HERE:
+            return
         settings = settings_of(request.app)
-        ended = flight is not None and flight.ended
-        if ended or outcome not in _ENDED_HERE or not settings.tracing:
+        if not settings.tracing:
             return
         headers = request.request_dict
         name = settings.span_name or f"run/{request.type}"

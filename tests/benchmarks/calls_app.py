@@ -105,13 +105,14 @@ def started() -> None:
 
 
 @task(name="cross")
-def cross(below: int, pause: float, over: int, seconds: float) -> None:
+def cross(below: int, pause: float, over: int) -> None:
     """Take *below* bytes, then *over* more at once; leave when that began, and keep all."""
     block = bytearray(b"x") * below
     time.sleep(pause)
     note("crossed", time.time())
     more = bytearray(b"x") * over
-    time.sleep(seconds)
+    while not app.backend.client.exists("release"):
+        time.sleep(0.02)
     del block, more
 
 

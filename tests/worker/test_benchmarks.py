@@ -12,13 +12,15 @@ from tests.benchmarks.__main__ import NAMES, main
 from tests.benchmarks.measure import Figure, Target, in_turn
 from tests.benchmarks.svg import bars
 
+#: Packages that the extra "bench" brings, by benchmark.
+NEEDS = {"overhead": ("prometheus_client", "pythonjsonlogger"), "peers": ("dramatiq", "rq")}
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run_gives_numbers(name, tmp_path, capsys):
     """One benchmark with few calls, its table, its samples in a file, its pictures."""
-    if name == "peers":
-        pytest.importorskip("dramatiq")
-        pytest.importorskip("rq")
+    for package in NEEDS.get(name, ()):
+        pytest.importorskip(package)
     report, pictures = tmp_path / "report.json", tmp_path / "pictures"
     main([name, "--quick", "--json", str(report), "--plot", str(pictures)])
     figures = json.loads(report.read_text())["benchmarks"][name]
