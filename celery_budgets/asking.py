@@ -48,7 +48,8 @@ class Asking:
             kombu.exceptions.OperationalError: The broker does not answer.
         """
         mailboxes = self._mailboxes()
-        expected = mailboxes | self._seen
+        # Where the broker can tell, a worker without a mailbox has left properly.
+        expected = mailboxes or set(self._seen)
         limit = len(expected) if mailboxes else None
         replies = self._app.control.broadcast("budgets", reply=True, timeout=timeout, limit=limit)
         by_worker = {name: answer for reply in replies or () for name, answer in reply.items()}

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.units import MIB, format_duration, format_size, parse_duration, parse_size
 
-__all__ = ["Budget", "BudgetFields", "TimeLimits"]
+__all__ = ["Budget", "BudgetFields", "TimeLimits", "seconds_or_none"]
 
 
 class TimeLimits(NamedTuple):
@@ -208,3 +208,15 @@ def _order_problems(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _either(words: Iterable[str]) -> str:
     return " or ".join(repr(word) for word in words)
+
+
+def seconds_or_none(value: Any) -> float | None:
+    """Return a limit that somebody else has written down; ``None`` for one that makes no sense.
+
+    For values that may not be refused any more, such as those in a message.
+    """
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        return None
+    return seconds if 0 < seconds < math.inf else None

@@ -10,6 +10,7 @@ See also: the README's table of settings, which a test holds against
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ __all__ = ["ENVIRONMENT_PREFIX", "PREFIX", "Settings", "declare", "reread", "set
 PREFIX = "budgets_"
 ENVIRONMENT_PREFIX = "CELERY_BUDGETS_"
 
+#: Variables that Kubernetes sets for a Service, behind its name.
+_OF_A_SERVICE = re.compile(r"service_(host|port.*)|port(_.*)?")
 #: Settings that are a field of the default budget.
 _BUDGET_FIELDS = ("timeout", "escalation_factor", "max_timeout", "max_rss", "rss_warning")
 
@@ -100,8 +103,12 @@ def _given(conf: Any) -> dict[str, Any]:
             if name.startswith(PREFIX):
                 given[name.removeprefix(PREFIX)] = layer[key]
     for key, text in os.environ.items():
-        if key.startswith(ENVIRONMENT_PREFIX):
-            given[key.removeprefix(ENVIRONMENT_PREFIX).lower()] = text
+        if not key.startswith(ENVIRONMENT_PREFIX):
+            continue
+        name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if _OF_A_SERVICE.fullmatch(name):
+            continue  # what Kubernetes tells of a Service that is named celery-budgets
+        given[name] = text
     return given
 
 

@@ -77,6 +77,8 @@ class BudgetedTask(Task):
     #: program had set it on the task, and it is the lane that says it (worker.steps).
     from_config = tuple(pair for pair in Task.from_config if pair[0] != "acks_late")
 
+    #: Acknowledged when the call has ended; a worker sets it as the lane says at its start.
+    acks_late = True
     #: Name of the lane; ``None``: by the tool table.
     lane: ClassVar[str | None] = None
     #: Soft time limit, seconds.

@@ -27,7 +27,9 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 READY_SECONDS = 30.0
-WARM_SECONDS = 15.0
+#: A pool process may wait 30 s for a worker that has stopped reading (billiard,
+#: Worker._ensure_messages_consumed): rare, and plain Celery's.
+WARM_SECONDS = 45.0
 
 
 def wait_until(

@@ -11,6 +11,7 @@ import glob
 import mmap
 import os
 import shutil
+import stat
 import tempfile
 
 __all__ = ["lock", "make", "map_file", "sweep"]
@@ -19,19 +20,33 @@ PREFIX = "celery-budgets-flights-"
 _MEMORY = "/dev/shm"
 
 
-def make() -> str:
-    """Make a folder for the records of this process's pool, and return its path."""
-    prefix = f"{PREFIX}{os.getpid()}-"
+def make() -> tuple[str, int | None]:
+    """Make and hold a folder for the records of this process's pool.
+
+    Returns:
+        Its path, and the descriptor of its lock: close it after the folder is removed.
+    """
     try:
-        return tempfile.mkdtemp(prefix=prefix, dir=_MEMORY)
+        return _make_in(_MEMORY)
     except OSError:  # not there, full, or read-only
-        return tempfile.mkdtemp(prefix=prefix)
+        return _make_in(tempfile.gettempdir())
+
+
+def _make_in(base: str) -> tuple[str, int | None]:
+    # Under a name that no sweep looks for, until it is held.
+    hidden = tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-", dir=base)
+    held = lock(hidden)
+    folder = os.path.join(base, os.path.basename(hidden).removeprefix("."))
+    os.rename(hidden, folder)
+    return folder, held
 
 
 def lock(folder: str) -> int | None:
     """Hold *folder* for as long as this process lives; ``None`` where somebody else does."""
+    # A folder of somebody else's may have a link where the lock should be.
+    flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        descriptor = os.open(os.path.join(folder, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(os.path.join(folder, "lock"), flags, 0o600)
     except OSError:
         return None
     try:
@@ -44,10 +59,21 @@ def lock(folder: str) -> int | None:
 
 
 def sweep() -> None:
-    """Remove what workers left that were killed."""
+    """Remove what workers of this user left that were killed."""
     for base in (_MEMORY, tempfile.gettempdir()):
         for folder in glob.glob(os.path.join(base, f"{PREFIX}*")):
-            _remove_if_left(folder)
+            if _is_ours(folder):
+                _remove_if_left(folder)
+
+
+def _is_ours(folder: str) -> bool:
+    """Say whether *folder* is one that this user has made, and nobody else can write to."""
+    try:
+        found = os.lstat(folder)
+    except OSError:
+        return False
+    private = not found.st_mode & 0o077
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and private
 
 
 def _remove_if_left(folder: str) -> None:

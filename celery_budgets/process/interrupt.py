@@ -134,14 +134,10 @@ class ProcessInterrupt(Interrupt):
         also between two calls, or while a result is stored.
         """
         call, task = self._call, _task_stack.top
-        if task is None or call is None:
-            return
-        if task.request.id != call.task_id:
-            if getattr(task.request, HEADER_TERMS, None) is not None:
-                return  # a budgeted call that has not begun yet: meant for the one before
-            raise SoftTimeLimitExceeded  # a task that is not budgeted: as billiard does
-        if not call.open:
-            return
+        if call is None or not call.open:
+            if task is not None and getattr(task.request, HEADER_TERMS, None) is None:
+                raise SoftTimeLimitExceeded  # a task that is not budgeted: as billiard does
+            return  # between two calls, or around the body of one
         _raise_for_memory(call)
         if call.soft_sent or call.budget.soft == "warn":
             return

@@ -175,8 +175,7 @@ class FlightReader:
     def __init__(self, folder: str | None = None) -> None:
         global _own_folder
         sweep()
-        self.folder = folder or make()
-        self._lock = lock(self.folder)
+        self.folder, self._lock = (folder, lock(folder)) if folder else make()
         # Pool processes leave by os._exit, and so past this.
         atexit.register(self.close)
         self._owner = os.getpid()

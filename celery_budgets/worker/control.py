@@ -11,6 +11,7 @@ from typing import Any
 
 from celery.worker.control import Panel, control_command, inspect_command, nok, ok
 
+from celery_budgets.budget import seconds_or_none
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.task import BudgetedTask
 from celery_budgets.units import format_duration
@@ -56,6 +57,10 @@ def time_limit(
     if not isinstance(task, BudgetedTask):
         return _celery_time_limit(state, task_name=task_name, hard=hard, soft=soft)
     overrides = roster_of(state.app).overrides
+    for what, value in (("soft", soft), ("hard", hard)):
+        if value is not None and seconds_or_none(value) is None:
+            return nok(f"task {task_name!r}: {what} time limit {value!r}: give seconds above 0")
+    soft, hard = seconds_or_none(soft), seconds_or_none(hard)
     if soft is None and hard is None:
         overrides.pop(task_name, None)
         return ok("time limits of the lane apply again")
@@ -75,8 +80,6 @@ def _refusal(app: Any, task: BudgetedTask, soft: float | None, hard: float | Non
         given = {name: value for name, value in changes.items() if value is not None}
         if soft is not None:
             budget.over(f"task {task.name!r}", given)
-        elif hard is not None and hard <= 0:
-            return f"task {task.name!r}: hard time limit {hard:g} must be above 0"
     except ConfigurationError as exc:
         return str(exc)
     ceiling = budget.max_timeout or broker_ceiling(app, budget.escalation_factor)

@@ -47,7 +47,7 @@ class Offenders:
         Mirrors celery.worker.request.Request._retry_worker_lost (5.7), with a counter of its
         own: a kill is no retry.
         """
-        kills = int(request.request_dict.get(HEADER_KILLS) or 0) + 1
+        kills = _kills_before(request.request_dict.get(HEADER_KILLS)) + 1
         task, most = request.task, request.task.max_kills
         if not most or not task.acks_late:
             return False
@@ -88,3 +88,8 @@ def _signature(request: BudgetedRequest) -> bytes:
     kwargs = sorted((request.kwargs or {}).items())
     words = repr((request.type, tuple(request.args or ()), kwargs))
     return hashlib.blake2b(words.encode("utf-8", "backslashreplace"), digest_size=16).digest()
+
+
+def _kills_before(header: object) -> int:
+    """Return the kills that a message has counted; producers may send anything."""
+    return header if isinstance(header, int) and header > 0 else 0

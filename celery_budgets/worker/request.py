@@ -23,13 +23,14 @@ from celery.worker import state
 from celery.worker.request import Request
 from kombu.utils.encoding import safe_repr
 
-from celery_budgets.budget import Budget, TimeLimits
+from celery_budgets.budget import Budget, TimeLimits, seconds_or_none
 from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded, RejectedByBudget
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process.recorder import Flight, Reason
 from celery_budgets.routing import lane_of
 from celery_budgets.settings import settings_of
 from celery_budgets.task import outcome_of
+from celery_budgets.telemetry.names import HEADER_DUE_AT
 from celery_budgets.worker.ceiling import broker_ceiling
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.shadowed import executing, succeeding
@@ -45,6 +46,10 @@ class BudgetedRequest(Request):
     outcome: Outcome | None = None
     #: A later delivery of the same message, settled along with this one.
     again: BudgetedRequest | None = None
+    #: Its thread runs on past the hard limit, and somebody else ends the call.
+    given_up = False
+    #: Does the roster count this call as running?
+    counted = False
     _success_was_found = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -70,6 +75,11 @@ class BudgetedRequest(Request):
         self.ceiling = ceiling
 
     @property
+    def message_key(self) -> tuple[str, float | None]:
+        """What tells a message that is delivered again from a new one for the same task id."""
+        return self.id, self._request_dict.get(HEADER_DUE_AT)
+
+    @property
     def hard_rss(self) -> int:
         """Bytes of RSS at which the call is killed."""
         return self._budget().hard_rss
@@ -88,10 +98,12 @@ class BudgetedRequest(Request):
         operator = self.roster.overrides.get(self._type)
         if operator is not None:
             return budget.time_limits(soft=operator[0], hard=operator[1])
-        hard, soft = self._request_dict.get("timelimit") or (None, None)
+        hard, soft = _limits_in(self._request_dict.get("timelimit"))
         task = self._task
         return budget.time_limits(
-            soft=soft or task.soft_time_limit, hard=hard or task.time_limit, ceiling=ceiling
+            soft=soft or seconds_or_none(task.soft_time_limit),
+            hard=hard or seconds_or_none(task.time_limit),
+            ceiling=ceiling,
         )
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
@@ -127,8 +139,8 @@ class BudgetedRequest(Request):
             send_failed_event: As in Celery.
             return_ok: True where the exception came from the process of the call itself.
         """
-        if self.outcome is not None:
-            return  # given up before: its late end changes nothing
+        if self.outcome is not None or self.given_up:
+            return  # its late end changes nothing
         exc = exc_info.exception
         exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
         if isinstance(exc, TimeLimitExceeded) and not return_ok:
@@ -151,9 +163,11 @@ class BudgetedRequest(Request):
         return not self._success_was_stored()
 
     def _outcome_of(self, exc: BaseException) -> Outcome:
+        if self._already_cancelled:
+            # By Celery itself, when a connection was lost: the message comes again.
+            return Outcome.RETRIED
         if isinstance(exc, Terminated):
-            # Cancelled by Celery itself when a connection was lost: the message comes again.
-            return Outcome.RETRIED if self._already_cancelled else Outcome.REVOKED
+            return Outcome.REVOKED
         if isinstance(exc, WorkerLostError | SystemExit):
             return Outcome.SUCCEEDED if self._success_was_found else Outcome.WORKER_LOST
         return outcome_of(exc)
@@ -263,8 +277,10 @@ class BudgetedRequest(Request):
         After a reconnect a broker hands a message out again while its call runs on, or has
         ended and the event loop has not heard of it yet.
         """
+        if not self.delivery_info.get("redelivered"):
+            return False
         first = self.roster.in_hand.get(self.id)
-        if first is None or not self.delivery_info.get("redelivered"):
+        if first is None or first._already_cancelled or first.message_key != self.message_key:
             return False
         state.task_ready(self)
         state.requests[self.id] = first
@@ -282,3 +298,10 @@ class BudgetedRequest(Request):
         state.task_ready(self)
         self._on_reject(logger, self._connection_errors, True)
         self.acknowledged = True
+
+
+def _limits_in(header: Any) -> tuple[float | None, float | None]:
+    """Return the (hard, soft) limits that a message carries; producers may send anything."""
+    if not isinstance(header, list | tuple) or len(header) != 2:
+        return None, None
+    return seconds_or_none(header[0]), seconds_or_none(header[1])

@@ -77,7 +77,7 @@ class Roster:
         self.gate: Gate | None = None
         self.admission: Admission | None = None
         self.offenders = Offenders()
-        self._ended: OrderedDict[str, Outcome] = OrderedDict()
+        self._ended: OrderedDict[tuple[str, float | None], Outcome] = OrderedDict()
         # Pool threads, the watchdog and the event loop all report here.
         self._lock = threading.Lock()
 
@@ -93,6 +93,9 @@ class Roster:
     def accepted(self, request: BudgetedRequest) -> None:
         """Note that *request* runs now."""
         with self._lock:
+            if request.outcome is not None:
+                return  # revoked while it was on its way into the pool
+            request.counted = True
             self.active[request.lane.name] += 1
             self.in_hand[request.id] = request
 
@@ -154,10 +157,10 @@ class Roster:
             if self.in_hand.get(request.id) is request:
                 del self.in_hand[request.id]
             ran = request.time_start is not None
-            if ran:
+            if request.counted:
                 self.active[request.lane.name] -= 1
             lost_and_back = outcome is Outcome.WORKER_LOST and request.task.reject_on_worker_lost
-            self._remember(request.id, outcome, final=not lost_and_back)
+            self._remember(request, outcome, final=not lost_and_back)
         try:
             if flight is None and ran:
                 flight = self.flight_of(request)
@@ -167,11 +170,12 @@ class Roster:
             self.count_failure()
             logger.exception("budgets.telemetry_failed task_id=%s", request.id)
 
-    def _remember(self, task_id: str, outcome: Outcome, *, final: bool) -> None:
+    def _remember(self, request: BudgetedRequest, outcome: Outcome, *, final: bool) -> None:
+        # By the message: a call that is sent anew under the same id has not ended.
         if outcome in _NOT_FINAL or not final:
-            self._ended.pop(task_id, None)
+            self._ended.pop(request.message_key, None)
             return
-        self._ended[task_id] = outcome
+        self._ended[request.message_key] = outcome
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
 
@@ -232,7 +236,7 @@ class Roster:
         """
         if not request.delivery_info.get("redelivered"):
             return None
-        return self._ended.get(request.id)
+        return self._ended.get(request.message_key)
 
 
 def _members(requests: Any) -> list[Any]:

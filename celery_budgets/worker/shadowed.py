@@ -52,8 +52,8 @@ def succeeding(on_success: Callable[..., Any]) -> Callable[..., Any]:
 
     def succeed(self: BudgetedRequest, failed__retval__runtime: Any, **kwargs: Any) -> Any:
         """Count a success; a failure goes on to on_failure, as in Celery."""
-        if self.outcome is not None:
-            return None  # given up before: its late end changes nothing
+        if self.outcome is not None or self.given_up:
+            return None  # its late end changes nothing
         failed = failed__retval__runtime[0]
         try:
             return on_success(self, failed__retval__runtime, **kwargs)

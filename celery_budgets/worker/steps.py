@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from importlib.metadata import version
+from itertools import takewhile
 from typing import Any
 
 from celery import bootsteps
@@ -147,7 +148,8 @@ def _settle_acknowledgement(task: BudgetedTask) -> None:
 
     Before the consumer builds its strategies: they keep the value (create_request_cls).
     """
-    if "acks_late" in type(task).__dict__ and task.acks_late is not None:
+    classes = takewhile(lambda cls: cls is not BudgetedTask, type(task).__mro__)
+    if any("acks_late" in cls.__dict__ for cls in classes):
         return  # the program says it itself
     idempotent = task.idempotent
     type(task).acks_late = task.home().idempotent if idempotent is None else idempotent

@@ -7,12 +7,13 @@ it has and exits with :data:`EXIT_CODE`, for its supervisor to start it anew.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
 import threading
 from concurrent.futures import thread as futures
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.worker import state
@@ -20,6 +21,9 @@ from celery.worker import state
 from celery_budgets.process.call import Call
 from celery_budgets.telemetry import spans
 from celery_budgets.worker.roster import Roster
+
+if TYPE_CHECKING:
+    from celery_budgets.worker.request import BudgetedRequest
 
 __all__ = ["EXIT_CODE", "AbandonedThreads"]
 
@@ -44,24 +48,40 @@ class AbandonedThreads:
         self._most = most
         self._lock = threading.Lock()
         self._running_on: set[int] = set()
+        #: Threads that have come back, each waiting to be needed.
+        self._parked: list[tuple[threading.Thread, threading.Event]] = []
+        signals.worker_shutdown.connect(self._part, weak=False)
 
     def abandon(self, call: Call) -> None:
         """End *call* for everybody but its thread; from the watchdog, which must not block."""
+        request = self._roster.in_hand.get(call.task_id)
+        if request is not None:
+            # Before its thread can come back and tell of another end.
+            request.given_up = True
         with self._lock:
             self._running_on.add(id(call))
             self._roster.abandoned_threads = count = len(self._running_on)
         threading.Thread(
-            target=self._settle, args=(call, count), name="celery-budgets-abandon", daemon=True
-        ).start()
+            target=self._settle, args=(call, request, count),
+            name="celery-budgets-abandon", daemon=True,
+        ).start()  # fmt: skip
 
     def returned(self, call: Call) -> None:
-        """Count the thread of *call* no more: its code has ended after all."""
+        """Count the thread of *call* no more, and keep it until the pool needs one again.
+
+        Called in that very thread, whose place is taken. Back in the pool it would be one thread
+        more than there are slots, and a thread cannot be told to end.
+        """
         with self._lock:
+            if id(call) not in self._running_on:
+                return
             self._running_on.discard(id(call))
             self._roster.abandoned_threads = len(self._running_on)
+            needed = threading.Event()
+            self._parked.append((threading.current_thread(), needed))
+        needed.wait()
 
-    def _settle(self, call: Call, count: int) -> None:
-        request = self._roster.in_hand.get(call.task_id)
+    def _settle(self, call: Call, request: BudgetedRequest | None, count: int) -> None:
         with self._lock:
             self._replace(call.thread_id)
         logger.error(
@@ -84,7 +104,12 @@ class AbandonedThreads:
             if thread.ident == thread_id:
                 executor._threads.discard(thread)
                 futures._threads_queues.pop(thread, None)  # type: ignore[attr-defined]
-        executor._adjust_thread_count()
+        if self._parked:
+            thread, needed = self._parked.pop()
+            executor._threads.add(thread)
+            needed.set()
+        else:
+            executor._adjust_thread_count()
 
     def _leave(self, count: int) -> None:
         if state.should_stop is not None and state.should_stop is not False:
@@ -93,14 +118,16 @@ class AbandonedThreads:
             "budgets.worker_leaves abandoned=%s most=%s exit_code=%s: it takes no more calls",
             count, self._most, EXIT_CODE,
         )  # fmt: skip
-        signals.worker_shutdown.connect(_exit_past_threads, weak=False)
         state.should_stop = EXIT_CODE
 
-
-def _exit_past_threads(**_: Any) -> None:
-    """Leave without joining the abandoned threads, at the end of a warm shutdown."""
-    spans.flush(1.0)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(EXIT_CODE)
+    def _part(self, **_: Any) -> None:
+        """At the end of a shutdown, leave without joining threads that run on."""
+        if not self._running_on and not self._parked:
+            return
+        spans.flush(1.0)
+        # What an exit would do, but for the threads.
+        atexit._run_exitfuncs()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_CODE if state.should_stop == EXIT_CODE else 0)

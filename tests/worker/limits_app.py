@@ -29,7 +29,14 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     redis_socket_connect_timeout=2,
 )
-budgets = Budgets(app, lanes=[Lane("lane", concurrency=8, timeout=SOFT), Lane("other", 1)])
+budgets = Budgets(
+    app,
+    lanes=[
+        Lane("lane", concurrency=8, timeout=SOFT),
+        Lane("other", 1),
+        Lane("early", 1, timeout=0.4, idempotent=False),
+    ],
+)
 
 
 def redis():
@@ -200,3 +207,40 @@ def around_the_limit(self, seconds):
     """Ends close to its soft limit."""
     time.sleep(seconds)
     return "done"
+
+
+@app.task(base=BudgetedTask, bind=True, lane="early")
+def one_at_a_time(self, seconds):
+    """Write down how many run at once; acknowledged early, so prefetch bounds nothing."""
+    running = redis().incr("running")
+    redis().rpush("together", running)
+    try:
+        time.sleep(seconds)
+    finally:
+        redis().decr("running")
+
+
+@app.task(base=BudgetedTask)
+def inner(seconds):
+    """Called as a function inside another call."""
+    for _ in range(int(seconds * 100)):
+        time.sleep(0.01)
+
+
+@app.task(base=BudgetedTask, bind=True, lane="lane", soft="warn")
+def nesting_warned(self, seconds):
+    inner(seconds)
+    return "in time"
+
+
+@app.task(base=BudgetedTask, bind=True, lane="lane")
+def nesting(self, seconds):
+    """Count the exceptions of the soft limit that come out of the inner task."""
+    raised = 0
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            inner(until - time.monotonic())
+        except SoftTimeLimitExceeded:
+            raised += 1
+    return raised

@@ -29,6 +29,21 @@ def marks_of(limits, task_id, count=1):
     return [line.decode().split() for line in limits.redis().lrange(key, 0, -1)]
 
 
+@pytest.mark.parametrize("limit", ["60", -1, float("nan"), [1], "soon"])
+def test_a_limit_that_makes_no_sense_stops_nobody(lane, load_app, limit):
+    """A producer may send anything; the call runs under its lane's limits."""
+    limits = load_app(APP)
+    assert limits.quick.apply_async(("fine",), time_limit=limit).get(timeout=10) == "fine"
+    assert limits.quick.delay("next").get(timeout=10) == "next"
+
+
+def test_a_task_called_inside_a_call_spends_its_budget(lane, load_app):
+    """soft="warn" warns there too, and the exception comes once."""
+    limits = load_app(APP)
+    assert limits.nesting_warned.delay(1.2).get(timeout=10) == "in time"
+    assert limits.nesting.delay(1.3).get(timeout=10) == 1
+
+
 def test_a_swallowed_soft_limit_is_still_told(lane, load_app):
     """The call succeeds, and its statistics and its record say that it went over."""
     limits = load_app(APP)

@@ -36,6 +36,28 @@ def test_an_abandoned_thread_gives_its_slot_back(worker, load_app):
     assert running.stop() == 0
 
 
+def test_a_stop_does_not_wait_for_an_abandoned_thread(worker, load_app):
+    """A warm stop ends the worker while the thread would sleep on for a minute."""
+    limits = load_app(APP)
+    running = worker(APP, "-Q", "lane", "-P", "threads", "-c", "1")
+    assert isinstance(error_of(limits.warned.apply_async((60,), time_limit=0.5)), TimeLimitExceeded)
+    assert abandoned(limits) == [1]
+    assert running.stop(timeout=15) == 0
+
+
+def test_a_thread_that_comes_back_is_not_one_too_many(worker, load_app):
+    """One slot stays one slot, also where early acknowledgement lets messages in."""
+    limits = load_app(APP)
+    running = worker(APP, "-Q", "early", "-P", "threads", "-c", "1")
+    late = [limits.one_at_a_time.delay(1.5) for _ in range(2)]
+    assert all(isinstance(error_of(result), TimeLimitExceeded) for result in late)
+    wait_until(lambda: abandoned(limits) == [0], "both threads come back", timeout=20)
+    limits.redis().delete("together", "running")
+    results = [limits.one_at_a_time.delay(0.1) for _ in range(6)]
+    assert [result.get(timeout=20) for result in results] == [None] * 6
+    assert {int(n) for n in limits.redis().lrange("together", 0, -1)} == {1}, running.tail()
+
+
 def test_too_many_abandoned_threads_make_the_worker_leave(worker, load_app):
     """It finishes what it has, exits with its documented code and waits for no lost thread."""
     limits = load_app(APP)
