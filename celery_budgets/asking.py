@@ -9,7 +9,7 @@ killed, or runs without budgets.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from kombu.exceptions import OperationalError
@@ -37,26 +37,27 @@ class Asking:
         self._app = app
         self._seen: set[str] = set()
 
-    def ask(self, timeout: float = 1.0) -> Answers:
+    def ask(self, timeout: float = 1.0, also: Iterable[str] = ()) -> Answers:
         """Return the answers of all workers to ``inspect budgets``.
 
         Args:
             timeout: How long workers may take, seconds; less where all that are known of have
                 answered before.
+            also: Workers that are known to be there, beside those that the broker names.
 
         Raises:
             kombu.exceptions.OperationalError: The broker does not answer.
         """
         mailboxes = self._mailboxes()
         # Where the broker can tell, a worker without a mailbox has left properly.
-        expected = mailboxes or set(self._seen)
+        expected = (mailboxes or set(self._seen)) | set(also)
         limit = len(expected) if mailboxes else None
         replies = self._app.control.broadcast("budgets", reply=True, timeout=timeout, limit=limit)
         by_worker = {name: answer for reply in replies or () for name, answer in reply.items()}
         self._seen.update(by_worker)
         if limit and not set(by_worker) <= expected:
             # A newcomer's answer took the place of one that was still to come.
-            return self.ask(timeout)
+            return self.ask(timeout, {*also, *by_worker})
         return Answers(dict(sorted(by_worker.items())), tuple(sorted(expected - set(by_worker))))
 
     def _mailboxes(self) -> set[str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.units import MIB, format_duration, format_size, parse_duration, parse_size
 
-__all__ = ["Budget", "BudgetFields", "TimeLimits", "seconds_or_none"]
+__all__ = ["Budget", "BudgetFields", "TimeLimits", "limits_in_message", "seconds_or_none"]
 
 
 class TimeLimits(NamedTuple):
@@ -220,3 +220,10 @@ def seconds_or_none(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return seconds if 0 < seconds < math.inf else None
+
+
+def limits_in_message(header: Any) -> tuple[float | None, float | None]:
+    """Return the (hard, soft) limits that a message carries; producers may send anything."""
+    if not isinstance(header, list | tuple) or len(header) != 2:
+        return None, None
+    return seconds_or_none(header[0]), seconds_or_none(header[1])

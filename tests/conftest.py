@@ -15,16 +15,25 @@ from contextlib import ExitStack
 from types import ModuleType
 
 import pytest
+from celery import _state
 from kombu import Connection
 
 from celery_budgets.embedded import EmbeddedBroker
 from celery_budgets.lanes import DEFAULT_LANES
 from tests.support import Servers, Workers, fresh_app
 
+# Before any test module is imported: a module that takes a constant from an app's module makes
+# that app, and Celery would add its tasks to every app that comes later.
+_shared_tasks = set(_state._on_app_finalizers)
 DATABASES = 1024
 RABBITMQ = ("127.0.0.1", 5672)
 
 Apps = Callable[..., ModuleType]
+
+
+def pytest_collection_finish() -> None:
+    """Have Celery forget the tasks of apps that were made by importing the tests."""
+    _state._on_app_finalizers.intersection_update(_shared_tasks)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from celery.worker import state
 from celery.worker.request import Request
 from kombu.utils.encoding import safe_repr
 
-from celery_budgets.budget import Budget, TimeLimits, seconds_or_none
+from celery_budgets.budget import Budget, TimeLimits, limits_in_message, seconds_or_none
 from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded, RejectedByBudget
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process.recorder import Flight, Reason
@@ -98,7 +98,7 @@ class BudgetedRequest(Request):
         operator = self.roster.overrides.get(self._type)
         if operator is not None:
             return budget.time_limits(soft=operator[0], hard=operator[1])
-        hard, soft = _limits_in(self._request_dict.get("timelimit"))
+        hard, soft = limits_in_message(self._request_dict.get("timelimit"))
         task = self._task
         return budget.time_limits(
             soft=soft or seconds_or_none(task.soft_time_limit),
@@ -298,10 +298,3 @@ class BudgetedRequest(Request):
         state.task_ready(self)
         self._on_reject(logger, self._connection_errors, True)
         self.acknowledged = True
-
-
-def _limits_in(header: Any) -> tuple[float | None, float | None]:
-    """Return the (hard, soft) limits that a message carries; producers may send anything."""
-    if not isinstance(header, list | tuple) or len(header) != 2:
-        return None, None
-    return seconds_or_none(header[0]), seconds_or_none(header[1])

@@ -164,9 +164,11 @@ class Terminal:
         termios.tcsetwinsize(self.inside, (40, 160))
         self.before = termios.tcgetattr(self.inside)
         self.seen = b""
+        # The terminal has a size of its own, whatever the tests' terminal has.
+        sizeless = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
             command(*arguments),
-            cwd=ROOT, env=os.environ | servers.environment | {"TERM": "xterm-256color"},
+            cwd=ROOT, env=sizeless | servers.environment | {"TERM": "xterm-256color"},
             stdin=self.inside, stdout=self.inside, stderr=self.inside, start_new_session=True,
         )  # fmt: skip
 
