@@ -36,6 +36,14 @@ def pytest_collection_finish() -> None:
     _state._on_app_finalizers.intersection_update(_shared_tasks)
 
 
+@pytest.fixture(autouse=True)
+def tasks_of_its_own() -> Iterator[None]:
+    """Have Celery forget the tasks of apps that a test makes."""
+    before = set(_state._on_app_finalizers)
+    yield
+    _state._on_app_finalizers.intersection_update(before)
+
+
 @pytest.fixture(scope="session")
 def embedded_broker() -> Iterator[EmbeddedBroker]:
     """The Redis-compatible server of this test session."""
