@@ -73,7 +73,8 @@ class Tree:
     def __init__(self, pid: int, clock: Callable[[], float] = monotonic) -> None:
         self._pid = pid
         self._clock = clock
-        self._last = 0
+        #: The last PSS that was read, and the sum of RSS beside it, bytes.
+        self._last = (0, 0)
         self._next_at = 0.0
 
     def size(self, enough: int = 0) -> int:
@@ -89,7 +90,9 @@ class Tree:
             return most
         began = self._clock()
         if began >= self._next_at:
-            self._last = sum(pss_of(pid) or 0 for pid in pids)
+            self._last = sum(pss_of(pid) or 0 for pid in pids), most
             ended = self._clock()
             self._next_at = ended + (ended - began) / _SHARE_OF_TIME
-        return self._last
+        # Between two readings: what came since is taken as its own, and what went as given back.
+        size, beside = self._last
+        return max(0, min(most, size + most - beside))

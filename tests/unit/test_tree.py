@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from celery_budgets.process import memory
+from celery_budgets.process import tree as tree_module
 from celery_budgets.process.tree import Tree, processes_below, pss_of
 from celery_budgets.units import MIB
 
@@ -78,3 +79,18 @@ def test_a_process_that_is_gone_has_no_size():
     done.wait()
     assert pss_of(done.pid) is None
     assert Tree(done.pid).size() == 0
+
+
+def test_between_two_readings_growth_counts_at_once(monkeypatch):
+    """What came since the last reading is seen, and no answer is above the sum of RSS."""
+    sizes = {"rss": 500, "pss": 300}
+    monkeypatch.setattr(tree_module, "processes_below", lambda pid: [pid])
+    monkeypatch.setattr(tree_module, "pss_of", lambda pid: sizes["pss"])
+    monkeypatch.setattr(tree_module.memory, "rss_of", lambda pid: sizes["rss"])
+    instants = iter([0.0, 1.0, 2.0, 3.0, 4.0])  # reading took 1 s: the next one is far off
+    tree = tree_module.Tree(1, clock=lambda: next(instants))
+    assert tree.size() == 300
+    sizes["rss"] = 900
+    assert tree.size() == 700  # 300 + 400
+    sizes["rss"] = 100
+    assert tree.size() == 0  # more was given back than the tree had of its own
