@@ -39,7 +39,6 @@ _TASK_ID_BYTES = 128
 _LAYOUT = struct.Struct("<128sBBB5x4d3Q16s8s")
 _PEAK = struct.Struct("<Q")
 _PEAK_OFFSET = struct.calcsize("<128sBBB5x4d1Q")
-_STATE_OFFSET = 128
 _REASON_OFFSET = 129
 _DEADLINES = struct.Struct("<2d")
 _DEADLINES_OFFSET = struct.calcsize("<128sBBB5x1d")

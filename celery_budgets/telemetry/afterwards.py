@@ -57,9 +57,10 @@ def end_for_process(
     context = _context(trace, provider, parent, flight)
     if context is None:
         return False
-    processor.on_end(
-        _readable(name, attributes, outcome, reason, flight, provider, parent, context)
-    )
+    known = dict(attributes)
+    if flight is not None:
+        known[names.WAIT] = names.seconds_waited(headers, flight.started_at)
+    processor.on_end(_readable(name, known, outcome, reason, flight, provider, parent, context))
     return True
 
 
@@ -79,7 +80,7 @@ def _context(trace: Any, provider: Any, parent: Any, flight: Flight | None) -> A
         trace_id = int.from_bytes(flight.trace_id, "big")
         span_id = int.from_bytes(flight.span_id, "big")
     else:
-        if flight is not None and _was_sampled_out(provider, flight):
+        if flight is not None and _was_sampled_out(provider):
             return None
         trace_id = parent.trace_id if parent else provider.id_generator.generate_trace_id()
         span_id = provider.id_generator.generate_span_id()
@@ -88,7 +89,7 @@ def _context(trace: Any, provider: Any, parent: Any, flight: Flight | None) -> A
     )
 
 
-def _was_sampled_out(provider: Any, flight: Flight) -> bool:
+def _was_sampled_out(provider: Any) -> bool:
     """Say whether a call that began without a recorded span is one that sampling dropped."""
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
 
@@ -121,7 +122,6 @@ def _readable(
     if flight is not None:
         facts[names.RSS_BEFORE] = flight.rss_before_bytes
         facts[names.RSS_PEAK] = flight.rss_peak_bytes
-        facts[names.WAIT] = names.seconds_waited(attributes, started)
         over = ended - started > attributes.get(names.SOFT_LIMIT, float("inf"))
         facts[names.SOFT_EXCEEDED] = flight.soft_exceeded or over
     happened = [names.EVENT_STARTED] if flight is not None else []

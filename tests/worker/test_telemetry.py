@@ -114,6 +114,8 @@ def test_every_call_is_told_once_in_every_way(worker, load_app, servers, environ
     killed = [c for c in calls if c["attributes"]["celery_budgets.outcome"] == "hard_time_limit"]
     assert {c["status"]["status_code"] for c in killed} == {"ERROR"}
     assert all(c["attributes"]["celery_budgets.rss.peak"] > 10_000_000 for c in killed)
+    # They queued behind each other, four at a time.
+    assert all(c["attributes"]["celery_budgets.queue_wait"] > 0 for c in killed)
 
 
 @pytest.mark.parametrize("most", ["0", "1"])
