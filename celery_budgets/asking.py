@@ -9,7 +9,7 @@ killed, or runs without budgets.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kombu.exceptions import OperationalError
@@ -37,13 +37,19 @@ class Asking:
         self._app = app
         self._seen: set[str] = set()
 
-    def ask(self, timeout: float = 1.0, also: Iterable[str] = ()) -> Answers:
+    def ask(
+        self,
+        timeout: float = 1.0,
+        also: Iterable[str] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Answers:
         """Return the answers of all workers to ``inspect budgets``.
 
         Args:
             timeout: How long workers may take, seconds; less where all that are known of have
                 answered before.
             also: Workers that are known to be there, beside those that the broker names.
+            arguments: Those of the command.
 
         Raises:
             kombu.exceptions.OperationalError: The broker does not answer.
@@ -52,13 +58,40 @@ class Asking:
         # Where the broker can tell, a worker without a mailbox has left properly.
         expected = (mailboxes or set(self._seen)) | set(also)
         limit = len(expected) if mailboxes else None
-        replies = self._app.control.broadcast("budgets", reply=True, timeout=timeout, limit=limit)
+        replies = self._app.control.broadcast(
+            "budgets", arguments=dict(arguments or {}), reply=True, timeout=timeout, limit=limit
+        )
         by_worker = {name: answer for reply in replies or () for name, answer in reply.items()}
         self._seen.update(by_worker)
         if limit and not set(by_worker) <= expected:
             # A newcomer's answer took the place of one that was still to come.
-            return self.ask(timeout, {*also, *by_worker})
+            return self.ask(timeout, {*also, *by_worker}, arguments)
         return Answers(dict(sorted(by_worker.items())), tuple(sorted(expected - set(by_worker))))
+
+    def tell(
+        self,
+        command: str,
+        arguments: Mapping[str, Any],
+        workers: Sequence[str],
+        timeout: float,
+    ) -> Answers:
+        """Send a control *command* to the named *workers*, and return what each says to it.
+
+        Args:
+            command: Name of a remote control command.
+            arguments: Its arguments.
+            workers: Their names; not empty, which would be all.
+            timeout: How long they may take, seconds.
+
+        Raises:
+            kombu.exceptions.OperationalError: The broker does not answer.
+        """
+        replies = self._app.control.broadcast(
+            command, arguments=dict(arguments), destination=list(workers), reply=True,
+            timeout=timeout, limit=len(workers),
+        )  # fmt: skip
+        by_worker = {name: answer for reply in replies or () for name, answer in reply.items()}
+        return Answers(dict(sorted(by_worker.items())), tuple(sorted({*workers} - {*by_worker})))
 
     def _mailboxes(self) -> set[str]:
         """Return the names of workers whose mailbox stands at the broker, where it can tell."""

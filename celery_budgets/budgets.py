@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from datetime import datetime
-from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from celery import current_app, signals
-from kombu.entity import Exchange, Queue
 
 from celery_budgets.asking import Asking
+from celery_budgets.budget import BudgetFields
+from celery_budgets.deadline import Deadline
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.lanes import Lane
+from celery_budgets.queues import as_tuple, lane_queues, queue_names
 from celery_budgets.routing import LaneRouter
+from celery_budgets.scope import Scope
+from celery_budgets.sending import stamp
 from celery_budgets.settings import Settings, declare, reread, settings_of
 from celery_budgets.telemetry import spans
-from celery_budgets.telemetry.names import HEADER_DUE_AT
+from celery_budgets.telemetry.names import HEADER_DEADLINE
+from celery_budgets.waiting import group_result
 
 if TYPE_CHECKING:
+    from celery_budgets.batch import Batch, BatchOptions
+    from celery_budgets.block import Block
     from celery_budgets.telemetry.snapshots import Concurrency, Memory
     from celery_budgets.telemetry.statistics import Statistics
 
@@ -57,10 +63,12 @@ class Budgets:
         declare(self.app, self._lanes)
         _budgets[self.app] = self
         self.app.steps["worker"].add("celery_budgets.worker.steps:BudgetsStep")
+        self.app.steps["consumer"].add("celery_budgets.worker.lanes_step:LanesStep")
         self.app.steps["consumer"].add("celery_budgets.worker.gate_step:GateStep")
+        self.app.GroupResult = group_result(self.app)
         self.app.on_after_configure.connect(self._on_configured, weak=False)
         signals.celeryd_init.connect(self._on_worker_init, weak=False)
-        signals.before_task_publish.connect(_stamp, weak=False, dispatch_uid=_stamp.__name__)
+        signals.before_task_publish.connect(stamp, weak=False, dispatch_uid=stamp.__name__)
         signals.worker_process_init.connect(self._on_pool_process, weak=False)
         signals.worker_process_shutdown.connect(
             _flush, weak=False, dispatch_uid="celery_budgets.flush"
@@ -94,19 +102,13 @@ class Budgets:
 
     def _configure(self) -> None:
         conf = self.app.conf
-        if not any(isinstance(route, LaneRouter) for route in _as_tuple(conf.task_routes)):
-            conf.task_routes = (*_as_tuple(conf.task_routes), LaneRouter(self.app))
+        if not any(isinstance(route, LaneRouter) for route in as_tuple(conf.task_routes)):
+            conf.task_routes = (*as_tuple(conf.task_routes), LaneRouter(self.app))
         if self._lanes is not None:
             # A spawned pool process gets a copy of the app, with its configuration and no more.
             conf.budgets_lanes = self._lanes
         settings = self.settings
-        declared = _queues(conf.task_queues)
-        for lane in settings.lanes.values():
-            # As Celery would make it, so that a plain Celery producer agrees about it.
-            declared.setdefault(
-                lane.queue, Queue(lane.queue, Exchange(lane.queue), routing_key=lane.queue)
-            )
-        conf.task_queues = tuple(declared.values())
+        conf.task_queues = lane_queues(self.app, settings)
         conf.task_create_missing_queues = False
         if not conf.value_set_for("task_default_queue"):
             conf.task_default_queue = settings.lanes.default.queue
@@ -119,13 +121,13 @@ class Budgets:
         """Give a worker its lanes' concurrency, before it has looked at it."""
         if instance.app is not self.app:
             return
-        from celery_budgets.worker import control  # noqa: F401  registers the commands
+        from celery_budgets.worker import control, lane_control  # noqa: F401  register commands
         from celery_budgets.worker.checks import capacity, check_queues, lanes_of_queues
 
         try:
             settings = self.settings
             declared = [queue.name for queue in conf.task_queues or ()]
-            wanted = _names(options.get("queues")) or declared
+            wanted = queue_names(options.get("queues")) or declared
             check_queues(settings, wanted, declared)
         except ConfigurationError as exc:
             # The only exception that Celery's signals let through.
@@ -133,7 +135,9 @@ class Budgets:
         # Again, and so last: a provider may be set by the program's own receiver.
         signals.worker_process_init.disconnect(self._on_pool_process)
         signals.worker_process_init.connect(self._on_pool_process, weak=False)
-        wanted = [queue for queue in wanted if queue not in _names(options.get("exclude_queues"))]
+        wanted = [
+            queue for queue in wanted if queue not in queue_names(options.get("exclude_queues"))
+        ]
         lanes = lanes_of_queues(settings.lanes, wanted)
         if lanes and not options.get("concurrency") and not options.get("autoscale"):
             conf.worker_concurrency = capacity(settings.lanes, lanes)
@@ -169,6 +173,63 @@ class Budgets:
             merged.merge(Statistics.from_json(answer.get("statistics", ())))
         return merged
 
+    def call(
+        self,
+        lane: str,
+        *,
+        task_id: str | None = None,
+        tool_name: str | None = None,
+        input_size: int | str | None = None,
+        wait: float | str | None = 0.0,
+        **limits: Unpack[BudgetFields],
+    ) -> Block:
+        """Run any code as one call under the budget of *lane*: ``with``, ``async with``, or ``@``.
+
+        It takes one of the lane's slots of this process, is held to its limits as far as a
+        thread or a coroutine can be, and is told of like a task. It needs no worker and no
+        broker. Inside of a task, or of another such call, it has at most what that has left.
+
+        Args:
+            lane: Name of the lane.
+            task_id: Id of the call; a new one by default.
+            tool_name: Name of what runs; by default that of the function, or of the lane.
+            input_size: Size of its input, bytes, for its span.
+            wait: Longest wait for a slot, seconds, first come first served; ``None``: no end.
+            **limits: Fields of a budget over those of the lane, such as ``timeout`` (seconds).
+
+        Raises:
+            ConfigurationError: A number makes no sense; or, when it starts, there is no such lane.
+
+        Example:
+            >>> with budgets.call("critic", timeout=600, wait=5) as call:
+            ...     review(path, call.remaining())
+        """
+        from celery_budgets.block import Block
+
+        return Block(
+            self.app, lane, task_id=task_id, tool_name=tool_name, input_size=input_size,
+            wait=wait, limits=limits,
+        )  # fmt: skip
+
+    def deadline(self, seconds: float | str) -> dict[str, list[float]]:
+        """Return the headers of a message that has *seconds* from now, for ``send_task``.
+
+        Example:
+            >>> app.send_task("fs_read", ("tools.py",), headers=budgets.deadline(5.0))
+        """
+        factor = self.settings.budget.escalation_factor
+        return {HEADER_DEADLINE: list(Deadline.after(seconds, factor))}
+
+    def local_statistics(self) -> Statistics:
+        """Return what the calls by :meth:`call` in this very process added up to.
+
+        :meth:`statistics` has those of workers without pool processes (threads, gevent, solo)
+        among their tasks. Those of web processes, scripts and pool processes are only here.
+        """
+        from celery_budgets.telemetry.ledger import ledger_of
+
+        return ledger_of(self.app).snapshot()
+
     def concurrency(self, timeout: float = 1.0) -> Concurrency:
         """Return the slots of all workers as they are now: active, limit and waiting per lane.
 
@@ -189,41 +250,40 @@ class Budgets:
 
         return Memory.of(*self._asking.ask(timeout))
 
+    def scope(
+        self,
+        name: str | None = None,
+        *,
+        max_calls: int | None = None,
+        timeout: float | str | None = None,
+    ) -> Scope:
+        """Return a request scope: all calls that are sent in its ``with`` block are of one name.
+
+        Arguments and errors are those of :class:`celery_budgets.scope.Scope`.
+
+        Example:
+            >>> with budgets.scope("req-42", max_calls=50, timeout=120) as scope:
+            ...     result = fs_read.delay("tools.py")
+            >>> scope.statistics().total.succeeded
+            1
+        """
+        return Scope(self.app, self._asking, name, max_calls=max_calls, timeout=timeout)
+
+    def batch(self, signatures: Iterable[Any], **options: Unpack[BatchOptions]) -> Batch:
+        """Return a batch of calls: iterate over it to send them and to read their results.
+
+        Arguments and errors are those of :class:`celery_budgets.batch.Batch`.
+
+        Example:
+            >>> for item in budgets.batch((fs_read.s(path) for path in paths), max_in_flight=16):
+            ...     print(item.index, item.value if item.ok else item.error)
+        """
+        from celery_budgets.batch import Batch
+
+        return Batch(self.scope(f"batch-{uuid4().hex[:12]}"), signatures, **options)
+
 
 _budgets: WeakKeyDictionary[Any, Budgets] = WeakKeyDictionary()
-
-
-def _queues(declared: Any) -> dict[str, Queue]:
-    """Return the queues that the app declares already, by name."""
-    if not declared:
-        return {}
-    if isinstance(declared, dict):
-        return {
-            name: queue if isinstance(queue, Queue) else Queue.from_dict(name, **queue)
-            for name, queue in declared.items()
-        }
-    return {queue.name: queue for queue in declared}
-
-
-def _as_tuple(routes: Any) -> tuple[Any, ...]:
-    if routes is None:
-        return ()
-    return tuple(routes) if isinstance(routes, list | tuple) else (routes,)
-
-
-def _names(queues: Any) -> list[str]:
-    """Return the queue names of a ``-Q`` or ``-X`` option."""
-    if isinstance(queues, str):
-        queues = queues.split(",")
-    return [str(queue).strip() for queue in queues or ()]
-
-
-def _stamp(headers: Any = None, **_: Any) -> None:
-    """Note in a message from when on it waits."""
-    if headers is None:
-        return
-    now, eta = time(), headers.get("eta")
-    headers[HEADER_DUE_AT] = max(now, datetime.fromisoformat(eta).timestamp()) if eta else now
 
 
 def _flush(**_: Any) -> None:

@@ -83,6 +83,14 @@ def _text(value: Any) -> str:
     return value
 
 
+def _redis_url(value: Any) -> str:
+    text = _text(value)
+    if not text.startswith(("redis://", "rediss://", "unix://")):
+        # Not the value, which may have a password.
+        raise ValueError("it must be a Redis address such as 'redis://localhost:6379/2'")
+    return text
+
+
 def _span_name(value: Any) -> str:
     text = _text(value)
     try:
@@ -132,6 +140,10 @@ FIELDS: dict[str, Field] = {
     "tools": Field({}, _tools, "lane by task name or glob"),
     "default_lane": Field(None, _optional(_text), "lane of everything else"),
     "global_concurrency": Field(32, _above_zero(_whole), "calls at once over all lanes"),
+    "priorities": Field(False, _flag, "serve calls of high priority first, of low priority last"),
+    "priority_aging": Field(
+        60.0, _above_zero(parse_duration), "longest that a busy lane starts no call of low priority"
+    ),
     "timeout": Field(300.0, parse_duration, "soft time limit, seconds or text"),
     "escalation_factor": Field(1.5, _number, "hard limits are this many times the soft ones"),
     "max_timeout": Field(None, _optional(parse_duration), "highest soft limit of one call"),
@@ -145,6 +157,17 @@ FIELDS: dict[str, Field] = {
     "max_pause": Field(60.0, _above_zero(parse_duration), "longest pause with nothing running"),
     "max_abandoned_threads": Field(
         4, _between(_whole, 0, 1_000_000), "threads past their hard limit before the worker leaves"
+    ),
+    "idempotency_url": Field(
+        None,
+        _optional(_redis_url),
+        "Redis that keeps idempotency keys; None: result backend or broker",
+    ),
+    "idempotency_retention": Field(
+        86400.0, _above_zero(parse_duration), "how long the result of a key is kept"
+    ),
+    "idempotency_lease": Field(
+        30.0, _between(parse_duration, 1, 86400), "after which a lost holder of a key is replaced"
     ),
     "tracing": Field(True, _flag, "enrich and complete spans"),
     "span_sample_rate": Field(1.0, _between(_number, 0.0, 1.0), "share of traces kept"),

@@ -10,114 +10,14 @@ Does not cover: where the values come from (:mod:`celery_budgets.settings`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Unpack
 
-from celery_budgets.budget import Budget, BudgetFields
 from celery_budgets.errors import ConfigurationError, nearest
+from celery_budgets.lane import Lane
+from celery_budgets.priority import LOW_SUFFIX
 
 __all__ = ["DEFAULT_LANES", "Lane", "Lanes"]
 
-
-@dataclass(frozen=True, slots=True, init=False)
-class Lane:
-    """A named class of work: one queue, its concurrency, its budget.
-
-    Args:
-        name: Letters, digits, ``_``, ``-`` and ``.``.
-        concurrency: Calls that may run at once on one worker.
-        queue: Queue at the broker; the lane's name by default.
-        tools: Task names or globs that belong here.
-        idempotent: ``False``: acknowledge early, never run a call twice on its own.
-        budget: A whole budget; by default the one of the settings.
-        **limits: Single fields of the budget, over it.
-
-    Raises:
-        ConfigurationError: Lists everything wrong with the values.
-
-    Example:
-        >>> Lane("critic", concurrency=3, timeout=600).budget.hard_time_limit
-        900.0
-    """
-
-    name: str
-    concurrency: int
-    queue: str
-    tools: tuple[str, ...]
-    idempotent: bool
-    budget: Budget
-    #: What differs from the default budget, so that another default can be put below it.
-    _limits: tuple[tuple[str, Any], ...] = field(repr=False, compare=False)
-
-    def __init__(
-        self,
-        name: str,
-        concurrency: int = 1,
-        *,
-        queue: str | None = None,
-        tools: Iterable[str] = (),
-        idempotent: bool = True,
-        budget: Budget | None = None,
-        **limits: Unpack[BudgetFields],
-    ) -> None:
-        if isinstance(tools, Iterable) and not isinstance(tools, str):
-            tools = tuple(tools)
-        problems = list(_lane_problems(name, concurrency, queue, tools, idempotent, budget))
-        known = {key: value for key, value in limits.items() if key in _BUDGET_FIELDS}
-        problems += [
-            f"lane {name!r}: {key}: no such field; {nearest(key, _BUDGET_FIELDS | _LANE_FIELDS)}"
-            for key in limits
-            if key not in known
-        ]
-        base = budget if isinstance(budget, Budget) else Budget()
-        try:
-            settled = base.over(f"lane {name!r}", known)
-        except ConfigurationError as exc:
-            problems += exc.problems
-        ConfigurationError.raise_if(problems)
-        changes = known if budget is None else asdict(settled)
-        for attribute, value in (
-            ("name", name), ("concurrency", concurrency), ("queue", queue or name),
-            ("tools", tools), ("idempotent", idempotent), ("budget", settled),
-            ("_limits", tuple(changes.items())),
-        ):  # fmt: skip
-            object.__setattr__(self, attribute, value)
-
-    def on(self, default: Budget) -> Lane:
-        """Return this lane with *default* below what it says itself."""
-        return Lane(
-            self.name,
-            self.concurrency,
-            queue=self.queue,
-            tools=self.tools,
-            idempotent=self.idempotent,
-            budget=default.over(f"lane {self.name!r}", dict(self._limits)),
-        )
-
-
-def _lane_problems(
-    name: Any, concurrency: Any, queue: Any, tools: Any, idempotent: Any, budget: Any
-) -> Iterator[str]:
-    if not isinstance(name, str) or not name or set(name) - _NAME_CHARACTERS:
-        yield f"lane {name!r}: the name must be letters, digits, '_', '-' or '.'"
-    if isinstance(concurrency, bool) or not isinstance(concurrency, int):
-        yield f"lane {name!r}: concurrency {concurrency!r} is no whole number; give 1 or more"
-    elif concurrency < 1:
-        yield f"lane {name!r}: concurrency {concurrency} must be 1 or more; or remove the lane"
-    if queue is not None and (not isinstance(queue, str) or not queue):
-        yield f"lane {name!r}: queue {queue!r} is not a queue's name"
-    if not isinstance(tools, tuple) or not all(isinstance(tool, str) and tool for tool in tools):
-        yield f"lane {name!r}: tools {tools!r} must be a list of task names or globs"
-    if not isinstance(idempotent, bool):
-        yield f"lane {name!r}: idempotent {idempotent!r} must be True or False"
-    if budget is not None and not isinstance(budget, Budget):
-        yield f"lane {name!r}: budget {budget!r} is not a Budget; give single fields of one here"
-
-
-_BUDGET_FIELDS = frozenset(BudgetFields.__annotations__)
-_LANE_FIELDS = frozenset({"concurrency", "queue", "tools", "idempotent", "budget"})
-_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 #: The lanes of an app that names none.
 DEFAULT_LANES = (
@@ -204,7 +104,9 @@ class Lanes(Mapping[str, Lane]):
 
     def of_queue(self, queue: str | None) -> Lane | None:
         """Return the lane of *queue*, or ``None`` for a queue of no lane."""
-        return self._by_queue.get(queue) if queue else None
+        if not queue:
+            return None
+        return self._by_queue.get(queue) or self._by_queue.get(queue.removesuffix(LOW_SUFFIX))
 
     def of_tool(self, task_name: str) -> Lane | None:
         """Return the lane that the tool table gives *task_name*, or ``None``."""
@@ -256,6 +158,13 @@ class Lanes(Mapping[str, Lane]):
                 f"the lanes' concurrency adds up to {total}, above budgets_global_concurrency "
                 f"({self.global_concurrency}); raise it to {total} or lower a lane's concurrency"
             )
+        else:
+            for lane in listed:
+                if lane.max is not None and lane.max > self.global_concurrency:
+                    yield (
+                        f"lane {lane.name!r}: max {lane.max} is above budgets_global_concurrency "
+                        f"({self.global_concurrency}); lower it"
+                    )
 
     def _shared_tools(self, listed: tuple[Lane, ...]) -> Iterator[str]:
         for lane in listed:

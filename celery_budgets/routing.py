@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import current_app
 
+from celery_budgets.priority import Broker, Priority, level_of, low_queue, number_of
 from celery_budgets.settings import settings_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,17 @@ def lane_of(lanes: Lanes, name: str, task: Any = None, queue: str | None = None)
     return lanes.of_tool(name) or lanes.default
 
 
+def _by_priority(app: Any, lane: Lane, number: int | None) -> dict[str, Any]:
+    """Return queue and priority of a message in *lane*; without a number it has the lane's."""
+    broker = Broker.of(app)
+    if broker is None:
+        return {"queue": lane.queue}
+    if number is None:
+        number = number_of(lane.priority, broker)
+    low = broker is Broker.RABBITMQ and level_of(number, broker) is Priority.LOW
+    return {"queue": low_queue(lane.queue) if low else lane.queue, "priority": number}
+
+
 class LaneRouter:
     """A Celery router: the last of ``task_routes``, so a route of the user's goes first.
 
@@ -60,13 +72,21 @@ class LaneRouter:
         options: dict[str, Any],
         task: Any = None,
         **_: Any,
-    ) -> dict[str, str]:
-        """Return the queue of the task's lane, as Celery asks its routers."""
+    ) -> dict[str, Any]:
+        """Return the queue of the task's lane, and its priority, as Celery asks its routers.
+
+        What the call names itself goes before either (celery.app.routes.Router.route).
+        """
         app = self.app or current_app._get_current_object()
         if task is None:
             # Celery before 5.7 does not look a name up; app.tasks would finalize the app.
             task = app._tasks.get(name)
-        return {"queue": lane_of(settings_of(app).lanes, name, task).queue}
+        settings = settings_of(app)
+        queue = getattr((options or {}).get("queue"), "name", None)
+        lane = lane_of(settings.lanes, name, task, queue)
+        if not settings.priorities:
+            return {"queue": lane.queue}
+        return _by_priority(app, lane, (options or {}).get("priority"))
 
     def __reduce__(self) -> tuple[type[LaneRouter], tuple[()]]:
         # Part of the configuration that a spawned pool process gets: it has an app of its own.

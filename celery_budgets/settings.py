@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -44,6 +44,12 @@ class Settings:
     rejection: str
     max_pause: float
     max_abandoned_threads: int
+    priorities: bool
+    priority_aging: float
+    #: Not shown: it may have a password.
+    idempotency_url: str | None = field(repr=False)
+    idempotency_retention: float
+    idempotency_lease: float
     tracing: bool
     span_sample_rate: float
     span_name: str | None

@@ -12,26 +12,26 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from celery import Task
-from celery.exceptions import (
-    Ignore,
-    Reject,
-    Retry,
-    SoftTimeLimitExceeded,
-    TimeLimitExceeded,
-)
+from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
 
 from celery_budgets.budget import Budget, TimeLimits
-from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded
+from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded, RejectedByBudget
 from celery_budgets.lanes import Lane
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process import memory
 from celery_budgets.process.call import Call, HardLimitReached, Terms
+from celery_budgets.process.current import call_of, note_call
+from celery_budgets.process.ended import outcome_of
+from celery_budgets.process.guarded import guarded
+from celery_budgets.process.inherited import terms_at_start
 from celery_budgets.process.recorder import recorder
 from celery_budgets.process.watchdog import watchdog
 from celery_budgets.routing import lane_of
+from celery_budgets.sending import options_for
 from celery_budgets.settings import settings_of
 from celery_budgets.telemetry import spans
-from celery_budgets.telemetry.names import HEADER_TERMS, seconds_waited
+from celery_budgets.telemetry.names import HEADER_IDEMPOTENCY_KEY, HEADER_TERMS, seconds_waited
+from celery_budgets.waiting import LaneResult, note_queue
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -40,24 +40,9 @@ __all__ = ["BudgetedTask"]
 
 logger = logging.getLogger(__name__)
 
-_CALL = "budgets_call"
 _BUDGET_ATTRIBUTES = (
     "timeout", "hard_timeout", "max_timeout", "max_rss", "rss_warning", "soft", "memory",
 )  # fmt: skip
-#: Exceptions by which a body ends a call otherwise than by failing.
-_OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
-    (SoftTimeLimitExceeded, Outcome.SOFT_TIME_LIMIT),
-    (TimeLimitExceeded, Outcome.HARD_TIME_LIMIT),
-    (MemoryLimitExceeded, Outcome.MEMORY_LIMIT),
-    (Retry, Outcome.RETRIED),
-    (Reject, Outcome.REJECTED),
-    (Ignore, Outcome.SUCCEEDED),
-)
-
-
-def outcome_of(error: BaseException) -> Outcome:
-    """Return the outcome of a call whose body ended by *error*."""
-    return next((outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), Outcome.FAILED)
 
 
 class BudgetedTask(Task):
@@ -121,7 +106,7 @@ class BudgetedTask(Task):
 
         Called directly or eagerly a task has no limits, and these say so.
         """
-        call: Call | None = getattr(self.request, _CALL, None)
+        call = call_of(self.request)
         if call is not None:
             return call
         forever = TimeLimits(float("inf"), float("inf"))
@@ -135,16 +120,49 @@ class BudgetedTask(Task):
         """
         request = self.request
         terms = getattr(request, HEADER_TERMS, None)
-        if terms is None or getattr(request, _CALL, None) is not None:
+        if terms is None or call_of(request) is not None:
             return super().__call__(*args, **kwargs)
         return self._run_in_budget(Terms._make(terms), args, kwargs)
 
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Send a call, as Task.apply_async does, with options of this package beside Celery's.
+
+        ``deadline`` is how many seconds from now the call, and everything that it sends, has in
+        all; with ``None`` it does not inherit the deadline of the call that sends it. Of all
+        calls with one ``idempotency_key`` one runs, and the others get its result; they share a
+        task id, except those that are given one, as canvas does.
+
+        Example:
+            >>> critics_run.apply_async(("tools.py",), deadline=5.0)
+        """
+        turned = options_for(self, {**options, "task_id": task_id})
+        result = super().apply_async(
+            args, kwargs, producer=producer, link=link, link_error=link_error, shadow=shadow,
+            **turned,
+        )  # fmt: skip
+        return note_queue(result, turned)
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> Any:  # noqa: N802  Celery's name
+        """Return the result of a call of this task."""
+        return LaneResult(task_id, self.backend, self.name, self._get_app(), **kwargs)
+
     def _run_in_budget(self, terms: Terms, args: Any, kwargs: Any) -> Any:
+        terms = self._at_start(terms)
         call = self._begin(terms)
-        span = _guarded(self._begin_span, call, terms) if call is not None else None
+        span = guarded(self._begin_span, call, terms) if call is not None else None
         outcome = Outcome.FAILED
         try:
-            result = self._run_body(call, args, kwargs)
+            result = self._run_once(call, args, kwargs)
         except MemoryError as exc:
             # A bare MemoryError would stop the whole worker (celery.worker.request.on_failure).
             outcome = Outcome.MEMORY_LIMIT
@@ -155,7 +173,7 @@ class BudgetedTask(Task):
             outcome = Outcome.WORKER_LOST
             if call is not None and watchdog().interrupt.ends_process:
                 # The process is going (billiard.pool.Worker.workloop): the worker tells the end.
-                _guarded(self._leave_to_worker, call)
+                guarded(self._leave_to_worker, call)
                 call = None
             raise
         except BaseException as exc:
@@ -170,7 +188,21 @@ class BudgetedTask(Task):
             return result
         finally:
             if call is not None:
-                _guarded(self._end, call, span, outcome)
+                guarded(self._end, call, span, outcome)
+
+    def _at_start(self, terms: Terms) -> Terms:
+        try:
+            return terms_at_start(terms, self.request)
+        except RejectedByBudget:
+            spans.leave_open(self, self.request.id)  # the worker tells of it
+            raise
+
+    def _run_once(self, call: Call | None, args: Any, kwargs: Any) -> Any:
+        if getattr(self.request, HEADER_IDEMPOTENCY_KEY, None) is None:
+            return self._run_body(call, args, kwargs)
+        from celery_budgets.idempotency import run_once  # and a client of Redis with it
+
+        return run_once(self, call, lambda: self._run_body(call, args, kwargs))
 
     def _run_body(self, call: Call | None, args: Any, kwargs: Any) -> Any:
         """Run the body; from its end on no limit interrupts this thread any more."""
@@ -203,9 +235,10 @@ class BudgetedTask(Task):
             lane = settings.lanes[terms.lane]
             call = Call(
                 request.id, lane.name, self.budget_in(lane), TimeLimits(terms.soft, terms.hard),
-                rss=memory.rss(), ceiling=terms.ceiling, memory_guarded=settings.memory_guard,
+                rss=memory.rss(), ceiling=terms.ceiling, hard_ceiling=terms.hard_ceiling,
+                memory_guarded=settings.memory_guard,
             )  # fmt: skip
-            setattr(request, _CALL, call)
+            note_call(request, call)
             writer = recorder()
             call.moved = writer.deadlines
             writer.begin(call, *spans.span_ids(spans.span_of(self, call.task_id)))
@@ -228,6 +261,7 @@ class BudgetedTask(Task):
 
     def _end(self, call: Call, span: Span | None, outcome: Outcome) -> None:
         dog = watchdog()
+        call.outcome = outcome
         dog.release(call)
         call.close(memory.rss())
         recorder().end(call, *spans.span_ids(span))
@@ -263,12 +297,3 @@ def _leave_for_good(interrupt: Any, call: Call) -> None:
             return
         except (SoftTimeLimitExceeded, MemoryLimitExceeded, HardLimitReached):
             continue
-
-
-def _guarded(function: Any, *args: Any) -> Any:
-    """Call *function*; a failure of ours is logged, and the user's call goes on."""
-    try:
-        return function(*args)
-    except Exception:
-        logger.exception("budgets.telemetry_failed in %s", function.__qualname__)
-        return None

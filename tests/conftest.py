@@ -16,10 +16,11 @@ from types import ModuleType
 
 import pytest
 from celery import _state
-from kombu import Connection
+from kombu import Connection, pools
 
 from celery_budgets.embedded import EmbeddedBroker
 from celery_budgets.lanes import DEFAULT_LANES
+from celery_budgets.priority import LOW_SUFFIX
 from tests.support import Servers, Workers, fresh_app
 
 # Before any test module is imported: a module that takes a constant from an app's module makes
@@ -101,6 +102,9 @@ def rabbitmq_url(rabbitmq_server: str) -> Iterator[str]:
     with Connection(rabbitmq_server) as connection, connection.channel() as channel:
         for queue in ("celery", *(lane.queue for lane in DEFAULT_LANES)):
             channel.queue_delete(queue)
+            channel.queue_delete(queue + LOW_SUFFIX)
+    # A pooled connection remembers what it has declared, and would not do so again.
+    pools.reset()
 
 
 @pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])

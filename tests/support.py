@@ -5,6 +5,7 @@ See also: ``tests/conftest.py``, which hands these out as fixtures.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import signal
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -59,6 +61,16 @@ def wait_until(
             more = f"\n{detail()}" if detail else ""
             raise AssertionError(f"not within {timeout:g} s: {what}; last seen: {value!r}{more}")
         time.sleep(interval)
+
+
+def in_loop(test: Callable[..., Any]) -> Callable[..., None]:
+    """Run a test that is a coroutine in an event loop of its own."""
+
+    @wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run
 
 
 @dataclass(frozen=True)

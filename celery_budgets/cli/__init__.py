@@ -11,8 +11,9 @@ from typing import Any
 import click
 from click_didyoumean import DYMGroup
 
-# Names `celery inspect budgets` to the command line, which knows only what is registered.
-import celery_budgets.worker.control  # noqa: F401
+# Name `celery inspect budgets` and its kin to the command line, which knows what is registered.
+import celery_budgets.worker.control
+import celery_budgets.worker.lane_control  # noqa: F401
 from celery_budgets.errors import BudgetsError
 
 __all__ = ["lanes"]
@@ -25,6 +26,9 @@ COMMANDS = {
     "up": "up",
     "status": "status",
     "top": "top",
+    "set": "set_limit",
+    "pause": "pause",
+    "resume": "resume",
 }
 
 

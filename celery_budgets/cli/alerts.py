@@ -13,7 +13,7 @@ from celery_budgets.telemetry.snapshots import LevelsOfMemory, WorkerMemory
 from celery_budgets.telemetry.statistics import CallStatistics
 from celery_budgets.units import format_size
 
-__all__ = ["CRITICAL_SHARE", "Alert", "alerts_of"]
+__all__ = ["CRITICAL_SHARE", "Alert", "alerts_of", "is_paused"]
 
 #: Part of ``max_rss`` above which memory is critical.
 CRITICAL_SHARE = 0.9
@@ -39,10 +39,15 @@ def alerts_of(lane: str, answer: Mapping[str, Any], calls: CallStatistics) -> tu
     found = [
         *_of_memory(memory, memory.levels[lane]),
         *_of_calls(calls),
-        *_of_drift(answer, answer["lanes"][lane], paused=memory.gate != "open"),
+        *_of_operator(answer["lanes"][lane]),
         *_of_worker(answer),
     ]
     return tuple(sorted(found, key=lambda alert: _SEVERITY.index(alert.level)))
+
+
+def is_paused(lane: Mapping[str, Any]) -> bool:
+    """Say whether an operator has paused a lane, by a worker's answer for it."""
+    return "operator" in lane.get("paused", ())
 
 
 _SEVERITY = ("critical", "warning", "info")
@@ -71,16 +76,11 @@ def _of_calls(calls: CallStatistics) -> Iterator[Alert]:
         yield Alert("info", f"{rejected} not admitted")
 
 
-def _of_drift(
-    answer: Mapping[str, Any], lane: Mapping[str, Any], *, paused: bool
-) -> Iterator[Alert]:
-    """Say where somebody has changed at run time what the lane was started with."""
-    capacity, slots = answer.get("capacity"), answer.get("slots")
-    if capacity is not None and slots is not None and slots != capacity:
-        yield Alert("warning", f"drift: {_counted(slots, 'slot')}, started with {capacity}")
-    # A closed gate itself takes no messages from the queue.
-    if not paused and not lane.get("consumed", True):
-        yield Alert("warning", f"drift: queue {lane['queue']} is not consumed")
+def _of_operator(lane: Mapping[str, Any]) -> Iterator[Alert]:
+    if is_paused(lane):
+        yield Alert("warning", "paused by an operator")
+    for difference in lane.get("drift", ()):
+        yield Alert("warning", f"drift: {difference}")
 
 
 def _of_worker(answer: Mapping[str, Any]) -> Iterator[Alert]:

@@ -14,7 +14,10 @@ from click.core import ParameterSource
 from celery_budgets.lanes import Lane
 from celery_budgets.settings import settings_of
 
-__all__ = ["lane_argument", "python_command", "scaled", "shell_line", "worker_arguments"]
+__all__ = [
+    "lane_argument", "lanes_argument", "python_command", "scaled", "shell_line",
+    "worker_arguments",
+]  # fmt: skip
 
 #: Options before the subcommand that a worker needs too, by the name of their parameter.
 _GLOBAL_OPTIONS = {
@@ -36,17 +39,33 @@ def lane_argument(ctx: click.Context, name: str) -> Lane:
     return settings_of(ctx.obj.app).lanes[name]
 
 
-def worker_arguments(ctx: click.Context, lane: Lane, extra: Sequence[str] = ()) -> list[str]:
-    """Return the arguments of ``celery`` for a worker of *lane*.
+def lanes_argument(ctx: click.Context) -> list[Lane]:
+    """Return all lanes of the app on this command line.
 
-    The worker takes the lane's concurrency and prefetch by itself, from its queue.
+    Raises:
+        ConfigurationError: The configuration is wrong.
+        click.UsageError: The app was not named with ``-A``.
+    """
+    _app_name(ctx)
+    return list(settings_of(ctx.obj.app).lanes.values())
+
+
+def worker_arguments(
+    ctx: click.Context, lanes: Sequence[Lane], extra: Sequence[str] = ()
+) -> list[str]:
+    """Return the arguments of ``celery`` for a worker of *lanes*.
+
+    The worker takes the lanes' concurrency and prefetch by itself, from their queues. That of
+    one lane has its name, so that the workers of all lanes can run on one host.
 
     Raises:
         click.UsageError: The app was not named with ``-A``.
     """
-    chosen = [*_global_arguments(ctx), "worker", "-Q", lane.queue]
-    if not any(argument.startswith(("-n", "--hostname")) for argument in extra):
-        chosen += ["-n", f"{lane.name}@%h"]
+    queues = ",".join(lane.queue for lane in lanes)
+    chosen = [*_global_arguments(ctx), "worker", "-Q", queues]
+    named = any(argument.startswith(("-n", "--hostname")) for argument in extra)
+    if len(lanes) == 1 and not named:
+        chosen += ["-n", f"{lanes[0].name}@%h"]
     return [*chosen, *extra]
 
 

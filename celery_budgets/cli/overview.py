@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from celery_budgets.asking import Answers
-from celery_budgets.cli.alerts import Alert, alerts_of
+from celery_budgets.cli.alerts import Alert, alerts_of, is_paused
 from celery_budgets.telemetry.snapshots import Concurrency, Slots, WorkerMemory
 from celery_budgets.telemetry.statistics import CallStatistics, Statistics
 
@@ -43,6 +43,8 @@ class Row:
     rss_warning: int
     max_rss: int
     gate: str
+    #: Has an operator paused the lane there?
+    paused: bool = False
     alerts: tuple[Alert, ...] = ()
 
     @property
@@ -139,6 +141,7 @@ def _rows(
             rss_warning=levels.rss_warning,
             max_rss=levels.max_rss,
             gate=memory.gate,
+            paused=is_paused(answer["lanes"][lane]),
             alerts=alerts_of(lane, answer, calls),
         )
 

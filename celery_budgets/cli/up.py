@@ -92,7 +92,7 @@ def _arguments(ctx: click.Context, lane: Lane, scale: float, loglevel: str) -> l
     extra = ["-l", loglevel]
     if scale < 1:
         extra += ["-c", str(scaled(lane, scale))]
-    return worker_arguments(ctx, lane, extra)
+    return worker_arguments(ctx, [lane], extra)
 
 
 @contextmanager

@@ -18,6 +18,9 @@ from celery_budgets.units import format_duration
 
 if TYPE_CHECKING:
     from celery_budgets.budget import Budget, TimeLimits
+    from celery_budgets.outcomes import Outcome
+    from celery_budgets.process.interrupt import Interrupt
+    from celery_budgets.process.slots import Slot
 
 __all__ = ["Call", "HardLimitReached", "Terms"]
 
@@ -36,6 +39,8 @@ class Terms(NamedTuple):
     lane_limit: int = 0
     global_active: int = 0
     global_limit: int = 0
+    #: Highest hard limit that the call may extend itself to, seconds; ``None``: no ceiling.
+    hard_ceiling: float | None = None
 
 
 class HardLimitReached(BaseException):
@@ -55,15 +60,17 @@ class Call:
         budget: The budget in force: levels of memory, and what the soft limit does.
         limits: The time limits in force, seconds from now.
         ceiling: Highest soft limit that :meth:`extend` may reach, seconds from the start.
+        hard_ceiling: The same for the hard limit; ``None``: it moves along with the soft one.
         memory_guarded: ``False``: memory is measured, and nothing is done about it.
     """
 
     __slots__ = (
-        "_happened", "budget", "ceiling", "hard_at", "hard_sent", "lane", "limits",
+        "_happened", "budget", "ceiling", "due_at", "hard_at", "hard_ceiling", "hard_sent",
+        "interrupt", "lane", "limits",
         "memory_due", "memory_guarded", "memory_sent", "memory_warned",
-        "moved", "open",
-        "rss_after", "rss_before", "rss_peak", "soft_at", "soft_exceeded", "soft_sent",
-        "started_at", "started_mono", "task_id", "thread_id", "wall_seconds",
+        "moved", "open", "outcome", "parent",
+        "rss_after", "rss_before", "rss_peak", "slot", "soft_at", "soft_exceeded", "soft_sent",
+        "started_at", "started_mono", "task_id", "thread_id", "twin", "wall_seconds",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +82,7 @@ class Call:
         *,
         rss: int = 0,
         ceiling: float | None = None,
+        hard_ceiling: float | None = None,
         memory_guarded: bool = True,
     ) -> None:
         self.task_id = task_id
@@ -82,6 +90,19 @@ class Call:
         self.budget = budget
         self.limits = limits
         self.ceiling = max(ceiling or math.inf, limits.soft)
+        self.hard_ceiling = max(hard_ceiling or math.inf, limits.hard)
+        #: The call that this one is a part of, in the same process.
+        self.parent: Call | None = None
+        #: How this call is interrupted; ``None``: as the watchdog interrupts all tasks here.
+        self.interrupt: Interrupt | None = None
+        #: The slot of this process that it holds; a task holds none.
+        self.slot: Slot | None = None
+        #: Did its body not run, because one with the same idempotency key runs or has run?
+        self.twin = False
+        #: The stamp of its message, which tells messages for one task id apart.
+        self.due_at: float | None = None
+        #: How it ended; ``None`` while it runs.
+        self.outcome: Outcome | None = None
         self.thread_id = threading.get_ident()
         self.started_at = time()
         self.started_mono = now = monotonic()
@@ -102,6 +123,11 @@ class Call:
         self.rss_before = self.rss_after = self.rss_peak = rss
         self.wall_seconds = 0.0
 
+    @property
+    def is_block(self) -> bool:
+        """Is it a block under a budget, and no task?"""
+        return self.interrupt is not None
+
     def remaining(self) -> float:
         """Return the seconds left to the soft time limit; negative once it is over."""
         return self.soft_at - monotonic()
@@ -119,7 +145,7 @@ class Call:
             raise ValueError(f"extend({seconds!r}): give seconds of 0 or more")
         granted = min(seconds, max(0.0, self.started_mono + self.ceiling - self.soft_at))
         # The hard limit first: at no instant may it lie below the soft one.
-        self.hard_at += granted
+        self.hard_at = min(self.hard_at + granted, self.started_mono + self.hard_ceiling)
         self.soft_at += granted
         if self.remaining() > 0:
             # The soft limit is ahead again, and counts again.

@@ -10,7 +10,6 @@ decides when.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import threading
@@ -24,6 +23,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_budgets.errors import MemoryLimitExceeded
 from celery_budgets.process.call import Call, HardLimitReached
 from celery_budgets.process.recorder import Reason, recorder
+from celery_budgets.process.thread_exception import is_shielded, raise_in, take_back
 from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.names import HEADER_TERMS
 
@@ -134,6 +134,8 @@ class ProcessInterrupt(Interrupt):
         also between two calls, or while a result is stored.
         """
         call, task = self._call, _task_stack.top
+        if is_shielded():
+            return  # the watchdog comes again
         if call is None or not call.open:
             if task is not None and getattr(task.request, HEADER_TERMS, None) is None:
                 raise SoftTimeLimitExceeded  # a task that is not budgeted: as billiard does
@@ -178,7 +180,7 @@ class MainThreadInterrupt(Interrupt):
 
     def _on_signal(self, signum: int, frame: Any) -> None:
         call, now = self._call, monotonic()
-        if call is None or not call.open:
+        if call is None or not call.open or is_shielded():
             return
         if now >= call.hard_at:
             call.hard_sent = True
@@ -216,7 +218,7 @@ class ThreadInterrupt(Interrupt):
         """Close the call, then take back an exception that has not arrived yet."""
         with self._lock:
             call.open = False
-        _raise_in(call.thread_id, None)
+        take_back(call)
         if call.hard_sent:
             self._on_return(call)
 
@@ -224,8 +226,7 @@ class ThreadInterrupt(Interrupt):
         """Raise in the thread as soon as it runs Python code."""
         with self._lock:
             if call.open:
-                call.soft_sent = True
-                _raise_in(call.thread_id, SoftTimeLimitExceeded)
+                call.soft_sent = raise_in(call, SoftTimeLimitExceeded)
 
     def hard(self, call: Call) -> None:
         """Give the call up, and keep asking its thread to end."""
@@ -233,7 +234,7 @@ class ThreadInterrupt(Interrupt):
             if not call.open:
                 return
             first, call.hard_sent = not call.hard_sent, True
-            _raise_in(call.thread_id, HardLimitReached)
+            raise_in(call, HardLimitReached)
             if first:
                 # Under the lock, so that the thread cannot come back before it was given up.
                 self._on_abandon(call)
@@ -265,14 +266,16 @@ class GreenletInterrupt(Interrupt):
 
     def soft(self, call: Call) -> None:
         """Throw into the greenlet from the hub, if the call is still open by then."""
-        import gevent
-
         call.soft_sent = True
+        self._throw(call, SoftTimeLimitExceeded(call.limits.soft))
+
+    def _throw(self, call: Call, error: BaseException) -> None:
+        import gevent
 
         def throw() -> None:
             greenlet = self._greenlets.get(id(call))
             if greenlet is not None and call.open:
-                greenlet.throw(SoftTimeLimitExceeded(call.limits.soft))
+                greenlet.throw(error)
 
         gevent.get_hub().loop.run_callback(throw)
 
@@ -282,10 +285,3 @@ def _raise_for_memory(call: Call) -> None:
     if call.memory_due and not call.memory_sent:
         call.memory_sent = True
         raise MemoryLimitExceeded(call.memory_due, call.budget.max_rss)
-
-
-def _raise_in(thread_id: int, error: type[BaseException] | None) -> None:
-    """Set the exception that thread *thread_id* raises next; ``None`` takes it back."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread_id), ctypes.py_object(error) if error else None
-    )

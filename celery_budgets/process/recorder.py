@@ -17,6 +17,7 @@ import mmap
 import os
 import shutil
 import struct
+import threading
 from collections import OrderedDict
 from enum import IntEnum
 from typing import NamedTuple
@@ -34,12 +35,13 @@ logger = logging.getLogger(__name__)
 ENVIRONMENT = "_CELERY_BUDGETS_RECORDER"
 
 _TASK_ID_BYTES = 128
-#: id, state, reason, soft exceeded, started (epoch), soft and hard deadline (monotonic),
-#: wall seconds, RSS before, peak, after (bytes), trace id, span id.
-_LAYOUT = struct.Struct("<128sBBB5x4d3Q16s8s")
+#: id, state, reason, soft exceeded, twin, waits, started (epoch), soft and hard deadline
+#: (monotonic), wall seconds, RSS before, peak, after (bytes), trace id, span id.
+_LAYOUT = struct.Struct("<128sBBBBB3x4d3Q16s8s")
 _PEAK = struct.Struct("<Q")
 _PEAK_OFFSET = struct.calcsize("<128sBBB5x4d1Q")
 _REASON_OFFSET = 129
+_WAITS_OFFSET = 132
 _DEADLINES = struct.Struct("<2d")
 _DEADLINES_OFFSET = struct.calcsize("<128sBBB5x1d")
 #: Failures of telemetry in the process, behind the record.
@@ -78,6 +80,10 @@ class Flight(NamedTuple):
     rss_after_bytes: int
     trace_id: bytes
     span_id: bytes
+    #: The body did not run: a twin of the call runs, or has run.
+    twin: bool = False
+    #: It waits for a result of its own lane.
+    waits: bool = False
 
     @property
     def task_id(self) -> str:
@@ -87,15 +93,15 @@ class Flight(NamedTuple):
 
 def _pack(call: Call, state: int, reason: Reason, ids: tuple[bytes, bytes]) -> bytes:
     return _LAYOUT.pack(
-        call.task_id.encode()[:_TASK_ID_BYTES], state, reason, call.soft_exceeded, call.started_at,
-        call.soft_at, call.hard_at, call.wall_seconds, call.rss_before, call.rss_peak,
-        call.rss_after, *ids,
+        call.task_id.encode()[:_TASK_ID_BYTES], state, reason, call.soft_exceeded, call.twin, False,
+        call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
+        call.rss_before, call.rss_peak, call.rss_after, *ids,
     )  # fmt: skip
 
 
 def _unpack(data: bytes | mmap.mmap) -> Flight | None:
     (
-        task_id, state, reason, soft_exceeded, started_at, soft, hard, wall,
+        task_id, state, reason, soft_exceeded, twin, waits, started_at, soft, hard, wall,
         before, peak, after, trace_id, span_id,
     ) = _LAYOUT.unpack_from(data)  # fmt: skip
     if state == _IDLE:
@@ -103,6 +109,7 @@ def _unpack(data: bytes | mmap.mmap) -> Flight | None:
     return Flight(
         task_id.rstrip(b"\0"), state == _ENDED, Reason(reason),
         bool(soft_exceeded), started_at, soft, hard, wall, before, peak, after, trace_id, span_id,
+        bool(twin), bool(waits),
     )  # fmt: skip
 
 
@@ -112,7 +119,12 @@ class FlightRecorder:
     def __init__(self, folder: str | None) -> None:
         self.pid = os.getpid()
         self._map: mmap.mmap | None = None
-        self._local: OrderedDict[str, bytes] = OrderedDict()
+        #: The call that the record is of: blocks inside of it are not written down.
+        self._call: Call | None = None
+        #: By task id and thread: twins with one idempotency key share their id.
+        self._local: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        #: Ids of the calls that wait for a result of their own lane, where there is no file.
+        self.waiting: set[str] = set()
         if folder and folder != _own_folder:
             try:
                 self._map = map_file(os.path.join(folder, str(self.pid)), create=True)
@@ -124,17 +136,25 @@ class FlightRecorder:
 
     def begin(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
         """Write down that *call* runs, and the span it runs under."""
+        self._call = call
         self._write(call, _pack(call, _RUNNING, Reason.NONE, (trace_id, span_id)))
 
     def peak(self, call: Call) -> None:
         """Write down the call's highest sample of RSS so far."""
-        if self._map is not None:
+        if self._map is not None and call is self._call:
             _PEAK.pack_into(self._map, _PEAK_OFFSET, call.rss_peak)
 
     def deadlines(self, call: Call) -> None:
         """Write down that the call's limits have moved."""
         if self._map is not None:
             _DEADLINES.pack_into(self._map, _DEADLINES_OFFSET, call.soft_at, call.hard_at)
+
+    def waits(self, call: Call, *, waits: bool) -> None:
+        """Write down that *call* waits for a result of its own lane, or does so no more."""
+        if self._map is None:
+            (self.waiting.add if waits else self.waiting.discard)(call.task_id)
+        elif call is self._call:
+            self._map[_WAITS_OFFSET] = waits
 
     def killed(self, call: Call, reason: Reason) -> None:
         """Write down why this process is about to end itself."""
@@ -143,13 +163,14 @@ class FlightRecorder:
 
     def end(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
         """Write down what *call* has used."""
+        self._call = None
         self._write(call, _pack(call, _ENDED, Reason.NONE, (trace_id, span_id)))
 
     def _write(self, call: Call, record: bytes) -> None:
         if self._map is not None:
             self._map[: _LAYOUT.size] = record
             return
-        self._local[call.task_id] = record
+        self._local[call.task_id, call.thread_id] = record
         if len(self._local) > _LOCAL_RECORDS:
             self._local.popitem(last=False)
 
@@ -159,8 +180,15 @@ class FlightRecorder:
             _FAILURES.pack_into(self._map, _FAILURES_OFFSET, before + 1)
 
     def take(self, task_id: str) -> Flight | None:
-        """Return and drop the record of a call that ran in this process."""
-        record = self._local.pop(task_id, None)
+        """Return and drop the record of a call that ran in this process.
+
+        That of this very thread, which Celery tells of the end of its call; of another where
+        that is given up.
+        """
+        record = self._local.pop((task_id, threading.get_ident()), None)
+        if record is None:
+            keys = [key for key in self._local.copy() if key[0] == task_id]
+            record = self._local.pop(keys[0], None) if keys else None
         return _unpack(record) if record else None
 
 

@@ -36,7 +36,7 @@ class Watchdog:
     """Watches the calls of this process.
 
     Args:
-        interrupt: How a call is interrupted here.
+        interrupt: How a call is interrupted here, unless it says so itself.
         read_rss: Returns the resident set size of this process, bytes.
         clock: Returns monotonic seconds.
     """
@@ -104,14 +104,15 @@ class Watchdog:
 
     def _check_time(self, call: Call, now: float) -> float:
         """Enforce the time limits of *call*; return the seconds until one is due."""
-        hard_due = call.hard_at + self.interrupt.hard_grace
+        interrupt = call.interrupt or self.interrupt
+        hard_due = call.hard_at + interrupt.hard_grace
         if now >= hard_due:
             if call.first("hard_time_limit"):
                 logger.warning(
                     "budgets.hard_time_limit task_id=%s lane=%s limit=%s",
                     call.task_id, call.lane, format_duration(call.limits.hard),
                 )  # fmt: skip
-            self.interrupt.hard(call)
+            interrupt.hard(call)
             return TICK
         if now < call.soft_at:
             return call.soft_at - now
@@ -121,11 +122,11 @@ class Watchdog:
                 "budgets.soft_time_limit task_id=%s lane=%s limit=%s action=%s",
                 call.task_id, call.lane, format_duration(call.limits.soft), call.budget.soft,
             )  # fmt: skip
-        soft_due = call.soft_at + self.interrupt.soft_grace
+        soft_due = call.soft_at + interrupt.soft_grace
         if call.budget.soft == "raise" and not call.soft_sent:
             if now < soft_due:
                 return soft_due - now
-            self.interrupt.soft(call)
+            interrupt.soft(call)
         return hard_due - now
 
     def _check_memory(self, call: Call, now: float, rss: int) -> float:
@@ -135,6 +136,7 @@ class Watchdog:
             recorder().peak(call)
         if not call.memory_guarded:
             return TICK
+        interrupt = call.interrupt or self.interrupt
         if rss > call.budget.rss_warning and not call.memory_warned:
             call.memory_warned = True
             logger.warning(
@@ -149,11 +151,11 @@ class Watchdog:
                     "budgets.memory_limit task_id=%s lane=%s rss=%s limit=%s",
                     call.task_id, call.lane, format_size(rss), format_size(limit),
                 )  # fmt: skip
-            self.interrupt.memory(call)
+            interrupt.memory(call)
             return TICK
         if call.budget.memory == "raise" and not call.memory_sent:
             if rss > call.budget.max_rss:
-                self.interrupt.memory_soft(call, rss)
+                interrupt.memory_soft(call, rss)
             else:
                 limit = call.budget.max_rss
         then, before = self._last

@@ -34,6 +34,8 @@ SCHEMA: dict[str, str] = {
     "soft_limit_exceeded": "true or false",
     "rss_before_bytes": "number, By",
     "rss_peak_bytes": "number, By",
+    "scope": "text, the path of its request scope",
+    "twin": "true or false, whether a call with the same idempotency key ran in its place",
 }
 
 

@@ -14,12 +14,17 @@ from typing import Any, Final
 HEADER_DUE_AT: Final = "budgets_due_at"
 #: Calls of this task that ended by a kill before, counted over its re-runs.
 HEADER_KILLS: Final = "budgets_kills"
+#: Until when the call may run: instants of the soft and the hard deadline, seconds since the
+#: epoch, or None where it inherits none.
+HEADER_DEADLINE: Final = "budgets_deadline"
 #: Put on a request by the worker for its pool process (process.call.Terms). Never sent.
 HEADER_TERMS: Final = "budgets_terms"
 
 #: Key under which twins of a call are known, where the caller gave one.
 HEADER_IDEMPOTENCY_KEY: Final = "budgets_idempotency_key"
-#: Name of the request scope that the call belongs to, where there is one.
+#: Fence of the lease that a twin has waited for, and how often it has come back for it.
+HEADER_WAITED_FOR: Final = "budgets_waited_for"
+#: Path of the request scope that the call belongs to, where there is one: names joined by "/".
 HEADER_SCOPE: Final = "budgets_scope"
 
 # Span attributes.
@@ -30,7 +35,9 @@ QUEUE: Final = "celery_budgets.queue"
 WORKER: Final = "celery_budgets.worker"
 ATTEMPT: Final = "celery_budgets.attempt"
 IDEMPOTENCY_KEY: Final = "celery_budgets.idempotency_key"
+TWIN: Final = "celery_budgets.twin"
 SCOPE: Final = "celery_budgets.scope"
+INPUT_SIZE: Final = "celery_budgets.input_size"  # By
 WAIT: Final = "celery_budgets.queue_wait"  # s
 LANE_ACTIVE: Final = "celery_budgets.lane.active"
 LANE_LIMIT: Final = "celery_budgets.lane.limit"
@@ -67,6 +74,19 @@ EVENT_SOFT_LIMIT: Final = "soft_time_limit"
 EVENT_HARD_LIMIT: Final = "hard_time_limit"
 EVENT_MEMORY_WARNING: Final = "memory_warning"
 EVENT_COMPLETED: Final = "call_completed"
+
+# Reasons of a rejection, beside the names of the gate's gauges.
+#: The time that whoever sent or opened it has left is over.
+REASON_DEADLINE: Final = "deadline"
+#: No slot of the lane, or of all lanes together, came free in this process in time.
+REASON_LANE: Final = "lane_concurrency"
+REASON_GLOBAL: Final = "global_concurrency"
+#: All slots that it could get are held by the blocks that it stands in.
+REASON_NESTED: Final = "nested"
+#: A request scope has had all of its calls, or all of its time, or is cancelled.
+REASON_MAX_CALLS: Final = "max_calls"
+REASON_SCOPE_TIMEOUT: Final = "scope_timeout"
+REASON_SCOPE_CANCELLED: Final = "scope_cancelled"
 
 
 def seconds_waited(headers: Mapping[str, Any], started_at: float) -> float:

@@ -211,6 +211,7 @@ def end(span: Span, call: Call, outcome: Outcome, waited: float, *, attributed: 
             names.RSS_DELTA: call.rss_after - call.rss_before,
             names.RSS_PEAK: call.rss_peak,
             names.RSS_ATTRIBUTED: attributed,
+            names.TWIN: call.twin,
         }
     )
     if call.soft_exceeded:

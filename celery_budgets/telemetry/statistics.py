@@ -35,6 +35,9 @@ class CallStatistics:
     rss_peak: Histogram = field(default_factory=Histogram)
     #: Deliveries that were not admitted, by reason: failed, or handed back to the broker.
     rejections: Counter[str] = field(default_factory=Counter)
+    #: Those of the calls that ended without their body, by the result of a twin, or came back
+    #: later because one was running.
+    twins: int = 0
 
     @property
     def total(self) -> int:
@@ -60,6 +63,7 @@ class CallStatistics:
             self.wait.copy(),
             self.rss_peak.copy(),
             self.rejections.copy(),
+            self.twins,
         )
 
     def merge(self, other: CallStatistics) -> None:
@@ -70,6 +74,7 @@ class CallStatistics:
         self.wait.merge(other.wait)
         self.rss_peak.merge(other.rss_peak)
         self.rejections.update(other.rejections)
+        self.twins += other.twins
 
     def to_json(self) -> dict[str, Any]:
         """Return these statistics in values that JSON has."""
@@ -80,6 +85,7 @@ class CallStatistics:
             "wait": self.wait.to_json(),
             "rss_peak": self.rss_peak.to_json(),
             "rejections": dict(self.rejections),
+            "twins": self.twins,
         }
 
     @classmethod
@@ -92,6 +98,7 @@ class CallStatistics:
             Histogram.from_json(data["wait"]),
             Histogram.from_json(data["rss_peak"]),
             Counter(data.get("rejections", {})),
+            data.get("twins", 0),
         )
 
 
@@ -113,6 +120,24 @@ class Statistics:
         if found is None:
             found = self.calls[lane, task] = CallStatistics()
         return found
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """Count a call that has ended.
+
+        Args:
+            facts: Those of its log record (telemetry.logs.SCHEMA).
+        """
+        calls = self.of(facts["lane"], facts["task"])
+        calls.outcomes[facts["outcome"]] += 1
+        calls.soft_limit_exceeded += facts["soft_limit_exceeded"]
+        if facts.get("twin"):
+            calls.twins += 1
+            return  # it took what its process takes to find that out
+        if facts["seconds"] is not None:
+            calls.duration.add(facts["seconds"])
+            calls.wait.add(facts["wait_seconds"])
+        if facts["rss_peak_bytes"] is not None:
+            calls.rss_peak.add(facts["rss_peak_bytes"])
 
     @property
     def lanes(self) -> dict[str, CallStatistics]:

@@ -1,10 +1,7 @@
 """What a consumer does as its gate says: pause, resume, turn calls away, let one through.
 
-A queue is paused by ``cancel_task_queue`` and resumed by ``add_task_queue``: that survives a
-reconnect, and no message is lost by it on any broker. Never prefetch 0 (it means unlimited), a
-patched ``can_consume`` (loses what BRPOP has fetched) or ``Reject(requeue=True)`` (spins).
-
-Runs in the worker's event loop. See also: :mod:`celery_budgets.worker.gate`, which decides.
+Runs in the worker's event loop. See also: :mod:`celery_budgets.worker.gate`, which decides, and
+:mod:`celery_budgets.worker.consuming`, by which queues are paused.
 """
 
 from __future__ import annotations
@@ -16,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from celery.worker import state
 
 from celery_budgets.errors import RejectedByBudget
+from celery_budgets.lanes import Lane
+from celery_budgets.worker.consuming import Consuming
 from celery_budgets.worker.gate import Decision, Gate
+from celery_budgets.worker.handing_back import must_hold
 from celery_budgets.worker.roster import Roster
 
 if TYPE_CHECKING:
@@ -26,12 +26,16 @@ __all__ = ["Admission"]
 
 logger = logging.getLogger(__name__)
 
+#: Why queues are paused here (worker.consuming).
+_REASON = "memory"
+
 
 class Admission:
     """Carries out the decisions of one gate on one consumer.
 
     Args:
         consumer: The Celery consumer.
+        consuming: Pauses and resumes its queues.
         gate: Decides.
         roster: The calls in hand; rejections are counted there.
         fail: Calls are failed at once instead of left at the broker.
@@ -42,6 +46,7 @@ class Admission:
     def __init__(
         self,
         consumer: Any,
+        consuming: Consuming,
         gate: Gate,
         roster: Roster,
         *,
@@ -53,11 +58,10 @@ class Admission:
         #: Deliveries kept unacknowledged in this worker until the gate opens.
         self.held: list[BudgetedRequest] = []
         self._consumer = consumer
+        self._consuming = consuming
         self._roster = roster
         self._fail = fail
         self._renew = renew
-        #: Names of the queues that are consumed again when the gate opens.
-        self._paused: list[str] = []
         self._let = 0
         self._keeps_calls = keeps_calls
         #: The call that was let through last.
@@ -65,7 +69,9 @@ class Admission:
 
     def running(self) -> int:
         """Return the calls that run or are on their way into the pool."""
-        return len(state.reserved_requests) - len(self.held)
+        pauses = self._roster.pauses
+        kept = len(self.held) + (pauses.held if pauses is not None else 0)
+        return len(state.reserved_requests) - kept
 
     def act(self, decision: Decision) -> None:
         """Do what the gate has decided, and put right what has changed since."""
@@ -105,7 +111,7 @@ class Admission:
     def turn_away(self, request: BudgetedRequest) -> None:
         """Fail *request*, hand it back, or hold it."""
         reason = self.gate.by.gauge.name if self.gate.by is not None else "max_worker_rss"
-        if not self._fail and self._must_hold(request):
+        if not self._fail and must_hold(self._consumer, request):
             self.held.append(request)
             return
         self._roster.rejected(request, reason)
@@ -115,34 +121,23 @@ class Admission:
             logger.info("budgets.handed_back task_id=%s reason=%s", request.id, reason)
             request.hand_back()
 
+    def give_up_held(self, lane: Lane) -> list[BudgetedRequest]:
+        """Return the deliveries of *lane* that are held, and hold them no more."""
+        given_up = [request for request in self.held if request.lane.name == lane.name]
+        self.held = [request for request in self.held if request.lane.name != lane.name]
+        return given_up
+
     def lose_connection(self) -> None:
         """Forget what is held: with its channel gone the broker hands it out again."""
         self.held.clear()
         self._let = 0
 
-    def _must_hold(self, request: BudgetedRequest) -> bool:
-        """Say whether handing back could use up the deliveries that the broker allows.
-
-        A RabbitMQ quorum queue drops a message after its delivery limit, 20 by default. One
-        that was delivered before is not handed back again, and so never comes near that.
-        """
-        if self._consumer.connection.transport.driver_type != "amqp":
-            return False
-        queue = self._consumer.app.amqp.queues.get(request.delivery_info.get("routing_key"))
-        arguments = getattr(queue, "queue_arguments", None) or {}
-        quorum = arguments.get("x-queue-type") == "quorum"
-        return quorum or bool(request.delivery_info.get("redelivered"))
-
     def _pause(self) -> None:
-        if self.gate.is_open or self._consumer.task_consumer is None:
+        if self.gate.is_open or not self._consuming.connected:
             return
         if not self._fail:
-            for queue in list(self._consumer.app.amqp.queues.consume_from):
-                # Noted first: cancelling forgets the queue even where the connection is lost by
-                # then, and nobody else would know that it has to be consumed again.
-                if queue not in self._paused:
-                    self._paused.append(queue)
-                self._consumer.cancel_task_queue(queue)
+            consumed = self._consumer.app.amqp.queues.consume_from
+            self._consuming.pause([*consumed, *self._consuming.paused], _REASON)
         for request in self._take_waiting():
             self.turn_away(request)
 
@@ -153,7 +148,7 @@ class Admission:
         self._consume()
 
     def _let_one(self) -> None:
-        if self._let or self._consumer.task_consumer is None:
+        if self._let or not self._consuming.connected:
             return
         logger.warning(
             "budgets.gate_lets_one_through: nothing runs and memory does not fall; "
@@ -166,23 +161,21 @@ class Admission:
             self._consume()
 
     def _consume(self) -> None:
-        if self._consumer.task_consumer is None:
-            return
-        while self._paused:
-            self._consumer.add_task_queue(self._paused[0])
-            del self._paused[0]
+        if self._consuming.connected:
+            self._consuming.resume(_REASON)
 
     def _take_waiting(self) -> list[BudgetedRequest]:
-        """Take the deliveries that wait for a slot out of the worker's semaphore.
+        """Take the deliveries that wait for a slot, out of the worker's semaphore too.
 
         Reaches into kombu.asynchronous.semaphore.LaxBoundedSemaphore, whose waiters are what
         celery.worker.worker.WorkController._process_task_sem put there. They hold no slot.
         """
         semaphore = getattr(self._consumer.controller, "semaphore", None)
         waiting = getattr(semaphore, "_waiting", None)
+        kept = self._roster.slots.give_up_held() if self._roster.slots is not None else []
         if not waiting:
-            return []
+            return kept
         taken = [entry for entry in waiting if entry[1] and hasattr(entry[1][0], "hand_back")]
         for entry in taken:
             waiting.remove(entry)
-        return [entry[1][0] for entry in taken]
+        return [*(entry[1][0] for entry in taken), *kept]

@@ -17,6 +17,7 @@ from celery_budgets.routing import lane_of
 from celery_budgets.task import BudgetedTask
 from celery_budgets.units import format_duration, format_size
 from celery_budgets.worker.ceiling import visibility_timeout
+from celery_budgets.worker.priority_checks import priority_problems
 from celery_budgets.worker.refused import WorkerRefused
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def check_worker(worker: Any, settings: Settings, autoscale: Any = None) -> list
         *filter(None, [visibility_problem(worker.app, settings.lanes, consumed)]),
         *_memory_problems(worker, consumed),
     ]
+    if settings.priorities:
+        problems += priority_problems(worker.app, consumed)
     if problems:
         raise WorkerRefused(*problems)
     _warn_of_rabbitmq(worker.app, consumed)

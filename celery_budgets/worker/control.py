@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from celery.utils.serialization import strtobool
 from celery.worker.control import Panel, control_command, inspect_command, nok, ok
 
 from celery_budgets.budget import seconds_or_none
@@ -17,6 +18,7 @@ from celery_budgets.task import BudgetedTask
 from celery_budgets.units import format_duration
 from celery_budgets.worker.ceiling import broker_ceiling
 from celery_budgets.worker.roster import roster_of
+from celery_budgets.worker.scopes import cancel
 from celery_budgets.worker.steps import BudgetsStep
 
 __all__: list[str] = []
@@ -26,10 +28,12 @@ logger = logging.getLogger(__name__)
 _celery_time_limit = Panel.data["time_limit"]
 
 
-@inspect_command()
-def budgets(state: Any, **_: Any) -> dict[str, Any]:
-    """Calls, limits and memory of this worker, per lane and task."""
+@inspect_command(args=[("scope", str)], signature="[scope]")
+def budgets(state: Any, scope: str | None = None, **_: Any) -> dict[str, Any]:
+    """Calls, limits and memory of this worker, per lane and task; or the calls of one scope."""
     roster = roster_of(state.app)
+    if scope is not None:
+        return {"scope": roster.of_scope(scope).to_json()}
     controller = getattr(state.consumer, "controller", None)
     steps = [step for step in getattr(controller, "steps", ()) if isinstance(step, BudgetsStep)]
     return {
@@ -38,6 +42,16 @@ def budgets(state: Any, **_: Any) -> dict[str, Any]:
         "time_limits": {name: list(pair) for name, pair in roster.overrides.items()},
         "statistics": roster.snapshot().to_json(),
     }
+
+
+@control_command(args=[("scope", str), ("running", strtobool)], signature="<scope> [running=False]")
+def cancel_scope(state: Any, scope: str = "", running: bool = False, **_: Any) -> Any:
+    """Tell worker(s) to revoke all calls of a request scope, and end those that run if asked."""
+    if not scope:
+        return nok("cancel_scope: name a scope")
+    ended = cancel(scope, state.consumer.pool, running=running)
+    logger.info("budgets.scope_cancelled scope=%s terminated=%s", scope, ended)
+    return ok(f"scope {scope} is cancelled, {ended} calls were terminated")
 
 
 @control_command(

@@ -21,6 +21,7 @@ from celery_budgets.process.tree import Tree
 from celery_budgets.settings import Settings, settings_of
 from celery_budgets.worker.admission import Admission
 from celery_budgets.worker.checks import lanes_of_queues, pool_name
+from celery_budgets.worker.consuming import Consuming
 from celery_budgets.worker.gate import TICK, Gate, Gauge
 from celery_budgets.worker.pool_memory import PoolMemory
 from celery_budgets.worker.roster import roster_of
@@ -39,7 +40,7 @@ class GateStep(bootsteps.StartStopStep):
     """Looks at the memory of the worker once per :data:`~celery_budgets.worker.gate.TICK`."""
 
     label = "Budgets gate"
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    requires = ("celery_budgets.worker.lanes_step:LanesStep",)
 
     def __init__(self, c: Any, **kwargs: Any) -> None:
         super().__init__(c, **kwargs)
@@ -53,7 +54,8 @@ class GateStep(bootsteps.StartStopStep):
         gauges = _gauges(self._settings, lanes, shared=not self._prefork)
         self.gate = Gate(gauges, self._settings.max_pause)
         self.admission = Admission(
-            c, self.gate, roster, fail=self._settings.rejection == "fail", renew=self._renew,
+            c, roster.consuming or Consuming(c), self.gate, roster,
+            fail=self._settings.rejection == "fail", renew=self._renew,
             keeps_calls=pool == "threads",
         )  # fmt: skip
         self.pool_memory: PoolMemory | None = None

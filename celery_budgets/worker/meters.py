@@ -118,9 +118,7 @@ class Meters:
         waiting = roster.waiting()
         for lane in self._lanes:
             yield Sample("lane_active", (lane.name,), roster.active[lane.name])
-            # A worker may be started with fewer slots than its lane has: celery worker -c.
-            limit = min(lane.concurrency, roster.capacity)
-            yield Sample("lane_limit", (lane.name,), limit)
+            yield Sample("lane_limit", (lane.name,), roster.limit_of(lane))
             yield Sample("lane_waiting", (lane.name,), waiting[lane.name])
         yield Sample("global_active", (), roster.active.total())
         yield Sample("global_limit", (), roster.capacity)

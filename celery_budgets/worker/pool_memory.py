@@ -73,7 +73,8 @@ class PoolMemory:
         flight = self._flights.current(pid)
         if flight is None or flight.ended or task_id not in (None, flight.task_id):
             return None
-        return self._roster.in_hand.get(flight.task_id)
+        running = list(self._roster.in_hand.values())
+        return next((request for request in running if request.id == flight.task_id), None)
 
     def _kill(self, pid: int, task_id: str, rss: int) -> None:
         """Kill the process in the middle of its call, or not at all.

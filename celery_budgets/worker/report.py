@@ -15,6 +15,7 @@ from celery_budgets.lanes import Lane
 from celery_budgets.process import memory
 from celery_budgets.settings import Settings
 from celery_budgets.worker.checks import capacity
+from celery_budgets.worker.drift import Difference
 from celery_budgets.worker.roster import Roster
 
 __all__ = ["Report", "pool_pids"]
@@ -63,6 +64,7 @@ class Report:
             "slots": self._slots(),
             "gate": "open" if self._roster.gate is None or self._roster.gate.is_open else "paused",
             "abandoned_threads": self._roster.abandoned_threads,
+            "drift": [difference.text for difference in self._drift()],
             "lanes": {lane.name: self._lane_in_short(lane) for lane in self._lanes},
             "calls": {name: dict(calls.outcomes) for name, calls in statistics.lanes.items()},
         }
@@ -70,7 +72,8 @@ class Report:
     def _lane_in_short(self, lane: Lane) -> dict[str, Any]:
         return {
             "queue": lane.queue,
-            "concurrency": lane.concurrency,
+            "concurrency": self._roster.limit_of(lane),
+            "paused": self._why_paused(lane),
             "active": self._roster.active[lane.name],
             "soft_time_limit": lane.budget.soft_time_limit,
             "hard_time_limit": lane.budget.hard_time_limit,
@@ -90,6 +93,7 @@ class Report:
             "lanes": self._lanes_in_full(),
             "memory": self._memory(),
             "abandoned_threads": roster.abandoned_threads,
+            "drift": [difference.text for difference in self._drift()],
             "telemetry_failures": roster.telemetry_failures,
         }
 
@@ -99,13 +103,15 @@ class Report:
 
     def _lanes_in_full(self) -> dict[str, Any]:
         waiting, consumed = self._roster.waiting(), self._consumed()
+        drift = self._drift()
         return {
             lane.name: {
                 "queue": lane.queue,
                 "consumed": lane.queue in consumed,
+                "paused": self._why_paused(lane),
+                "drift": [found.text for found in drift if found.queue in ("", lane.queue)],
                 "active": self._roster.active[lane.name],
-                # A worker may be started with fewer slots than its lane has: celery worker -c.
-                "limit": min(lane.concurrency, self._roster.capacity),
+                "limit": self._roster.limit_of(lane),
                 "waiting": waiting[lane.name],
                 "rss_warning": lane.budget.rss_warning,
                 "max_rss": lane.budget.max_rss,
@@ -113,6 +119,14 @@ class Report:
             }
             for lane in self._lanes
         }
+
+    def _drift(self) -> list[Difference]:
+        drift = self._roster.drift
+        return list(drift.differences()) if drift is not None else []
+
+    def _why_paused(self, lane: Lane) -> list[str]:
+        consuming = self._roster.consuming
+        return sorted(consuming.paused.get(lane.queue, ())) if consuming is not None else []
 
     def _consumed(self) -> set[str]:
         consumer = getattr(self._worker.consumer, "task_consumer", None)

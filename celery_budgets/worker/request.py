@@ -26,12 +26,13 @@ from kombu.utils.encoding import safe_repr
 from celery_budgets.budget import Budget, TimeLimits, limits_in_message, seconds_or_none
 from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded, RejectedByBudget
 from celery_budgets.outcomes import Outcome
+from celery_budgets.process.ended import outcome_of
 from celery_budgets.process.recorder import Flight, Reason
 from celery_budgets.routing import lane_of
 from celery_budgets.settings import settings_of
-from celery_budgets.task import outcome_of
-from celery_budgets.telemetry.names import HEADER_DUE_AT
+from celery_budgets.telemetry.names import HEADER_DUE_AT, REASON_DEADLINE
 from celery_budgets.worker.ceiling import broker_ceiling
+from celery_budgets.worker.inherited import came_too_late
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.shadowed import executing, succeeding
 
@@ -115,6 +116,7 @@ class BudgetedRequest(Request):
         """
         admission = self.roster.admission
         if admission is not None and not admission.admit_start(self):
+            self.roster.leaves(self)
             raise TaskRevokedError(self.id)
         super().on_accepted(pid, time_accepted)
         self.roster.accepted(self)
@@ -154,7 +156,7 @@ class BudgetedRequest(Request):
         try:
             super().on_failure(exc_info, send_failed_event, return_ok)
         finally:
-            self.roster.ended(self, self._outcome_of(exc), flight, str(exc))
+            self.roster.ended(self, self._outcome_of(exc, flight), flight, str(exc))
 
     def _may_run_again(self) -> bool:
         """Say whether a lost process is ours to settle: not where Celery knows more."""
@@ -162,12 +164,15 @@ class BudgetedRequest(Request):
             return False
         return not self._success_was_stored()
 
-    def _outcome_of(self, exc: BaseException) -> Outcome:
+    def _outcome_of(self, exc: BaseException, flight: Flight | None) -> Outcome:
         if self._already_cancelled:
             # By Celery itself, when a connection was lost: the message comes again.
             return Outcome.RETRIED
         if isinstance(exc, Terminated):
             return Outcome.REVOKED
+        if came_too_late(self, exc, flight):
+            self.roster.rejected(self, REASON_DEADLINE)
+            return Outcome.REJECTED
         if isinstance(exc, WorkerLostError | SystemExit):
             return Outcome.SUCCEEDED if self._success_was_found else Outcome.WORKER_LOST
         return outcome_of(exc)
@@ -270,24 +275,6 @@ class BudgetedRequest(Request):
         super().reject(requeue)
         if self.again is not None:
             self.again.reject(requeue)
-
-    def joins_first(self) -> bool:
-        """Leave a redelivered message to its first delivery, where that is still in hand here.
-
-        After a reconnect a broker hands a message out again while its call runs on, or has
-        ended and the event loop has not heard of it yet.
-        """
-        if not self.delivery_info.get("redelivered"):
-            return False
-        first = self.roster.in_hand.get(self.id)
-        if first is None or first._already_cancelled or first.message_key != self.message_key:
-            return False
-        state.task_ready(self)
-        state.requests[self.id] = first
-        first.again = self
-        if first.acknowledged:
-            self.acknowledge()
-        return True
 
     def hand_back(self) -> None:
         """Give the message back to the broker, for another worker or for later.

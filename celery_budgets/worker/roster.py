@@ -18,9 +18,11 @@ from weakref import WeakKeyDictionary
 
 from celery.worker import state
 
+from celery_budgets.lanes import Lane
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process.call import Terms
 from celery_budgets.process.recorder import Flight, FlightReader, recorder
+from celery_budgets.scope import scope_in
 from celery_budgets.settings import settings_of
 from celery_budgets.telemetry import logs
 from celery_budgets.telemetry.afterwards import end_for_process
@@ -28,12 +30,18 @@ from celery_budgets.telemetry.names import WORKER
 from celery_budgets.telemetry.spans import call_attributes
 from celery_budgets.telemetry.statistics import Statistics
 from celery_budgets.worker.offenders import Offenders
+from celery_budgets.worker.scopes import Scopes
 from celery_budgets.worker.usage import Usage
 
 if TYPE_CHECKING:
     from celery_budgets.worker.admission import Admission
+    from celery_budgets.worker.consuming import Consuming
+    from celery_budgets.worker.drift import Drift
     from celery_budgets.worker.gate import Gate
+    from celery_budgets.worker.lane_limits import LaneLimits
+    from celery_budgets.worker.pauses import Pauses
     from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.slots import Slots
 
 __all__ = ["Roster", "roster_of"]
 
@@ -64,7 +72,8 @@ class Roster:
         self.statistics = Statistics()
         #: Calls that run now, by lane.
         self.active: Counter[str] = Counter()
-        self.in_hand: dict[str, BudgetedRequest] = {}
+        #: Deliveries that run, by message: twins with one idempotency key share their id.
+        self.in_hand: dict[tuple[str, float | None], BudgetedRequest] = {}
         #: Limits set by `celery control time_limit`: (soft, hard) by task name, seconds.
         self.overrides: dict[str, tuple[float | None, float | None]] = {}
         self.abandoned_threads = 0
@@ -76,7 +85,16 @@ class Roster:
         #: Whether calls are admitted, and by whom; ``None`` without a memory guard.
         self.gate: Gate | None = None
         self.admission: Admission | None = None
+        #: What the lanes may run at once; ``None`` until the consumer is there.
+        self.slots: Slots | None = None
+        #: The queues of the consumer, and why some are paused.
+        self.consuming: Consuming | None = None
+        #: What an operator changes of the lanes, and what somebody else has changed.
+        self.limits: LaneLimits | None = None
+        self.pauses: Pauses | None = None
+        self.drift: Drift | None = None
         self.offenders = Offenders()
+        self.scopes = Scopes()
         self._ended: OrderedDict[tuple[str, float | None], Outcome] = OrderedDict()
         # Pool threads, the watchdog and the event loop all report here.
         self._lock = threading.Lock()
@@ -97,7 +115,7 @@ class Roster:
                 return  # revoked while it was on its way into the pool
             request.counted = True
             self.active[request.lane.name] += 1
-            self.in_hand[request.id] = request
+            self.in_hand[request.message_key] = request
 
     def rejected(self, request: BudgetedRequest, reason: str) -> None:
         """Count a delivery that is not admitted: handed back, or failed."""
@@ -120,12 +138,29 @@ class Roster:
             if getattr(request, "lane", None) is not None and request.time_start is None
         )
 
+    def limit_of(self, lane: Lane) -> int:
+        """Return how many calls of *lane* this worker may run at once now."""
+        if self.slots is None:
+            return min(lane.concurrency, self.capacity)
+        # A worker may be started with fewer slots than its lane has: celery worker -c.
+        return min(self.slots.lanes[lane.name].limit, self.capacity)
+
+    def leaves(self, request: BudgetedRequest) -> None:
+        """Give back the slot of a delivery that is not, or no longer, in the pool."""
+        if self.slots is not None:
+            self.slots.release(request)
+
+    def of_scope(self, path: str) -> Statistics:
+        """Return what the calls of a request scope added up to here."""
+        with self._lock:
+            return self.scopes.statistics(path)
+
     def terms(self, request: BudgetedRequest) -> Terms:
         """Return what the process of *request* is told, at the moment that it gets its slot."""
         lane, limits = request.lane, request.limits
         return Terms(
             lane.name, limits.soft, limits.hard, request.ceiling,
-            self.active[lane.name] + 1, lane.concurrency,
+            self.active[lane.name] + 1, self.limit_of(lane),
             self.active.total() + 1, self.capacity,
         )  # fmt: skip
 
@@ -154,13 +189,14 @@ class Roster:
             if request.outcome is not None:
                 return
             request.outcome = outcome
-            if self.in_hand.get(request.id) is request:
-                del self.in_hand[request.id]
+            if self.in_hand.get(request.message_key) is request:
+                del self.in_hand[request.message_key]
             ran = request.time_start is not None
             if request.counted:
                 self.active[request.lane.name] -= 1
             lost_and_back = outcome is Outcome.WORKER_LOST and request.task.reject_on_worker_lost
             self._remember(request, outcome, final=not lost_and_back)
+        self.leaves(request)
         try:
             if flight is None and ran:
                 flight = self.flight_of(request)
@@ -181,23 +217,29 @@ class Roster:
 
     def _count(self, request: BudgetedRequest, outcome: Outcome, flight: Flight | None) -> None:
         usage = Usage.of(request, outcome, flight)
-        with self._lock:
-            calls = self.statistics.of(request.lane.name, request.type)
-            calls.outcomes[outcome.value] += 1
-            calls.soft_limit_exceeded += usage.soft_limit_exceeded
-            if usage.seconds is not None:
-                calls.duration.add(usage.seconds)
-                calls.wait.add(usage.wait_seconds)
-            if usage.rss_peak_bytes is not None:
-                calls.rss_peak.add(usage.rss_peak_bytes)
         facts = {
             "outcome": outcome.value,
             "lane": request.lane.name,
             "task": request.type,
             "task_id": request.id,
             "worker": request.hostname,
+            "scope": scope_in(request.request_dict),
             **usage._asdict(),
         }
+        self.count(facts)
+
+    def count(self, facts: Mapping[str, Any], reason: str | None = None) -> None:
+        """Count a call that has ended, log it, and tell the listeners.
+
+        Args:
+            facts: Those of its log record.
+            reason: Why it was rejected, where it was and nobody has counted that yet.
+        """
+        with self._lock:
+            self.statistics.add(facts)
+            self.scopes.add(facts)
+            if reason is not None:
+                self.statistics.of(facts["lane"], facts["task"]).rejections[reason] += 1
         logs.call_ended(facts)
         for listener in self.listeners:
             listener(facts)
@@ -229,13 +271,7 @@ class Roster:
             )  # fmt: skip
 
     def already_ended(self, request: BudgetedRequest) -> Outcome | None:
-        """Return how the call of a redelivered message ended in this worker, if it did.
-
-        A broker hands a message out again when the connection was lost before it was
-        acknowledged (kombu.transport.virtual.base.Channel.close), even if its call has ended.
-        """
-        if not request.delivery_info.get("redelivered"):
-            return None
+        """Return how the call of a message that comes again ended in this worker, if it did."""
         return self._ended.get(request.message_key)
 
 

@@ -6,45 +6,51 @@ overrides ``execute_using_pool`` and ``on_success`` there without calling ``supe
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import TaskRevokedError
-from celery.worker import state
 
 from celery_budgets.outcomes import Outcome
 from celery_budgets.telemetry.names import HEADER_TERMS
+from celery_budgets.worker.inherited import in_time
+from celery_budgets.worker.redelivery import is_settled
+from celery_budgets.worker.scopes import revoke_if_cancelled
 
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
 
 __all__ = ["executing", "succeeding"]
 
-logger = logging.getLogger(__name__)
-
 
 def executing(execute: Callable[..., Any]) -> Callable[..., Any]:
     """Return *execute*, told only of calls that are admitted and not ended already."""
 
     def execute_using_pool(self: BudgetedRequest, pool: Any, **kwargs: Any) -> Any:
-        """Settle a second delivery of an ended call; hand any other to the pool."""
-        ended = self.roster.already_ended(self)
-        if ended is None and self.joins_first():
-            raise TaskRevokedError(self.id)
-        if ended is None:
-            if self.roster.admission is not None and not self.roster.admission.admit(self):
-                raise TaskRevokedError(self.id)  # gives the slot back, and does no more
+        """Hand an admitted call to the pool; without one, give its slot back."""
+        try:
+            _admit(self)
             # Without its class, which takes longer to pickle than all the rest.
             self.request_dict[HEADER_TERMS] = tuple(self.roster.terms(self))
             return execute(self, pool, **kwargs)
-        logger.warning("budgets.redelivery_settled task_id=%s outcome=%s", self.id, ended.value)
-        state.task_ready(self)
-        self.outcome = ended  # of the first delivery: not counted again
-        self.acknowledge()
-        raise TaskRevokedError(self.id)
+        except BaseException:
+            self.roster.leaves(self)
+            raise
 
     return execute_using_pool
+
+
+def _admit(request: BudgetedRequest) -> None:
+    """Pass a call that is to run.
+
+    Raises:
+        TaskRevokedError: It is not; Celery gives its place in the pool back, and does no more.
+    """
+    admission = request.roster.admission
+    if is_settled(request) or revoke_if_cancelled(request) or not in_time(request):
+        raise TaskRevokedError(request.id)
+    if admission is not None and not admission.admit(request):
+        raise TaskRevokedError(request.id)
 
 
 def succeeding(on_success: Callable[..., Any]) -> Callable[..., Any]:

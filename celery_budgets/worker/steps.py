@@ -28,6 +28,7 @@ from celery_budgets.process.watchdog import install
 from celery_budgets.settings import Settings, settings_of
 from celery_budgets.task import BudgetedTask
 from celery_budgets.telemetry import failures
+from celery_budgets.telemetry.ledger import ledger_of
 from celery_budgets.telemetry.logs import print_json_lines
 from celery_budgets.units import KIB
 from celery_budgets.worker.checks import check_worker, pool_name
@@ -70,6 +71,7 @@ class BudgetsStep(bootsteps.StartStopStep):
             self._let_fat_processes_leave(worker)
         else:
             install(self.interrupt)
+            ledger_of(worker.app).worker = self.roster.count
         for task in worker.app.tasks.values():
             if isinstance(task, BudgetedTask):
                 _settle_acknowledgement(task)

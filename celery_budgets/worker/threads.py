@@ -54,7 +54,7 @@ class AbandonedThreads:
 
     def abandon(self, call: Call) -> None:
         """End *call* for everybody but its thread; from the watchdog, which must not block."""
-        request = self._roster.in_hand.get(call.task_id)
+        request = self._roster.in_hand.get((call.task_id, call.due_at))
         if request is not None:
             # Before its thread can come back and tell of another end.
             request.given_up = True

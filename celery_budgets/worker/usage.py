@@ -27,6 +27,8 @@ class Usage(NamedTuple):
     rss_peak_bytes: int | None
     #: Hexadecimal, as traces are looked up by; ``None`` without a recorded span.
     trace_id: str | None
+    #: The body did not run: a twin with the same idempotency key runs, or has run.
+    twin: bool = False
 
     @classmethod
     def of(cls, request: BudgetedRequest, outcome: Outcome, flight: Flight | None) -> Self:
@@ -43,6 +45,7 @@ class Usage(NamedTuple):
             flight.rss_before_bytes if flight is not None else None,
             flight.rss_peak_bytes if flight is not None else None,
             flight.trace_id.hex() if flight is not None and any(flight.trace_id) else None,
+            flight is not None and flight.twin,
         )
 
 

@@ -16,7 +16,18 @@ from tests.benchmarks.ground import Ground
 from tests.benchmarks.measure import Figure, Finding
 from tests.benchmarks.svg import bars
 
-NAMES = ("overhead", "memory", "isolation", "precision", "guard", "scale", "peers", "start")
+NAMES = (
+    "overhead",
+    "memory",
+    "isolation",
+    "together",
+    "precision",
+    "guard",
+    "scale",
+    "peers",
+    "start",
+    "wrapper",
+)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

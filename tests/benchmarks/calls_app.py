@@ -46,7 +46,9 @@ if WAY in ("instrumented", "everything"):
 
     exporters.provide()
 if BUDGETED:
-    Budgets(app, lanes=[Lane(name, concurrency=16, max_rss="2GiB") for name in NAMES])
+    #: Slots of the lane of slow calls.
+    SLOTS = {"slow": int(os.environ.get("SLOW_SLOTS", "16"))}
+    Budgets(app, lanes=[Lane(name, SLOTS.get(name, 16), max_rss="2GiB") for name in NAMES])
 
 
 def limits(soft: float, hard: float) -> dict[str, Any]:
@@ -83,6 +85,18 @@ def short(sent: float) -> None:
 @task(name="slow")
 def slow(seconds: float) -> None:
     time.sleep(seconds)
+
+
+@task(name="half")
+def half() -> None:
+    time.sleep(0.5)
+
+
+@task(name="read")
+def read(sent: float) -> None:
+    """Take 50 ms; leave how long it was from sending to the end, seconds."""
+    time.sleep(0.05)
+    note("latencies", time.time() - sent)
 
 
 @task(name="overrun", **limits(SOFT, HARD))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from celery_budgets.worker.admission import Admission
+from celery_budgets.worker.consuming import Consuming
 from celery_budgets.worker.gate import Decision, Gate, Gauge
 
 CLOSED = 501
@@ -60,6 +61,8 @@ class Request:
 
 
 class Roster:
+    slots = pauses = None
+
     def __init__(self):
         self.reasons = []
 
@@ -75,7 +78,12 @@ def join():
         gate = Gate([Gauge("max_worker_rss", 500, 400, lambda: CLOSED)])
         renewed = []
         admission = Admission(
-            consumer, gate, Roster(), fail=fail, renew=lambda: renewed.append(True)
+            consumer,
+            Consuming(consumer),
+            gate,
+            Roster(),
+            fail=fail,
+            renew=lambda: renewed.append(True),
         )
         admission.renewed = renewed
         consumer.admissions.append(admission)

@@ -103,7 +103,7 @@ def test_json_is_in_base_units(run):
         "worker": "a@h", "lane": "quick", "active": 1, "limit": 2, "waiting": 3,
         "calls": 14, "failed": 3, "killed": 1, "rate": None, "p50": 0, "p95": 0,
         "rss": 480 * MIB, "rss_warning": 400 * MIB, "max_rss": 512 * MIB,
-        "gate": "open", "alerts": [],
+        "gate": "open", "paused": False, "alerts": [],
     }  # fmt: skip
     assert quick["p95"] == pytest.approx(0.25)
     assert [alert["level"] for alert in quick["alerts"]] == ["critical", "critical"]
@@ -215,13 +215,16 @@ def test_names_are_not_read_as_markup():
             {"pool_rss": (461 * MIB,)},
             [Alert("critical", "RSS 461 MiB above 90 % of 512 MiB")],
         ),
-        ({"slots": 5}, [Alert("warning", "drift: 5 slots, started with 2")]),
         (
-            {"lanes": {"quick": lane(consumed=False)}},
-            [Alert("warning", "drift: queue quick is not consumed")],
+            {"lanes": {"quick": lane(drift=["5 slots instead of 2"])}},
+            [Alert("warning", "drift: 5 slots instead of 2")],
         ),
         (
-            {"lanes": {"quick": lane(consumed=False)}, "gate": {"state": "paused"}},
+            {"lanes": {"quick": lane(consumed=False, paused=["operator"])}},
+            [Alert("warning", "paused by an operator")],
+        ),
+        (
+            {"lanes": {"quick": lane(paused=["memory"])}, "gate": {"state": "paused"}},
             [Alert("critical", "gate paused: no call is admitted")],
         ),
         ({"abandoned_threads": 2}, [Alert("warning", "2 threads past the hard limit")]),
@@ -238,9 +241,10 @@ def test_the_worst_alert_comes_first():
     calls = CallStatistics()
     calls.rejections["memory"] = 4
     calls.outcomes["memory_limit"] = 1
-    found = alerts_of("quick", answer(slots=1), calls)
+    drifted = answer({"quick": lane(drift=["1 slot instead of 2"])})
+    found = alerts_of("quick", drifted, calls)
     assert [alert.text for alert in found] == [
         "1 killed for memory",
-        "drift: 1 slot, started with 2",
+        "drift: 1 slot instead of 2",
         "4 not admitted",
     ]

@@ -74,6 +74,38 @@ def test_print_only_prints(run, executed):
     assert executed == []
 
 
+@pytest.mark.parametrize(
+    ("chosen", "queues"),
+    [
+        (["--all"], "quick,slow"),
+        (["slow", "quick"], "slow,quick"),
+        (["slow", "slow", "quick"], "slow,quick"),
+    ],
+)
+def test_several_lanes_share_a_worker(run, executed, chosen, queues):
+    """It has no lane's name; what comes after the lanes is the worker's."""
+    result = run("-A", APP, "lanes", "worker", *chosen, "--", "-P", "threads", "-n", "quick")
+    line = f"celery -A {APP} worker -Q {queues} -P threads -n quick"
+    assert result.output.splitlines() == [line]
+    assert executed == [[sys.executable, "-m", *line.split()]]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ([], "name a lane, or give --all for every lane"),
+        (["--", "-P", "threads"], "name a lane, or give --all for every lane"),
+        (["--all", "quick"], "--all is every lane, and quick is named; drop one"),
+    ],
+)
+def test_which_lanes_is_said_once(run, executed, chosen, message):
+    """Neither and both are errors of usage."""
+    result = run("-A", APP, "lanes", "worker", *chosen)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert executed == []
+
+
 @pytest.mark.parametrize("separator", [["--"], []])
 def test_further_arguments_go_to_the_worker(run, separator):
     """With or without the two dashes, quoted for a shell."""

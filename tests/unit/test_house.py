@@ -17,13 +17,16 @@ PACKAGE = ROOT / "celery_budgets"
 #: from the rooms above it. `budgets` stands below `worker`, although a caller runs it: it is
 #: what joins a worker to an app, and imports the worker's part only inside a worker.
 ROOMS = (
-    ("units", "errors", "budget", "lanes", "outcomes"),
+    ("units", "errors", "budget", "deadline", "priority", "lane", "lanes", "outcomes"),
     ("fields", "settings"),
     ("telemetry",),
     ("process",),
-    ("routing",),
+    ("leases", "keeper", "lease_server", "idempotency", "scope"),
+    ("queues", "routing", "sending", "waiting"),
     ("task",),
+    ("block",),
     ("worker",),
+    ("arrivals", "progress", "batch_item", "batch"),
     ("asking", "budgets"),
     ("embedded", "leash"),
     ("cli",),

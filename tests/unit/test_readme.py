@@ -230,6 +230,13 @@ def test_its_reasons_of_a_rejection():
     assert {row[0].strip("`") for row in table("reason", "what was above its limit")} == gauges
 
 
+def test_its_other_reasons_of_a_rejection():
+    """Those that are no gauge's name, in the order of the code."""
+    reasons = [value for name, value in vars(names).items() if name.startswith("REASON_")]
+    told = table("reason", "the call was not admitted because")
+    assert [row[0].strip("`") for row in told] == reasons
+
+
 def test_its_table_of_a_log_record():
     """The schema."""
     told = {row[0].strip("`"): row[1] for row in table("field", "type and unit")}

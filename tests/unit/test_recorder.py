@@ -196,3 +196,28 @@ def test_only_its_owner_removes_the_folder(reader):
     reader.close()
     assert not os.path.exists(reader.folder)
     reader.close()
+
+
+def test_a_call_that_waits_for_its_own_lane_is_seen(reader, monkeypatch):
+    """While it waits, and not of the next call in the same process."""
+    monkeypatch.setattr(recorder_module, "_own_folder", None)
+    writer, call = FlightRecorder(reader.folder), new_call()
+    seen = []
+    writer.begin(call)
+    for waits in (True, False, True):
+        writer.waits(call, waits=waits)
+        flight = reader.read(os.getpid(), call.task_id)
+        seen.append((flight.waits, flight.task_id, flight.soft_deadline))
+    assert seen == [(waits, "some-id", 11.5) for waits in (True, False, True)]
+    writer.begin(new_call("next"))
+    writer.waits(call, waits=True)
+    assert not reader.current(os.getpid()).waits
+
+
+def test_without_a_file_the_ids_of_waiting_calls_are_kept():
+    """Of calls in the worker's own process, where there are several at once."""
+    writer, call = FlightRecorder(None), new_call()
+    writer.waits(call, waits=True)
+    assert writer.waiting == {"some-id"}
+    writer.waits(call, waits=False)
+    assert writer.waiting == set()

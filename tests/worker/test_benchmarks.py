@@ -13,7 +13,11 @@ from tests.benchmarks.measure import Figure, Target, in_turn
 from tests.benchmarks.svg import bars
 
 #: Packages that the extra "bench" brings, by benchmark.
-NEEDS = {"overhead": ("prometheus_client", "pythonjsonlogger"), "peers": ("dramatiq", "rq")}
+NEEDS = {
+    "overhead": ("prometheus_client", "pythonjsonlogger"),
+    "wrapper": ("pythonjsonlogger",),
+    "peers": ("dramatiq", "rq"),
+}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -144,7 +144,7 @@ def test_drift_is_seen(two, servers, load_app):
     def alerts() -> set[str]:
         return {alert["text"] for row in status(servers)["lanes"] for alert in row["alerts"]}
 
-    wanted = {"drift: 1 slot, started with 2", "drift: queue quick is not consumed"}
+    wanted = {"drift: 1 slot instead of 2", "drift: queue quick is not consumed"}
     wait_until(lambda: wanted <= alerts(), "the drift is shown", detail=lambda: str(alerts()))
 
 

@@ -1,0 +1,84 @@
+"""Queues and routes as a program may give them to Celery, in one form each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kombu.entity import Exchange, Queue
+
+from celery_budgets.errors import ConfigurationError
+from celery_budgets.priority import MAX_PRIORITY, Broker, low_queue
+
+if TYPE_CHECKING:
+    from celery_budgets.settings import Settings
+
+__all__ = ["as_tuple", "declared_queues", "lane_queues", "queue_names"]
+
+
+def declared_queues(declared: Any) -> dict[str, Queue]:
+    """Return the queues that the app declares already, by name."""
+    if not declared:
+        return {}
+    if isinstance(declared, dict):
+        return {
+            name: queue if isinstance(queue, Queue) else Queue.from_dict(name, **queue)
+            for name, queue in declared.items()
+        }
+    return {queue.name: queue for queue in declared}
+
+
+def lane_queues(app: Any, settings: Settings) -> tuple[Queue, ...]:
+    """Return the queues of *app*, those of its lanes among them.
+
+    Raises:
+        ConfigurationError: The program declares one itself that has no priorities.
+    """
+    declared = declared_queues(app.conf.task_queues)
+    ordered = settings.priorities and Broker.of(app) is Broker.RABBITMQ
+    arguments = {"x-max-priority": MAX_PRIORITY} if ordered else None
+    problems: list[str] = []
+    for lane in settings.lanes.values():
+        theirs = declared.get(lane.queue)
+        # As Celery would make it, so that a plain Celery producer agrees about it.
+        declared.setdefault(lane.queue, _direct(lane.queue, arguments))
+        if not ordered:
+            continue
+        problems += _priority_problems(lane.queue, theirs or declared[lane.queue])
+        low = low_queue(lane.queue)
+        declared.setdefault(low, _direct(low, None))
+    ConfigurationError.raise_if(problems)
+    return tuple(declared.values())
+
+
+def _direct(name: str, arguments: dict[str, Any] | None) -> Queue:
+    return Queue(name, Exchange(name), routing_key=name, queue_arguments=arguments)
+
+
+def _priority_problems(name: str, queue: Any) -> Iterator[str]:
+    arguments = queue.queue_arguments or {}
+    if arguments.get("x-queue-type") == "quorum":
+        yield (
+            f"queue {name!r}: a quorum queue serves by no such priorities; make it a classic "
+            "queue, or set budgets_priorities = False"
+        )
+    elif arguments.get("x-max-priority") != MAX_PRIORITY:
+        yield (
+            f"queue {name!r}: budgets_priorities needs queue_arguments="
+            f"{{'x-max-priority': {MAX_PRIORITY}}}; it has "
+            f"{arguments.get('x-max-priority', 'none')}"
+        )
+
+
+def as_tuple(routes: Any) -> tuple[Any, ...]:
+    """Return the routes of ``task_routes``."""
+    if routes is None:
+        return ()
+    return tuple(routes) if isinstance(routes, list | tuple) else (routes,)
+
+
+def queue_names(queues: Any) -> list[str]:
+    """Return the queue names of a ``-Q`` or ``-X`` option."""
+    if isinstance(queues, str):
+        queues = queues.split(",")
+    return [str(queue).strip() for queue in queues or ()]

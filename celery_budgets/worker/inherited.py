@@ -1,0 +1,47 @@
+"""Deadlines that calls inherit, in the worker main process: who may start, and with how much.
+
+Looked at when a call is handed to the pool, not when it arrives: it may have waited in this
+worker. See also: :mod:`celery_budgets.process.inherited`, which looks again when it begins.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from celery_budgets.deadline import Deadline
+from celery_budgets.errors import RejectedByBudget
+from celery_budgets.telemetry.names import HEADER_DEADLINE, REASON_DEADLINE
+
+if TYPE_CHECKING:
+    from celery_budgets.process.recorder import Flight
+    from celery_budgets.worker.request import BudgetedRequest
+
+__all__ = ["came_too_late", "in_time"]
+
+#: What two readings of a clock by two processes may differ by, seconds.
+_CLOCKS_APART = 0.01
+
+
+def in_time(request: BudgetedRequest) -> bool:
+    """Cut the limits of *request* to what is left; fail it where nothing is."""
+    deadline = Deadline.of(request.request_dict.get(HEADER_DEADLINE))
+    if deadline is None:
+        return True
+    if deadline.passed:
+        request.roster.rejected(request, REASON_DEADLINE)
+        request.end_rejected(RejectedByBudget(REASON_DEADLINE, request.lane.name))
+        return False
+    limits = deadline.clamp(request.limits)
+    request.limits, request.time_limits = limits, (limits.hard, limits.soft)
+    return True
+
+
+def came_too_late(request: BudgetedRequest, exc: BaseException, flight: Flight | None) -> bool:
+    """Say whether *exc* is that of a call that its process did not start.
+
+    A body may fail with the same error of a call that it waited for; but that one had begun,
+    and so there is a record of it, later than one of an earlier attempt.
+    """
+    if not isinstance(exc, RejectedByBudget) or exc.reason != REASON_DEADLINE:
+        return False
+    return flight is None or flight.started_at < (request.time_start or 0.0) - _CLOCKS_APART

@@ -1,0 +1,163 @@
+"""``LaneConsumer``: a task consumer with a channel for each lane, so that no lane blocks another.
+
+A broker counts what it may send ahead (prefetch) by channel. With all queues on one channel, as
+Celery has them, a lane that is full keeps the whole count to itself, and nothing else is sent.
+With a channel each, a full lane is simply sent no more: no message is turned away, none goes
+back and forth, and each lane's messages stay in their order.
+
+Cancelling a full queue and adding it again would do without channels, but on Redis a worker that
+waits in BRPOP learns of an added queue only when that call returns, up to a second later.
+
+Runs in the worker main process. See also: :mod:`celery_budgets.worker.slots`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kombu.entity import Queue
+from kombu.messaging import Consumer
+
+__all__ = ["LaneConsumer"]
+
+_Consumer: Any = Consumer  # its annotations say less than its code
+
+
+class LaneConsumer(_Consumer):
+    """Consumes each lane's queue on a channel of its own, and every other on the given one.
+
+    Stands in for ``app.amqp.Consumer``, which celery.app.amqp.AMQP.TaskConsumer makes.
+
+    Args:
+        channel: Celery's connection.
+        queues: All that the worker consumes.
+        prefetch: Returns how many messages of a queue may be in hand unacknowledged; ``None``
+            for a queue of no lane.
+        apply_global: Whether a channel's count can be changed while it is consumed
+            (celery.worker.consumer.tasks.Tasks.qos_global; not on RabbitMQ's quorum queues).
+        prepare: Called with a queue's name and its new channel.
+        **kwargs: As for :class:`kombu.Consumer`.
+    """
+
+    def __init__(
+        self,
+        channel: Any,
+        queues: Iterable[Queue] = (),
+        *,
+        prefetch: Callable[[str], int | None],
+        apply_global: bool,
+        prepare: Callable[[str, Any], None] = lambda queue, channel: None,
+        **kwargs: Any,
+    ) -> None:
+        self._prepare = prepare
+        self._client = channel
+        self._prefetch = prefetch
+        self._apply_global = apply_global
+        self._counts: dict[str, int] = {}
+        self._lanes: dict[str, Any] = {}
+        self._options = kwargs
+        self._handler: Any = None
+        listed = list(queues)
+        super().__init__(channel, [q for q in listed if prefetch(q.name) is None], **kwargs)
+        for queue in listed:
+            if prefetch(queue.name) is not None:
+                self.add_queue(queue)
+
+    @property
+    def on_message(self) -> Any:
+        """Receives the messages of all queues."""
+        return self._handler
+
+    @on_message.setter
+    def on_message(self, handler: Any) -> None:
+        self._handler = handler
+        for consumer in self._lanes.values():
+            consumer.on_message = handler
+
+    @property
+    def queues(self) -> list[Any]:
+        """All queues, of lanes and others."""
+        lanes = [queue for consumer in self._lanes.values() for queue in consumer.queues]
+        return [*self._queues.values(), *lanes]
+
+    @queues.setter
+    def queues(self, queues: list[Any]) -> None:
+        self._queues = {queue.name: queue for queue in queues}
+
+    def add_queue(self, queue: Queue) -> Any:
+        """Add a queue; one of a lane gets its channel here."""
+        if self._prefetch(queue.name) is None:
+            return super().add_queue(queue)
+        consumer = self._lanes.get(queue.name)
+        if consumer is None:
+            consumer = Consumer(self._client.channel(), **self._options)
+            self._prepare(queue.name, consumer.channel)
+            consumer.on_message = self._handler
+            self._lanes[queue.name] = consumer
+        added = consumer.add_queue(queue)
+        self._count(queue.name)
+        return added
+
+    def consume(self, no_ack: bool | None = None) -> None:
+        """Consume every queue that is not consumed yet."""
+        super().consume(no_ack)
+        for consumer in self._lanes.values():
+            consumer.consume(no_ack)
+
+    def cancel(self) -> None:
+        """Consume nothing any more."""
+        super().cancel()
+        for consumer in self._lanes.values():
+            consumer.cancel()
+
+    close = cancel
+
+    def cancel_by_queue(self, queue: Queue | str) -> None:
+        """Consume *queue* no more; its channel stays for what is in hand."""
+        name = queue.name if isinstance(queue, Queue) else queue
+        if name in self._lanes:
+            self._lanes[name].cancel_by_queue(name)
+        else:
+            super().cancel_by_queue(name)
+
+    def consuming_from(self, queue: Queue | str) -> bool:
+        """Say whether *queue* is consumed now."""
+        name = queue.name if isinstance(queue, Queue) else queue
+        if name in self._lanes:
+            return bool(self._lanes[name].consuming_from(name))
+        return bool(super().consuming_from(name))
+
+    def purge(self) -> int:
+        """Delete all messages that wait, and return how many."""
+        lanes = sum(consumer.purge() for consumer in self._lanes.values())
+        return int(super().purge() + lanes)
+
+    def qos(
+        self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
+    ) -> Any:
+        """Set the counts of all channels.
+
+        Differs from kombu: *prefetch_count*, which Celery raises for each message with an ETA,
+        counts only on the channel of no lane. Lanes have a count each; where it can only be
+        changed by consuming anew, messages with an ETA are delayed by the broker, not here.
+        """
+        if self._apply_global:
+            for name in self._lanes:
+                self.recount(name)
+        return super().qos(prefetch_size, prefetch_count, apply_global)
+
+    def recount(self, queue: str) -> None:
+        """Set the count of *queue*'s channel anew, where it has changed."""
+        consumer = self._lanes.get(queue)
+        if consumer is None or self._counts[queue] == self._prefetch(queue):
+            return
+        self._count(queue)
+        if not self._apply_global and consumer.consuming_from(queue):
+            # The count belongs to the broker's consumer, and is read when that begins.
+            consumer.cancel()
+            consumer.consume()
+
+    def _count(self, queue: str) -> None:
+        self._counts[queue] = count = self._prefetch(queue) or 0
+        self._lanes[queue].qos(prefetch_count=count, apply_global=self._apply_global)

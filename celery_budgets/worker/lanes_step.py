@@ -1,0 +1,198 @@
+"""The bootstep by which several lanes share one worker, each within its own limit.
+
+It stands between a delivery and the pool: a call gets a slot of its lane first, or waits for
+one here. See also: :mod:`celery_budgets.worker.slots`, which decides, and
+:mod:`celery_budgets.worker.lane_consumer`, which keeps the broker from sending much more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps, signals
+from celery.worker import state
+from celery.worker.consumer.tasks import Tasks
+
+from celery_budgets.priority import Broker, Priority, level_of
+from celery_budgets.settings import settings_of
+from celery_budgets.worker.checks import lanes_of_queues, pool_name
+from celery_budgets.worker.consuming import Consuming
+from celery_budgets.worker.drift import Drift
+from celery_budgets.worker.lane_consumer import LaneConsumer
+from celery_budgets.worker.lane_limits import LaneLimits
+from celery_budgets.worker.lane_waits import LaneWaits
+from celery_budgets.worker.low_queue import LOOK, AgingSteps, LowQueues
+from celery_budgets.worker.pauses import Pauses
+from celery_budgets.worker.roster import roster_of
+from celery_budgets.worker.slots import Slots
+from celery_budgets.worker.untracked import Untracked
+
+if TYPE_CHECKING:
+    from celery.worker.request import Request
+
+    from celery_budgets.worker.request import BudgetedRequest
+
+__all__ = ["LanesStep"]
+
+logger = logging.getLogger(__name__)
+
+#: How often changes by others are looked for, seconds.
+TICK = 1.0
+#: How long a percentile is used before it is read anew, seconds.
+_P95_SECONDS = 5.0
+
+
+class LanesStep(bootsteps.StartStopStep):
+    """Reserves a slot for each budgeted call before it enters the pool."""
+
+    label = "Budgets lanes"
+    requires = (Tasks,)
+
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        super().__init__(c, **kwargs)
+        self._consumer = c
+        settings = settings_of(c.app)
+        self._lanes = settings.lanes
+        self._broker = Broker.of(c.app) if settings.priorities else None
+        self._timer_entries: list[Any] = []
+        self._woken = False
+        #: Deliveries that wait for their ETA, by queue: they count as unacknowledged.
+        self._later: Counter[str] = Counter()
+        self._roster = roster_of(c.app)
+        #: When a lane's percentile was read, and what it was.
+        self._read: dict[str, tuple[float, float | None]] = {}
+        self.slots = self._roster.slots = Slots(
+            self._lanes.values(), self._size, self._p95, self._wake,
+            self._priority if self._broker is not None else None, settings.priority_aging,
+        )  # fmt: skip
+        consuming = self._roster.consuming = Consuming(c)
+        self.drift = self._roster.drift = Drift(c, self._roster)
+        self.pauses = self._roster.pauses = Pauses(c, consuming, self._lanes, self._roster)
+        self.limits = self._roster.limits = LaneLimits(
+            c, self._lanes, self.slots, consuming, self._roster
+        )
+        self._waits = LaneWaits(self.slots, self._roster)
+        self._untracked = Untracked(self.slots, self._roster)
+        # Before the strategies are built, which keep the attribute (celery.worker.strategy).
+        self._hand_over, c.on_task_request = c.on_task_request, self.take_in
+        queues = c.app.amqp.queues.consume_from
+        served = lanes_of_queues(self._lanes, queues)
+        for slots in self.slots.lanes.values():
+            slots.served = slots.lane in served
+        self._low: LowQueues | None = None
+        if self._broker is Broker.RABBITMQ:
+            self._low = LowQueues(served, consuming, self.slots)
+        if served and (len(queues) > 1 or self._broker is not None):
+            signals.task_received.connect(self._on_received, sender=c, weak=False)
+            c.app.amqp.Consumer = partial(self._consumer_of, c.app.amqp.Consumer)
+
+    def start(self, c: Any) -> None:
+        """Forget what the lost channels had delivered; again after each reconnect."""
+        self._later.clear()
+        self.slots.give_up_held()
+        self.pauses.lose_connection()
+        if pool_name(c.controller.pool_cls) == "prefork":
+            # What no process had accepted is dropped by now (Consumer.on_close).
+            reserved = self.slots.reserved()
+            self._untracked.add(call for call in reserved if call not in state.active_requests)
+        self._disarm(c)
+        self._timer_entries = [c.timer.call_repeatedly(TICK, c.call_soon, (self._look,))]
+        if self._low is not None:
+            look = c.timer.call_repeatedly(LOOK, c.call_soon, (self._low.look,))
+            self._timer_entries.append(look)
+
+    def stop(self, c: Any) -> None:
+        """Start nothing any more; what is kept goes back to the broker with its channel."""
+        self._disarm(c)
+        self.slots.give_up_held()
+
+    def take_in(self, request: Request) -> None:
+        """Hand *request* to the pool once its lane has a slot. Replaces on_task_request."""
+        if request.eta is not None and self._later:
+            self._later[request.delivery_info["routing_key"]] -= 1
+        # A plain task's has no lane: it takes a place in the pool, as in Celery.
+        budgeted = getattr(request, "lane", None) is not None
+        if budgeted and self.pauses.turn_away(request):
+            return
+        if not budgeted or self.slots.take(request):
+            self._hand_over(request)
+
+    def _wake(self) -> None:
+        if self._consumer.hub is None:
+            self._start_due()
+        elif not self._woken:
+            self._woken = True
+            self._consumer.call_soon(self._start_due)
+
+    def _start_due(self) -> None:
+        self._woken = False
+        for request in self.slots.due():
+            self._hand_over(request)
+
+    def _size(self) -> int:
+        controller = self._consumer.controller
+        if controller.autoscaler is not None:
+            return int(controller.max_concurrency)
+        return int(self._consumer.pool.num_processes)
+
+    def _p95(self, lane: str) -> float | None:
+        read_at, p95 = self._read.get(lane, (-inf, None))
+        if monotonic() - read_at > _P95_SECONDS:
+            calls = self._roster.snapshot().lanes.get(lane)
+            p95 = calls.duration.quantile(0.95) if calls is not None else None
+            self._read[lane] = monotonic(), p95
+        return p95
+
+    def _on_received(self, request: Request, **_: Any) -> None:
+        if request.eta is not None:
+            self._later[request.delivery_info["routing_key"]] += 1
+
+    def _consumer_of(self, plain: Any, channel: Any, **kwargs: Any) -> Any:
+        """Return what consumes the queues; *plain* makes Celery's own consumer."""
+        apply_global = getattr(self._consumer, "qos_global", None)
+        if apply_global is None:  # before Celery 5.7
+            apply_global = not channel.qos_semantics_matches_spec
+        if channel.transport.driver_type != "amqp":
+            apply_global = True  # kombu's own counts can be changed at any time
+        return LaneConsumer(
+            channel, prefetch=self._prefetch, apply_global=apply_global, prepare=self._prepare,
+            **kwargs,
+        )  # fmt: skip
+
+    def _prepare(self, queue: str, channel: Any) -> None:
+        lane = self._lanes.of_queue(queue)
+        if self._broker is Broker.REDIS and lane is not None:
+            is_due = partial(self.slots.low_is_due, lane.name)
+            channel.priority_steps = AgingSteps(channel.priority_steps, is_due)
+
+    def _prefetch(self, queue: str) -> int | None:
+        lane = self._lanes.of_queue(queue)
+        if lane is None:
+            return None
+        slots = self.slots.lanes[lane.name]
+        if queue != lane.queue:
+            # Its low calls: as many as may start now, so that few are in hand when it is busy.
+            return max(1, slots.limit - len(slots.taken)) + self._later[queue]
+        ahead = slots.most * int(self._consumer.prefetch_multiplier)
+        return ahead + self._later[queue] if ahead else 0  # 0: no bound, as in Celery
+
+    def _priority(self, request: BudgetedRequest) -> Priority:
+        assert self._broker is not None
+        return level_of(request.delivery_info.get("priority"), self._broker)
+
+    def _look(self) -> None:
+        self.pauses.look()
+        self.limits.look()
+        self.drift.look()
+        self._waits.look()
+        self._untracked.look()
+        self._start_due()
+
+    def _disarm(self, c: Any) -> None:
+        while self._timer_entries:
+            c.timer.cancel(self._timer_entries.pop())

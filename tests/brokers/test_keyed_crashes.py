@@ -1,0 +1,102 @@
+"""Idempotency keys while their holders are killed: each effect once, and a result for everybody."""
+
+from __future__ import annotations
+
+import random
+import signal
+
+import psutil
+import pytest
+
+from celery_budgets.idempotency import task_id_of
+from tests.brokers.test_gate_crashes import give_back_what_the_dead_held
+from tests.support import wait_until
+from tests.worker.test_keyed import delete_queues
+
+APP = "tests.worker.keyed_app"
+KEYS = [f"key-{number}" for number in range(50)]
+DUPLICATES = 10
+#: Kills of a pool process alone, and of a whole worker, which is then replaced.
+PROCESSES, WORKERS = 12, 3
+ENVIRONMENT = {"LEASE": "2s"}
+
+
+@pytest.fixture
+def app(load_app, servers, broker_url):
+    """The app of the tests, on each broker in turn."""
+    app = load_app(APP, **ENVIRONMENT)
+    delete_queues(app)
+    return app
+
+
+def start(worker):
+    return worker(APP, "-Q", "keyed", "-c", "2", env=ENVIRONMENT)
+
+
+def state_of(app, key):
+    name = f"celery-budgets:call:{task_id_of(app.work.name, key)}"
+    return app.redis().hget(name, "state")
+
+
+def is_between_effect_and_note(app):
+    """Is an effect stored whose lease is not done yet? A kill there repeats it, by any means."""
+    app.redis().ping()  # what a stopped process has sent is taken in by now
+    app.redis().ping()
+    return any(
+        app.redis().exists(f"effect:{key}") and state_of(app, key) != b"done" for key in KEYS
+    )
+
+
+def working(app):
+    """The processes that are in a body now."""
+    return {int(pid) for pid in app.redis().mget([f"working:{key}" for key in KEYS]) if pid}
+
+
+def kill_a_holder(app, processes, kill):
+    """Stop *processes*; kill where one of them is in a body and none has stored an effect."""
+    stopped = [psutil.Process(pid) for pid in processes if psutil.pid_exists(pid)]
+    for process in stopped:
+        process.send_signal(signal.SIGSTOP)
+    fit = working(app) & set(processes) and not is_between_effect_and_note(app)
+    if fit:
+        kill()
+        return True
+    for process in stopped:
+        process.send_signal(signal.SIGCONT)
+    return False
+
+
+def test_holders_killed_at_random(worker, app, broker_url):
+    """500 duplicates of 50 keys on 4 workers, 15 kills: 50 effects, 500 results."""
+    chance = random.Random(50)
+    running = [start(worker) for _ in range(4)]
+    calls = [key for key in KEYS for _ in range(DUPLICATES)]
+    chance.shuffle(calls)
+    results = [
+        app.work.apply_async((key, chance.uniform(0.5, 1.5)), idempotency_key=key) for key in calls
+    ]
+
+    def kill_process():
+        victim = chance.choice([each for each in running if each.pool_pids()])
+        pids = [pid for pid in victim.pool_pids() if pid in working(app)][:1]
+        return bool(pids) and kill_a_holder(app, pids, psutil.Process(pids[0]).kill)
+
+    def kill_worker():
+        victim = chance.choice(running)
+        if not kill_a_holder(app, victim.pool_pids(), victim.kill):
+            return False
+        running[running.index(victim)] = start(worker)
+        give_back_what_the_dead_held(app)
+        return True
+
+    kills = [kill_process] * PROCESSES + [kill_worker] * WORKERS
+    chance.shuffle(kills)
+    for kill in kills:
+        wait_until(kill, "a holder to kill", timeout=30, detail=running[0].tail)
+    values = [result.get(timeout=90) for result in results]
+    assert values == [1] * len(calls), running[0].tail()
+    assert [int(app.redis().get(f"effect:{key}")) for key in KEYS] == [1] * len(KEYS)
+    begun = sum(int(app.redis().get(f"begun:{key}")) for key in KEYS)
+    print(f"{len(kills)} kills, {begun} bodies begun for {len(KEYS)} effects")
+    # Not each one: a body that was stopped for its lease is at work no more, and still listed.
+    assert begun >= len(KEYS) + len(kills) // 2

@@ -1,0 +1,131 @@
+"""What a caller may ask for, and what is written into a message that a call sends."""
+
+from __future__ import annotations
+
+import inspect
+import time
+
+import pytest
+from celery import Celery, Task
+
+from celery_budgets import BudgetedTask, Budgets, Lane
+from celery_budgets.budget import TimeLimits
+from celery_budgets.deadline import Deadline
+from celery_budgets.outcomes import Outcome
+from celery_budgets.process.call import Call
+from celery_budgets.process.current import note_call
+from celery_budgets.sending import inherit, options_for
+
+
+@pytest.fixture
+def app():
+    app = Celery("sending", broker="memory://", backend="cache+memory://", set_as_current=False)
+    Budgets(app, lanes=[Lane("lane", 2)])
+    return app
+
+
+@pytest.fixture
+def task(app):
+    @app.task(base=BudgetedTask, name="task", shared=False)
+    def task():
+        """Do nothing."""
+
+    return task
+
+
+def seconds(headers):
+    return pytest.approx(Deadline(*headers["budgets_deadline"]).left(), abs=0.5)
+
+
+def test_a_deadline_becomes_a_header(task):
+    """Beside those of the caller's, whose options stay as they are."""
+    mine = {"deadline": 5, "headers": {"mine": 1}, "countdown": 1}
+    options = options_for(task, mine)
+    assert mine == {"deadline": 5, "headers": {"mine": 1}, "countdown": 1}
+    assert options["countdown"] == options["headers"]["mine"] == 1
+    assert "deadline" not in options
+    assert seconds(options["headers"]) == (5, 7.5)
+
+
+def test_none_is_written_down(task):
+    """Left out is another thing: then the call inherits."""
+    assert options_for(task, {"deadline": None})["headers"] == {"budgets_deadline": None}
+    assert "headers" not in options_for(task, {})
+
+
+def test_a_wrong_one_is_refused(task):
+    """Before anything is sent."""
+    with pytest.raises(ValueError, match="deadline: 'soon'"):
+        task.apply_async(deadline="soon")
+
+
+def test_it_is_called_as_in_celery(task):
+    """A parameter that a new Celery adds has to be passed on."""
+    ours, theirs = (
+        list(inspect.signature(kind.apply_async).parameters) for kind in (BudgetedTask, Task)
+    )
+    assert ours == theirs
+
+
+def test_outside_of_a_call_nothing_is_inherited():
+    """But what is asked for by name stands among the properties."""
+    headers, properties = {"id": "1"}, {"deadline": 4, "priority": 1}
+    inherit(headers, properties)
+    assert seconds(headers) == (4, 6)
+    assert properties == {"priority": 1}
+    inherit(headers := {"id": "1"}, {})
+    assert headers == {"id": "1"}
+
+
+@pytest.fixture
+def running(app, task):
+    """A call of the task, as it runs in a worker: soft 100 s, hard 150 s, id "parent"."""
+    from celery._state import _task_stack
+
+    task.push_request(id="parent", called_directly=False)
+    _task_stack.push(task)
+    call = Call("parent", "lane", task.budget_in(task.home()), TimeLimits(100, 150))
+    note_call(task.request, call)
+    yield task.request, call
+    _task_stack.pop()
+    task.pop_request()
+
+
+def sent(task_id="child", **headers):
+    inherit(headers := {"id": task_id, **headers}, {})
+    return headers
+
+
+def test_a_running_call_passes_on_what_it_has_left(running):
+    """The earlier one of it and the message's own; ``None`` opts out."""
+    assert seconds(sent()) == (100, 150)
+    now = time.time()
+    assert seconds(sent(budgets_deadline=[now + 5, now + 500])) == (5, 150)
+    assert sent(budgets_deadline=None) == {"id": "child", "budgets_deadline": None}
+
+
+def test_what_takes_its_place_keeps_what_it_had(running):
+    """A retry has the id of the call."""
+    request, _ = running
+    assert sent("parent") == {"id": "parent"}
+    request.budgets_deadline = [time.time() + 20, time.time() + 30]
+    assert seconds(sent("parent")) == (20, 30)
+
+
+def test_when_the_body_has_ended(running):
+    """What follows a success has what the call had inherited; a handler of errors nothing."""
+    request, call = running
+    call.open, call.outcome = False, Outcome.SUCCEEDED
+    assert sent() == {"id": "child"}
+    request.budgets_deadline = [time.time() + 20, time.time() + 30]
+    assert seconds(sent()) == (20, 30)
+    call.outcome = Outcome.FAILED
+    assert sent() == {"id": "child"}
+
+
+def test_in_a_block(app, running):
+    """It has less than the call around it."""
+    with Budgets.of(app).call("lane", timeout=10):
+        assert seconds(sent()) == (10, 15)
+        assert sent("parent") == {"id": "parent"}
+    assert seconds(sent()) == (100, 150)
