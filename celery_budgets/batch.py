@@ -9,18 +9,20 @@ See also: :mod:`celery_budgets.arrivals`, for how results are awaited.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from celery import Signature, states
+from celery import states
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, assert_will_not_block
 
 from celery_budgets.arrivals import PUSH_SECONDS, Arrivals
 from celery_budgets.batch_item import BatchItem, BatchSummary
+from celery_budgets.batch_signature import no_single_result, task_of
 from celery_budgets.progress import Progress
 from celery_budgets.task import BudgetedTask
 from celery_budgets.units import parse_duration
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from celery_budgets.scope import Scope
 
 __all__ = ["Batch", "BatchOptions"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -154,10 +158,15 @@ class _Run:
                 yield self._read()
             whole = True
         finally:
-            if not whole:
-                self._give_up()
-            for arrivals in self._arrivals.values():
-                arrivals.close()
+            try:
+                if not whole:
+                    self._give_up()
+            except Exception:
+                # Not raised: it would hide what has ended the iteration.
+                logger.exception("budgets.batch_not_revoked scope=%s", self.batch.scope.path)
+            finally:
+                for arrivals in self._arrivals.values():
+                    arrivals.close()
 
     def _send(self) -> None:
         """Fill the window: calls that have not ended, and as many that were not read."""
@@ -172,13 +181,13 @@ class _Run:
             self._tell()
 
     def _send_one(self, index: int, signature: Any) -> None:
-        task, shared = _task_of(index, signature), "idempotency_key" in signature.options
+        task, shared = task_of(index, signature), "idempotency_key" in signature.options
         # Until it is noted, an interrupt leaves a call behind of which only its scope knows.
         self._sending = True
         with self.batch.scope:
             result = signature.apply_async()
         if not isinstance(result, AsyncResult):
-            raise TypeError(f"batch: call {index} ({signature}) has no single result: use a chord")
+            raise no_single_result(index, signature)
         deadline = monotonic() + self.batch._timeout
         sent = _Sent(index, signature.task, result, deadline, shared)
         self._window.append(sent)
@@ -258,22 +267,6 @@ class _Run:
         self._revoke()
         while self.batch._on_close == "wait" and self._unfinished:
             self._wait()
-
-
-def _task_of(index: int, signature: Any) -> Any:
-    """Return the task of a signature that can be part of a batch; ``None`` for a mere name."""
-    if not isinstance(signature, Signature):
-        raise TypeError(f"batch: call {index} is {signature!r}; give signatures, as task.s(...)")
-    try:
-        task = signature.type
-    except KeyError:
-        task = None
-    if signature.options.get("ignore_result", getattr(task, "ignore_result", False)):
-        raise ValueError(
-            f"batch: call {index} ({signature.task}) ignores its result, so that nobody can tell "
-            "its end; set ignore_result=False"
-        )
-    return task
 
 
 def _error_of(result: Any) -> BaseException | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from time import monotonic
@@ -26,6 +25,7 @@ from celery_budgets.outcomes import Outcome
 from celery_budgets.process.block_interrupt import (
     BlockInterrupt,
     CoroutineInterrupt,
+    in_coroutine,
     interrupt_here,
 )
 from celery_budgets.process.block_limits import end_no_later, is_over_hard_limit, limits_within
@@ -34,6 +34,7 @@ from celery_budgets.process.current import enter_block, running_block, running_c
 from celery_budgets.process.ended import outcome_of_block
 from celery_budgets.process.slots import ProcessSlots, Slot, process_slots
 from celery_budgets.process.telling import Telling, rss_if_known
+from celery_budgets.process.thread_exception import shielded
 from celery_budgets.process.watchdog import watchdog
 from celery_budgets.scope import path_here
 from celery_budgets.settings import settings_of
@@ -98,7 +99,7 @@ class Block:
         Raises:
             RejectedByBudget: No slot in time, or no time left in the call around.
         """
-        if sys._getframe(1).f_code.co_flags & _COROUTINE:
+        if in_coroutine():
             raise TypeError(f"in a coroutine write: async with budgets.call({self._lane!r}, ...)")
         slots, slot = self._prepare()
         try:
@@ -207,6 +208,7 @@ class Block:
         self._slot = Slot(lane.name, self._outer.slot if self._outer is not None else None)
         return self._slots, self._slot
 
+    @shielded()  # a limit of a call around this one would be taken for a failure of ours
     def _begin(self, interrupt: BlockInterrupt) -> None:
         """Start the clock; the watchdog does nothing about the call before it is open."""
         limits, ceiling = limits_within(self._parent, self._budget, self._lane)
@@ -274,7 +276,6 @@ class Block:
 _FROM_OUTSIDE = (
     SoftTimeLimitExceeded, HardLimitReached, MemoryLimitExceeded, KeyboardInterrupt, SystemExit,
 )  # fmt: skip
-_COROUTINE = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def _parsed(lane: str, name: str, parse: Callable[[Any], Any], value: Any) -> Any:

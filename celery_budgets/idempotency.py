@@ -13,7 +13,7 @@ Does not cover: how the caller says the key (:mod:`celery_budgets.sending`), who
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from celery_budgets.keeper import keeper
 from celery_budgets.lease_server import leases_of
 from celery_budgets.leases import Found, Lease, Leases, State
 from celery_budgets.process.ended import TwinFailed, TwinWaits
+from celery_budgets.process.watchdog import TICK, watchdog
 from celery_budgets.telemetry.names import (
     HEADER_IDEMPOTENCY_KEY,
     HEADER_TERMS,
@@ -37,7 +38,7 @@ from celery_budgets.telemetry.names import (
 if TYPE_CHECKING:
     from celery_budgets.process.call import Call
 
-__all__ = ["checked_key", "forget_failure", "run_once", "task_id_of"]
+__all__ = ["checked_key", "forget_failure", "run_once", "stands_for_twin", "task_id_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ _NAMESPACE = uuid5(NAMESPACE_URL, "celery-budgets:idempotency-key")
 LONGEST_KEY = 1000
 #: A twin's first wait, seconds; each further one is twice as long, up to what is left.
 FIRST_WAIT = 0.5
-#: How long a holder whose lease was taken by another may go on, seconds.
+#: How long a holder whose lease has ended already may go on, seconds.
 SECONDS_TO_STOP = 1.0
 
 
@@ -79,6 +80,17 @@ def forget_failure(backend: Any, task_id: str) -> None:
             backend.forget(task_id)
     except NotImplementedError:
         pass  # results are kept nowhere
+
+
+def stands_for_twin(headers: Mapping[str, Any], task_name: str, task_id: str) -> bool:
+    """Say whether a delivery has waited for a twin, and its result is the twin's as well.
+
+    Where it ends without a body, because of a limit of its own, the twin may still run.
+    """
+    key = headers.get(HEADER_IDEMPOTENCY_KEY)
+    if headers.get(HEADER_WAITED_FOR) is None or not isinstance(key, str):
+        return False
+    return task_id == task_id_of(task_name, key)
 
 
 def run_once(task: Any, call: Call | None, body: Callable[[], Any]) -> Any:
@@ -137,18 +149,23 @@ def _run_holding(
     task: Any, call: Call | None, leases: Leases, lease: Lease, body: Callable[[], Any]
 ) -> Any:
     """Run *body*, renewing *lease* meanwhile, and note how it ended."""
-    renewing = keeper()
-    renewing.hold(leases, lease, partial(_stop, call), lambda: call is None or _runs(call))
+    renewing, request = keeper(), task.request
+    if request.headers and HEADER_WAITED_FOR in request.headers:
+        # A retry of the holder's own has waited for nobody.
+        request.headers = {**request.headers}
+        del request.headers[HEADER_WAITED_FOR]
     try:
-        value = body()
+        try:
+            renewing.hold(leases, lease, partial(_stop, call), lambda: call is None or _runs(call))
+            value = body()
+        finally:
+            renewing.let_go(lease)
     except BaseException as exc:
-        renewing.let_go(lease)
         if lease.lost and isinstance(exc, SoftTimeLimitExceeded):
             # Stopped for the lease, not for its time: whoever has it now decides the result.
             raise _come_back(task, 0.0, lease.fence, 0) from exc
         _settle_ended(task, leases, lease, exc)
         raise
-    renewing.let_go(lease)
     _settle_done(task, leases, lease, value)
     return value
 
@@ -166,8 +183,13 @@ def _stop(call: Call | None, lease: Lease) -> None:
     if call is None:
         return
     now = monotonic()
+    # Where its lease has ended already, a twin may run, and the result is that one's: then the
+    # call is better stopped by the soft limit, after which nothing is stored.
+    ends = now + SECONDS_TO_STOP
+    if lease.valid_until > now:
+        ends = max(now, lease.valid_until - watchdog().interrupt.hard_grace - 2 * TICK)
     # The hard limit first: at no instant may it lie below the soft one.
-    call.hard_at = min(call.hard_at, max(lease.valid_until, now + SECONDS_TO_STOP))
+    call.hard_at = min(call.hard_at, ends)
     call.soft_at = min(call.soft_at, now)
     if call.moved is not None:
         call.moved(call)

@@ -55,7 +55,12 @@ class Broker(StrEnum):
     @classmethod
     def of(cls, app: Any) -> Broker | None:
         """Return the kind of broker that *app* sends to; ``None``: one without priorities."""
-        url = str(app.conf.broker_write_url or "")
+        return cls.at(app.conf.broker_write_url)
+
+    @classmethod
+    def at(cls, url: Any) -> Broker | None:
+        """Return the kind of broker at *url*, the first where there are several."""
+        url = str((url[0] if isinstance(url, list | tuple) and url else url) or "")
         if url.startswith(("redis", "rediss", "sentinel", "valkey")):
             return cls.REDIS
         return cls.RABBITMQ if url.startswith(("amqp", "pyamqp")) or not url else None
@@ -73,8 +78,13 @@ def number_of(priority: Priority, broker: Broker) -> int:
     return _NUMBERS[broker][priority]
 
 
-def level_of(number: int | None, broker: Broker) -> Priority:
-    """Return the priority that *number* comes nearest to on *broker*."""
+def level_of(number: int | str | None, broker: Broker) -> Priority:
+    """Return the priority that *number* comes nearest to on *broker*.
+
+    A word that some sender has left as it is counts as that; anything else is normal.
+    """
+    if isinstance(number, str):
+        return Priority(number) if number in set(Priority) else Priority.NORMAL
     if broker is Broker.REDIS:
         number = number or 0
         return Priority.HIGH if number < 3 else Priority.NORMAL if number < 9 else Priority.LOW

@@ -43,13 +43,20 @@ def lane_of(lanes: Lanes, name: str, task: Any = None, queue: str | None = None)
     return lanes.of_tool(name) or lanes.default
 
 
-def _by_priority(app: Any, lane: Lane, number: int | None) -> dict[str, Any]:
-    """Return queue and priority of a message in *lane*; without a number it has the lane's."""
+def _by_priority(app: Any, lane: Lane, options: dict[str, Any]) -> dict[str, Any]:
+    """Return queue and priority of a message in *lane*; without one it has the lane's.
+
+    A word becomes its number in *options* themselves, which go before what is returned.
+    """
     broker = Broker.of(app)
     if broker is None:
         return {"queue": lane.queue}
+    number = options.get("priority")
     if number is None:
         number = number_of(lane.priority, broker)
+    elif isinstance(number, str):
+        number = number_of(Priority.named(number, f"lane {lane.name!r}"), broker)
+        options["priority"] = number
     low = broker is Broker.RABBITMQ and level_of(number, broker) is Priority.LOW
     return {"queue": low_queue(lane.queue) if low else lane.queue, "priority": number}
 
@@ -86,7 +93,7 @@ class LaneRouter:
         lane = lane_of(settings.lanes, name, task, queue)
         if not settings.priorities:
             return {"queue": lane.queue}
-        return _by_priority(app, lane, (options or {}).get("priority"))
+        return _by_priority(app, lane, options or {})
 
     def __reduce__(self) -> tuple[type[LaneRouter], tuple[()]]:
         # Part of the configuration that a spawned pool process gets: it has an app of its own.

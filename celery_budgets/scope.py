@@ -17,10 +17,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import uuid4
 
-from celery._state import get_current_worker_task
-
 from celery_budgets.deadline import Deadline
 from celery_budgets.errors import RejectedByBudget
+from celery_budgets.process.current import takes_its_place, worker_request
 from celery_budgets.settings import settings_of
 from celery_budgets.telemetry.names import (
     HEADER_DEADLINE,
@@ -199,9 +198,12 @@ def join_scope(headers: dict[str, Any]) -> None:
     """Write the scope into a message that is about to be published, and cut its deadline to it.
 
     Args:
-        headers: Those of the message; changed. One that names a scope keeps it, as a retry does.
+        headers: Those of the message; changed. One that names a scope keeps it. One that takes
+            the place of the running call is of that call's scope, not of one opened in its body.
     """
     scope, path = _current(), path_here()
+    if takes_its_place(headers.get("id")):
+        scope, path = None, _path_of_running_call()
     if path is not None:
         headers.setdefault(HEADER_SCOPE, path)
     if scope is not None and scope._deadline is not None:
@@ -234,8 +236,8 @@ def paths_above(path: str) -> Iterator[str]:
 
 
 def _path_of_running_call() -> str | None:
-    task = get_current_worker_task()
-    return scope_in(vars(task.request)) if task is not None else None
+    request = worker_request()
+    return scope_in(vars(request)) if request is not None else None
 
 
 def _checked_name(name: Any) -> str:

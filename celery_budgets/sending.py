@@ -14,14 +14,12 @@ from datetime import datetime
 from time import time
 from typing import Any
 
-from celery._state import get_current_worker_task
-
 from celery_budgets.budget import Budget
 from celery_budgets.deadline import Deadline
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.outcomes import Outcome
 from celery_budgets.priority import Broker, Priority, low_queue, number_of
-from celery_budgets.process.current import call_of, running_call
+from celery_budgets.process.current import call_of, running_call, takes_its_place, worker_request
 from celery_budgets.scope import admit, join_scope
 from celery_budgets.settings import settings_of
 from celery_budgets.telemetry.names import (
@@ -114,7 +112,8 @@ def _idempotency_key(task: Any, options: dict[str, Any]) -> None:
 
 def _scope(task: Any, options: dict[str, Any]) -> None:
     """The request scope around the call, which may have had its calls or its time."""
-    admit()
+    if not takes_its_place(options.get("task_id")):
+        admit()
 
 
 #: One per option; each takes its own out of the options, and may add Celery's. The last one
@@ -172,10 +171,8 @@ def inherit(headers: dict[str, Any], properties: dict[str, Any] | None) -> None:
 
 def _inherited(task_id: Any) -> Deadline | None:
     """Return the deadline of what runs here and publishes a message, if it has one."""
-    task, running = get_current_worker_task(), running_call()
-    request = task.request if task is not None else None
-    takes_its_place = request is not None and request.id == task_id  # a retry, or replace()
-    if running is not None and not takes_its_place:
+    request, running = worker_request(), running_call()
+    if running is not None and not takes_its_place(task_id):
         return Deadline.of_call(running)
     if request is None:
         return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,16 +194,33 @@ class _Held:
     def __init__(self) -> None:
         self.lanes: Iterable[Lane] | None = None
         self.settings: Settings | None = None
+        #: How often they were put away: what was read before that is not held after it.
+        self.version = 0
+
+    def put_away(self) -> None:
+        self.version += 1
+        self.settings = None
 
 
 _held: WeakKeyDictionary[Any, _Held] = WeakKeyDictionary()
+# Entered again where the garbage collector, inside of it, ends a generator with a block.
+_lock = threading.RLock()
+
+
+def _held_for(app: Any) -> _Held:
+    held = _held.get(app)
+    if held is None:
+        with _lock:
+            held = _held.setdefault(app, _Held())
+    return held
 
 
 def declare(app: Any, lanes: Iterable[Lane] | None) -> None:
     """Note the lanes that the program gives *app* itself."""
-    held = _held.setdefault(app, _Held())
-    held.lanes = None if lanes is None else tuple(lanes)
-    held.settings = None
+    held, given = _held_for(app), None if lanes is None else tuple(lanes)
+    with _lock:
+        held.lanes = given
+        held.put_away()
 
 
 def settings_of(app: Any) -> Settings:
@@ -211,16 +229,32 @@ def settings_of(app: Any) -> Settings:
     Raises:
         ConfigurationError: Lists everything wrong; raised again at each call.
     """
-    held = _held.get(app)
-    if held is None:
-        held = _held.setdefault(app, _Held())
-    if held.settings is None:
-        held.settings = Settings.of(app, held.lanes)
-    return held.settings
+    held = _held_for(app)
+    settings = held.settings
+    while settings is None:
+        version = held.version
+        # Not under the lock: it may import the configuration, which may wait for another thread.
+        read = Settings.of(app, held.lanes)
+        with _lock:
+            if held.settings is None and held.version == version:
+                held.settings = read
+            settings = held.settings
+    return settings
 
 
 def reread(app: Any) -> None:
     """Read the settings of *app* anew the next time that they are asked for."""
     held = _held.get(app)
     if held is not None:
-        held.settings = None
+        with _lock:
+            held.put_away()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    # Another thread of the parent may have held it.
+    os.register_at_fork(after_in_child=_new_lock)

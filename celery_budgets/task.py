@@ -8,11 +8,11 @@ the span that is open around it. None of that may fail a call: it is logged and 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from celery import Task
-from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
 
 from celery_budgets.budget import Budget, TimeLimits
 from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded, RejectedByBudget
@@ -20,6 +20,7 @@ from celery_budgets.lanes import Lane
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process import memory
 from celery_budgets.process.call import Call, HardLimitReached, Terms
+from celery_budgets.process.closing import run_body, run_to_end
 from celery_budgets.process.current import call_of, note_call
 from celery_budgets.process.ended import outcome_of
 from celery_budgets.process.guarded import guarded
@@ -30,7 +31,12 @@ from celery_budgets.routing import lane_of
 from celery_budgets.sending import options_for
 from celery_budgets.settings import settings_of
 from celery_budgets.telemetry import spans
-from celery_budgets.telemetry.names import HEADER_IDEMPOTENCY_KEY, HEADER_TERMS, seconds_waited
+from celery_budgets.telemetry.names import (
+    HEADER_IDEMPOTENCY_KEY,
+    HEADER_TERMS,
+    HEADER_WAITED_FOR,
+    seconds_waited,
+)
 from celery_budgets.waiting import LaneResult, note_queue
 
 if TYPE_CHECKING:
@@ -194,38 +200,23 @@ class BudgetedTask(Task):
         try:
             return terms_at_start(terms, self.request)
         except RejectedByBudget:
-            spans.leave_open(self, self.request.id)  # the worker tells of it
+            request = self.request
+            spans.leave_open(self, request.id)  # the worker tells of it
+            if HEADER_WAITED_FOR in vars(request):
+                from celery_budgets.idempotency import stands_for_twin
+
+                if stands_for_twin(vars(request), self.name, request.id):
+                    # Celery's trace still tells errbacks; only the twin's result stays.
+                    request.ignore_result = True
             raise
 
     def _run_once(self, call: Call | None, args: Any, kwargs: Any) -> Any:
+        body = partial(run_body, call, partial(self.run, *args, **kwargs))
         if getattr(self.request, HEADER_IDEMPOTENCY_KEY, None) is None:
-            return self._run_body(call, args, kwargs)
+            return body()
         from celery_budgets.idempotency import run_once  # and a client of Redis with it
 
-        return run_once(self, call, lambda: self._run_body(call, args, kwargs))
-
-    def _run_body(self, call: Call | None, args: Any, kwargs: Any) -> Any:
-        """Run the body; from its end on no limit interrupts this thread any more."""
-        if call is None:
-            return self.run(*args, **kwargs)
-        interrupt = watchdog().interrupt
-        try:
-            try:
-                interrupt.enter(call)
-                result = self.run(*args, **kwargs)
-            finally:
-                interrupt.leave(call)
-        except BaseException:
-            _leave_for_good(interrupt, call)
-            if not call.over_hard_limit(late=interrupt.judges_late):
-                raise
-        else:
-            if not call.over_hard_limit(late=interrupt.judges_late):
-                return result
-        if interrupt.abandons:
-            # The caller has its result since the limit; nothing may be stored over it.
-            raise Ignore
-        raise TimeLimitExceeded(call.limits.hard)
+        return run_to_end(call, partial(run_once, self, call, body))
 
     def _begin(self, terms: Terms) -> Call | None:
         """Start the call's clock; ``None`` where that fails, and the body runs unmeasured."""
@@ -287,13 +278,3 @@ class BudgetedTask(Task):
     def home(self) -> Lane:
         """Return the lane of a call that names no queue."""
         return lane_of(settings_of(self.app).lanes, self.name, self)
-
-
-def _leave_for_good(interrupt: Any, call: Call) -> None:
-    """Leave until it takes: an interrupt may have cut the first attempt short."""
-    while True:
-        try:
-            interrupt.leave(call)
-            return
-        except (SoftTimeLimitExceeded, MemoryLimitExceeded, HardLimitReached):
-            continue

@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from celery._state import get_current_worker_task
 from celery.app.base import _unpickle_appattr
 from celery.result import AsyncResult
 
-from celery_budgets.process.current import call_of
+from celery_budgets.process.current import call_of, worker_request
 from celery_budgets.process.guarded import guarded
 from celery_budgets.process.recorder import recorder
 from celery_budgets.settings import settings_of
@@ -111,8 +110,8 @@ def _noted(results: Iterable[Any]) -> Iterator[None]:
 
 def _waiting_call(results: Iterable[Any]) -> Call | None:
     """Return the call that runs here where one of *results* is of its own lane."""
-    task = get_current_worker_task()
-    call = call_of(task.request) if task is not None else None
+    request = worker_request()
+    call = call_of(request) if request is not None else None
     if call is None or not call.open:
         return None
     waited = (result for result in results if isinstance(result, LaneResult))

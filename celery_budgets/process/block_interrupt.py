@@ -10,6 +10,8 @@ See also: :mod:`celery_budgets.process.interrupt`, for tasks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import sys
 import threading
 from time import monotonic
@@ -23,8 +25,19 @@ from celery_budgets.process.thread_exception import is_of, raise_in, take_back
 
 __all__ = [
     "BlockInterrupt", "CoroutineInterrupt", "GreenletBlockInterrupt", "ThreadBlockInterrupt",
-    "interrupt_here",
+    "in_coroutine", "interrupt_here",
 ]  # fmt: skip
+
+
+_COROUTINE = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def in_coroutine() -> bool:
+    """Say whether a coroutine has called the caller: itself, or by a stack of :mod:`contextlib`."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_filename == contextlib.__file__ and frame.f_back is not None:
+        frame = frame.f_back
+    return bool(frame.f_code.co_flags & _COROUTINE)
 
 
 def interrupt_here() -> BlockInterrupt:
@@ -68,13 +81,13 @@ class ThreadBlockInterrupt(BlockInterrupt):
         """Raise in the thread as soon as it runs Python code."""
         with self._lock:
             if call.open and not _left_to_outer(call):
-                call.soft_sent = raise_in(call, SoftTimeLimitExceeded)
+                raise_in(call, SoftTimeLimitExceeded, self.soft)
 
     def hard(self, call: Call) -> None:
         """Raise what ``except Exception`` does not catch, until the block is left."""
         with self._lock:
             if call.open and not _left_to_outer(call, hard=True):
-                call.hard_sent = raise_in(call, HardLimitReached) or call.hard_sent
+                raise_in(call, HardLimitReached, self.hard)
 
     def sent(self, call: Call, error: BaseException) -> bool:
         """Say whether *error* is an interrupt of *call*, and not of somebody else."""
@@ -163,12 +176,16 @@ class CoroutineInterrupt(BlockInterrupt):
 
 
 def _left_to_outer(call: Call, *, hard: bool = False) -> bool:
-    """Say whether a call around *call* is due too, and interrupts the same code."""
+    """Say whether a call around *call* is due too, and interrupts the same code.
+
+    What was due before *call* began, interrupted the code around it.
+    """
     outer, now = call.parent, monotonic()
     while outer is not None:
         due = outer.hard_at if hard else outer.soft_at
         raises = hard or outer.budget.soft == "raise"
-        if outer.open and raises and now >= due and _interrupts_the_same(outer, call):
+        due_meanwhile = call.started_mono < due <= now
+        if outer.open and raises and due_meanwhile and _interrupts_the_same(outer, call):
             return True
         outer = outer.parent
     return False
@@ -178,4 +195,6 @@ def _interrupts_the_same(outer: Call, call: Call) -> bool:
     tasks = [getattr(one.interrupt, "task", None) for one in (outer, call)]
     if all(tasks):
         return tasks[0] is tasks[1]
+    if tasks[0] is not None:
+        return False  # the outer limit arrives at an await, and in the block there is none
     return outer.thread_id == call.thread_id

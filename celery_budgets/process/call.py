@@ -89,8 +89,9 @@ class Call:
         self.lane = lane
         self.budget = budget
         self.limits = limits
-        self.ceiling = max(ceiling or math.inf, limits.soft)
-        self.hard_ceiling = max(hard_ceiling or math.inf, limits.hard)
+        self.ceiling = max(math.inf if ceiling is None else ceiling, limits.soft)
+        top = math.inf if hard_ceiling is None else hard_ceiling
+        self.hard_ceiling = max(top, limits.hard)
         #: The call that this one is a part of, in the same process.
         self.parent: Call | None = None
         #: How this call is interrupted; ``None``: as the watchdog interrupts all tasks here.

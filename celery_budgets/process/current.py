@@ -8,14 +8,22 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
-from celery._state import get_current_worker_task
+from celery._state import _task_stack
 
 from celery_budgets.telemetry.names import HEADER_DUE_AT
 
 if TYPE_CHECKING:
     from celery_budgets.process.call import Call
 
-__all__ = ["call_of", "enter_block", "note_call", "running_block", "running_call"]
+__all__ = [
+    "call_of",
+    "enter_block",
+    "note_call",
+    "running_block",
+    "running_call",
+    "takes_its_place",
+    "worker_request",
+]
 
 #: Attribute of a task's request that has its call.
 _CALL = "budgets_call"
@@ -31,6 +39,33 @@ def note_call(request: Any, call: Call) -> None:
 def call_of(request: Any) -> Call | None:
     """Return the call of a task's request; ``None`` where it runs under no budget."""
     return cast("Call | None", getattr(request, _CALL, None))
+
+
+def worker_request() -> Any | None:
+    """Return the request of the task that the worker runs here; ``None`` outside of any.
+
+    Differs from celery._state.get_current_worker_task, which inside an eager call
+    (``other.apply()``) is the eager one; outside of a worker, so is this.
+    """
+    eager = None
+    seen: dict[int, int] = {}
+    for task in reversed(_task_stack.stack):
+        # A task that calls itself has several requests, and stands here as often.
+        depth = seen[id(task)] = seen.get(id(task), 0) + 1
+        requests = task.request_stack.stack
+        request = requests[-depth] if depth <= len(requests) else task.request
+        if request.called_directly:
+            continue
+        if not request.is_eager:
+            return request
+        eager = eager or request
+    return eager
+
+
+def takes_its_place(task_id: Any) -> bool:
+    """Say whether a message of that id goes on for the call that runs here: by retry, replace."""
+    request = worker_request()
+    return request is not None and task_id is not None and request.id == task_id
 
 
 def running_block() -> Call | None:
@@ -49,8 +84,8 @@ def running_call() -> Call | None:
     block = running_block()
     if block is not None:
         return block
-    task = get_current_worker_task()
-    call = call_of(task.request) if task is not None else None
+    request = worker_request()
+    call = call_of(request) if request is not None else None
     return call if call is not None and call.open else None
 
 

@@ -23,7 +23,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_budgets.errors import MemoryLimitExceeded
 from celery_budgets.process.call import Call, HardLimitReached
 from celery_budgets.process.recorder import Reason, recorder
-from celery_budgets.process.thread_exception import is_shielded, raise_in, take_back
+from celery_budgets.process.thread_exception import held_off, raise_in, take_back
 from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.names import HEADER_TERMS
 
@@ -134,12 +134,12 @@ class ProcessInterrupt(Interrupt):
         also between two calls, or while a result is stored.
         """
         call, task = self._call, _task_stack.top
-        if is_shielded():
-            return  # the watchdog comes again
         if call is None or not call.open:
             if task is not None and getattr(task.request, HEADER_TERMS, None) is None:
                 raise SoftTimeLimitExceeded  # a task that is not budgeted: as billiard does
             return  # between two calls, or around the body of one
+        if held_off(call, self.soft):
+            return
         _raise_for_memory(call)
         if call.soft_sent or call.budget.soft == "warn":
             return
@@ -180,7 +180,7 @@ class MainThreadInterrupt(Interrupt):
 
     def _on_signal(self, signum: int, frame: Any) -> None:
         call, now = self._call, monotonic()
-        if call is None or not call.open or is_shielded():
+        if call is None or not call.open or held_off(call, self.soft):
             return
         if now >= call.hard_at:
             call.hard_sent = True
@@ -212,7 +212,8 @@ class ThreadInterrupt(Interrupt):
     ) -> None:
         self._on_abandon = on_abandon
         self._on_return = on_return
-        self._lock = threading.Lock()
+        # Entered again where a block in the call, at the end of its shield, is interrupted.
+        self._lock = threading.RLock()
 
     def leave(self, call: Call) -> None:
         """Close the call, then take back an exception that has not arrived yet."""
@@ -226,7 +227,7 @@ class ThreadInterrupt(Interrupt):
         """Raise in the thread as soon as it runs Python code."""
         with self._lock:
             if call.open:
-                call.soft_sent = raise_in(call, SoftTimeLimitExceeded)
+                raise_in(call, SoftTimeLimitExceeded, self.soft)
 
     def hard(self, call: Call) -> None:
         """Give the call up, and keep asking its thread to end."""
@@ -234,7 +235,7 @@ class ThreadInterrupt(Interrupt):
             if not call.open:
                 return
             first, call.hard_sent = not call.hard_sent, True
-            raise_in(call, HardLimitReached)
+            raise_in(call, HardLimitReached, self.hard)
             if first:
                 # Under the lock, so that the thread cannot come back before it was given up.
                 self._on_abandon(call)

@@ -55,14 +55,32 @@ class ProcessSlots:
     """
 
     def __init__(self, limits: Mapping[str, int], limit: int) -> None:
+        self.pid = os.getpid()
         self.limits = dict(limits)
         self.limit = limit
+        self._lanes: Lanes | None = None
         # Sets, and not numbers: one step takes or gives a slot, whatever interrupts the thread.
         self._held: dict[str, set[Slot]] = {lane: set() for lane in limits}
         self._waiting: dict[str, OrderedDict[Slot, int]] = {lane: OrderedDict() for lane in limits}
         self._arrivals = 0
         # Entered again where the garbage collector, inside of it, ends a generator with a block.
         self._lock = threading.RLock()
+
+    def fit(self, lanes: Lanes) -> None:
+        """Give as many slots as *lanes* say from now on; whoever has one keeps it.
+
+        A lane that is not among them keeps its slots: somebody may still be in one.
+        """
+        if self._lanes is lanes:
+            return
+        with self._lock:
+            limits = self.limits | {lane.name: lane.concurrency for lane in lanes.values()}
+            # Replaced, and not changed: elsewhere they are looked through without the lock.
+            self._held = {lane: set() for lane in limits} | self._held
+            self._waiting = {lane: OrderedDict() for lane in limits} | self._waiting
+            self.limits, self.limit = limits, lanes.global_concurrency
+            self._give()
+            self._lanes = lanes  # last: who is interrupted before that does it all again
 
     def active(self, lane: str | None = None) -> int:
         """Return the slots that are taken now, of *lane* or of all."""
@@ -157,8 +175,12 @@ class ProcessSlots:
                 return
             (slot, _), lane = min(heads, key=lambda head: head[0][1])
             self._held[lane].add(slot)
+            try:
+                # Before it leaves the line: who is interrupted here has woken it, or does it again.
+                slot.wake()
+            except RuntimeError:
+                self._held[lane].discard(slot)  # its event loop is closed: nobody would return it
             del self._waiting[lane][slot]
-            slot.wake()
 
     def _holders(self, slot: Slot) -> set[Slot]:
         """Return those of whom one has to leave before *slot* can be given."""
@@ -171,26 +193,29 @@ class ProcessSlots:
         return RejectedByBudget(REASON_LANE if full else REASON_GLOBAL, slot.lane)
 
 
-_of_apps: WeakKeyDictionary[Any, tuple[int, Lanes, ProcessSlots]] = WeakKeyDictionary()
-_lock = threading.Lock()
+_of_apps: WeakKeyDictionary[Any, ProcessSlots] = WeakKeyDictionary()
+# Entered again where the garbage collector, inside of it, ends a generator with a block.
+_lock = threading.RLock()
 
 
 def process_slots(app: Any, lanes: Lanes) -> ProcessSlots:
-    """Return the slots of *app* in this process, made at their first use (after a fork too)."""
-    known = _of_apps.get(app)
-    if known is None or known[0] != os.getpid() or known[1] is not lanes:
+    """Return the slots of *app* in this process, made at their first use (after a fork too).
+
+    Made once: where the settings are read anew, the slots that are taken count on.
+    """
+    slots = _of_apps.get(app)
+    if slots is None or slots.pid != os.getpid():
         with _lock:
-            known = _of_apps.get(app)
-            if known is None or known[0] != os.getpid() or known[1] is not lanes:
-                limits = {lane.name: lane.concurrency for lane in lanes.values()}
-                slots = ProcessSlots(limits, lanes.global_concurrency)
-                known = _of_apps[app] = os.getpid(), lanes, slots
-    return known[2]
+            slots = _of_apps.get(app)
+            if slots is None or slots.pid != os.getpid():
+                slots = _of_apps[app] = ProcessSlots({}, lanes.global_concurrency)
+    slots.fit(lanes)
+    return slots
 
 
 def _new_lock() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -203,8 +228,7 @@ def _nobody() -> None:
 
 
 def _wake(loop: asyncio.AbstractEventLoop, given: asyncio.Event) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(given.set)
+    loop.call_soon_threadsafe(given.set)  # RuntimeError where the loop is closed
 
 
 def _around(slot: Slot) -> set[Slot]:

@@ -79,7 +79,9 @@ class Telling:
         around = get_current_worker_task()
         self._ledger = ledger_of(app)
         if self._ledger.worker is None and ENVIRONMENT not in os.environ:
-            self._ledger.start(json_lines=settings_of(app).json_logs)
+            json_lines = settings_of(app).json_logs
+            with shielded():
+                self._ledger.start(json_lines=json_lines)
         self._worker = (around.request.hostname if around is not None else None) or anon_nodename()
 
     @shielded()

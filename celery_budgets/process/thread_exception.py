@@ -8,51 +8,81 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from celery_budgets.process.call import Call
+from celery_budgets.process.call import Call, HardLimitReached
 
-__all__ = ["is_of", "is_shielded", "raise_in", "shielded", "take_back"]
+__all__ = ["held_off", "is_of", "raise_in", "shielded", "take_back"]
 
 #: By thread, the call on whose behalf the last exception was set there.
 _set_for: dict[int, Call] = {}
+#: The same, until the thread has raised it.
+_pending: dict[int, Call] = {}
+_noticed_classes: dict[type[BaseException], type[BaseException]] = {}
 #: Entered again where the garbage collector, inside of it, ends a generator that has a block.
 _lock = threading.RLock()
-
-
 #: Threads in bookkeeping of ours: an exception there may leave a lock of logging taken for ever.
 _shielded: set[int] = set()
+#: By thread, the limit that its shield held off first, and its call.
+_held_off: dict[int, tuple[Callable[[Call], object], Call]] = {}
 
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Hold limits off this thread for a moment; they come again at the watchdog's next look."""
+    """Hold limits off this thread until the end; one inside of another ends with the outer one."""
     thread_id = threading.get_ident()
-    _shielded.add(thread_id)
+    outermost = thread_id not in _shielded
     try:
+        _shielded.add(thread_id)
         yield
     finally:
+        if outermost:
+            _unshield(thread_id)
+
+
+def _unshield(thread_id: int) -> None:
+    with _lock:
         _shielded.discard(thread_id)
+        first = _held_off.pop(thread_id, None)
+    if first is not None:
+        # At once: at the watchdog's next look the thread may well be shielded again.
+        again, call = first
+        again(call)
 
 
-def is_shielded() -> bool:
-    """Say whether this thread is not to be interrupted now."""
-    return threading.get_ident() in _shielded
+def held_off(call: Call, again: Callable[[Call], object]) -> bool:
+    """Say whether the thread of *call* is shielded; if so *again* is called at the shield's end."""
+    with _lock:
+        if call.thread_id not in _shielded:
+            return False
+        _held_off.setdefault(call.thread_id, (again, call))
+        return True
 
 
-def raise_in(call: Call, error: type[BaseException]) -> bool:
+def raise_in(call: Call, error: type[BaseException], again: Callable[[Call], object]) -> None:
     """Have the thread of *call* raise *error*, in place of one that it has not raised yet.
 
-    Returns:
-        Whether it will: not where the thread is shielded now.
+    Notes in *call* that it was sent; not where the thread is shielded now.
+
+    Args:
+        call: The call on whose behalf.
+        error: The exception's class.
+        again: Called with *call* at the end of a shield that has held this off.
     """
     with _lock:
-        if call.thread_id in _shielded:
-            return False
-        _set_for[call.thread_id] = call
-        _set(call.thread_id, error)
-        return True
+        if held_off(call, again):
+            return
+        replaced = _pending.get(call.thread_id)
+        if replaced is not None and replaced is not call and replaced.open:
+            replaced.soft_sent = False  # the watchdog sends it again
+        _set_for[call.thread_id] = _pending[call.thread_id] = call
+        # Before it is: in this very thread it is raised at once.
+        if error is HardLimitReached:
+            call.hard_sent = True
+        else:
+            call.soft_sent = True
+        _set(call.thread_id, _noticed(error))
 
 
 def take_back(call: Call) -> None:
@@ -60,6 +90,7 @@ def take_back(call: Call) -> None:
     with _lock:
         if _set_for.get(call.thread_id) is call:
             _set(call.thread_id, None)
+            _pending.pop(call.thread_id, None)
             del _set_for[call.thread_id]
 
 
@@ -67,6 +98,20 @@ def is_of(call: Call, error: BaseException) -> bool:
     """Say whether *error*, raised in this thread just now, was set on behalf of *call*."""
     # Those of a signal's handler come with the limit, these are made by the interpreter.
     return not error.args and _set_for.get(call.thread_id) is call
+
+
+def _noticed(error: type[BaseException]) -> type[BaseException]:
+    """Return a class that makes plain instances of *error*, and notes that they were raised."""
+    if error not in _noticed_classes:
+
+        def new(cls: type, *made: BaseException) -> BaseException:
+            if made:
+                return made[0]  # Python 3.11 asks a second time, with what it got at the first
+            _pending.pop(threading.get_ident(), None)
+            return error()
+
+        _noticed_classes[error] = type(error.__name__, (error,), {"__new__": new})
+    return _noticed_classes[error]
 
 
 def _set(thread_id: int, error: type[BaseException] | None) -> None:

@@ -70,9 +70,10 @@ class Ledger:
         Args:
             json_lines: Print the records of blocks as JSON lines.
         """
-        if self._started:
-            return
-        self._started = True
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
         try:
             self._record = metrics.export_to_meter(lambda: list(self._samples()))
             if json_lines:
@@ -104,11 +105,26 @@ class Ledger:
 
 
 _ledgers: WeakKeyDictionary[Any, Ledger] = WeakKeyDictionary()
+# Entered again where the garbage collector, inside of it, ends a generator with a block.
+_lock = threading.RLock()
 
 
 def ledger_of(app: Any) -> Ledger:
     """Return the ledger of *app* in this process, made at its first use (so after a fork too)."""
     ledger = _ledgers.get(app)
     if ledger is None or ledger.pid != os.getpid():
-        ledger = _ledgers[app] = Ledger()
+        with _lock:
+            ledger = _ledgers.get(app)
+            if ledger is None or ledger.pid != os.getpid():
+                ledger = _ledgers[app] = Ledger()
     return ledger
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    # Another thread of the parent may have held it.
+    os.register_at_fork(after_in_child=_new_lock)

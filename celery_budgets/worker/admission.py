@@ -16,7 +16,7 @@ from celery_budgets.errors import RejectedByBudget
 from celery_budgets.lanes import Lane
 from celery_budgets.worker.consuming import Consuming
 from celery_budgets.worker.gate import Decision, Gate
-from celery_budgets.worker.handing_back import must_hold
+from celery_budgets.worker.handing_back import must_hold, take_waiting
 from celery_budgets.worker.roster import Roster
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Admission:
         if not self._fail:
             consumed = self._consumer.app.amqp.queues.consume_from
             self._consuming.pause([*consumed, *self._consuming.paused], _REASON)
-        for request in self._take_waiting():
+        for request in take_waiting(self._consumer, self._roster):
             self.turn_away(request)
 
     def _resume(self) -> None:
@@ -163,19 +163,3 @@ class Admission:
     def _consume(self) -> None:
         if self._consuming.connected:
             self._consuming.resume(_REASON)
-
-    def _take_waiting(self) -> list[BudgetedRequest]:
-        """Take the deliveries that wait for a slot, out of the worker's semaphore too.
-
-        Reaches into kombu.asynchronous.semaphore.LaxBoundedSemaphore, whose waiters are what
-        celery.worker.worker.WorkController._process_task_sem put there. They hold no slot.
-        """
-        semaphore = getattr(self._consumer.controller, "semaphore", None)
-        waiting = getattr(semaphore, "_waiting", None)
-        kept = self._roster.slots.give_up_held() if self._roster.slots is not None else []
-        if not waiting:
-            return kept
-        taken = [entry for entry in waiting if entry[1] and hasattr(entry[1][0], "hand_back")]
-        for entry in taken:
-            waiting.remove(entry)
-        return [*(entry[1][0] for entry in taken), *kept]

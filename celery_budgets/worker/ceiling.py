@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from celery_budgets.priority import Broker
+
 __all__ = ["broker_ceiling", "visibility_timeout"]
 
 #: kombu.transport.redis.Channel.visibility_timeout, seconds.
@@ -18,8 +20,7 @@ MARGIN = 30.0
 
 def visibility_timeout(app: Any) -> float | None:
     """Return the seconds after which a Redis broker hands a message out again, else ``None``."""
-    url = app.conf.broker_read_url or ""
-    if not str(url).startswith(("redis", "rediss", "sentinel", "valkey")):
+    if Broker.at(app.conf.broker_read_url) is not Broker.REDIS:
         return None
     options = app.conf.broker_transport_options or {}
     return float(options.get("visibility_timeout", KOMBU_VISIBILITY_TIMEOUT))

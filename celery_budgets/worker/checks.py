@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.lanes import Lane, Lanes
+from celery_budgets.priority import Broker
 from celery_budgets.process import memory
 from celery_budgets.routing import lane_of
 from celery_budgets.task import BudgetedTask
@@ -179,7 +180,7 @@ def _memory_problems(worker: Any, consumed: list[Lane]) -> Iterator[str]:
 
 
 def _warn_of_rabbitmq(app: Any, consumed: list[Lane]) -> None:
-    if not str(app.conf.broker_read_url or "").startswith(("amqp", "pyamqp")):
+    if Broker.at(app.conf.broker_read_url) is not Broker.RABBITMQ:
         return
     for lane in consumed:
         hard = lane.budget.hard_time_limit

@@ -1,13 +1,16 @@
-"""When a delivery may go back to the broker, and when it has to be kept instead."""
+"""Deliveries that wait in the worker: which there are, and which may go back to the broker."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery_budgets.lanes import Lane
+from celery_budgets.worker.roster import Roster
+
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
 
-__all__ = ["must_hold"]
+__all__ = ["must_hold", "take_waiting"]
 
 
 def must_hold(consumer: Any, request: BudgetedRequest) -> bool:
@@ -22,3 +25,27 @@ def must_hold(consumer: Any, request: BudgetedRequest) -> bool:
     arguments = getattr(queue, "queue_arguments", None) or {}
     quorum = arguments.get("x-queue-type") == "quorum"
     return quorum or bool(request.delivery_info.get("redelivered"))
+
+
+def take_waiting(consumer: Any, roster: Roster, lane: Lane | None = None) -> list[BudgetedRequest]:
+    """Take the deliveries that wait for a slot or for a place in the pool, of one lane or all.
+
+    Reaches into kombu.asynchronous.semaphore.LaxBoundedSemaphore, whose waiters are what
+    celery.worker.worker.WorkController._process_task_sem put there: budgeted ones have the slot
+    of their lane by then, and give it back here.
+    """
+    semaphore = getattr(consumer.controller, "semaphore", None)
+    waiting: Any = getattr(semaphore, "_waiting", None) or ()
+    entries = [entry for entry in waiting if entry[1] and _is_of(entry[1][0], lane)]
+    for entry in entries:
+        waiting.remove(entry)
+    taken = [entry[1][0] for entry in entries]
+    for request in taken:
+        roster.leaves(request)
+    if roster.slots is not None:
+        taken += roster.slots.give_up_held(lane.name if lane is not None else None)
+    return taken
+
+
+def _is_of(request: Any, lane: Lane | None) -> bool:
+    return hasattr(request, "hand_back") and (lane is None or request.lane.name == lane.name)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from kombu.common import PREFETCH_COUNT_MAX
 from kombu.entity import Queue
 from kombu.messaging import Consumer
 
@@ -36,6 +37,7 @@ class LaneConsumer(_Consumer):
             for a queue of no lane.
         apply_global: Whether a channel's count can be changed while it is consumed
             (celery.worker.consumer.tasks.Tasks.qos_global; not on RabbitMQ's quorum queues).
+        withheld: Returns the queues that are not consumed now, and are purged all the same.
         prepare: Called with a queue's name and its new channel.
         **kwargs: As for :class:`kombu.Consumer`.
     """
@@ -48,12 +50,14 @@ class LaneConsumer(_Consumer):
         prefetch: Callable[[str], int | None],
         apply_global: bool,
         prepare: Callable[[str, Any], None] = lambda queue, channel: None,
+        withheld: Callable[[], Iterable[Queue]] = tuple,
         **kwargs: Any,
     ) -> None:
         self._prepare = prepare
         self._client = channel
         self._prefetch = prefetch
-        self._apply_global = apply_global
+        self.apply_global = apply_global
+        self._withheld = withheld
         self._counts: dict[str, int] = {}
         self._lanes: dict[str, Any] = {}
         self._options = kwargs
@@ -131,7 +135,8 @@ class LaneConsumer(_Consumer):
     def purge(self) -> int:
         """Delete all messages that wait, and return how many."""
         lanes = sum(consumer.purge() for consumer in self._lanes.values())
-        return int(super().purge() + lanes)
+        withheld = sum(queue(self.channel).purge() for queue in self._withheld())
+        return int(super().purge() + lanes + withheld)
 
     def qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
@@ -142,7 +147,7 @@ class LaneConsumer(_Consumer):
         counts only on the channel of no lane. Lanes have a count each; where it can only be
         changed by consuming anew, messages with an ETA are delayed by the broker, not here.
         """
-        if self._apply_global:
+        if self.apply_global:
             for name in self._lanes:
                 self.recount(name)
         return super().qos(prefetch_size, prefetch_count, apply_global)
@@ -153,11 +158,13 @@ class LaneConsumer(_Consumer):
         if consumer is None or self._counts[queue] == self._prefetch(queue):
             return
         self._count(queue)
-        if not self._apply_global and consumer.consuming_from(queue):
+        if not self.apply_global and consumer.consuming_from(queue):
             # The count belongs to the broker's consumer, and is read when that begins.
             consumer.cancel()
             consumer.consume()
 
     def _count(self, queue: str) -> None:
-        self._counts[queue] = count = self._prefetch(queue) or 0
-        self._lanes[queue].qos(prefetch_count=count, apply_global=self._apply_global)
+        count = self._prefetch(queue) or 0
+        # More than AMQP can say is no bound, as in kombu.common.QoS.set.
+        self._counts[queue] = count = count if 0 <= count <= PREFETCH_COUNT_MAX else 0
+        self._lanes[queue].qos(prefetch_count=count, apply_global=self.apply_global)

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
+from celery.utils.quorum_queues import detect_quorum_queues
 from celery.worker import state
 from celery.worker.consumer.tasks import Tasks
 
@@ -63,6 +64,7 @@ class LanesStep(bootsteps.StartStopStep):
         self._woken = False
         #: Deliveries that wait for their ETA, by queue: they count as unacknowledged.
         self._later: Counter[str] = Counter()
+        self._awaited: set[Request] = set()
         self._roster = roster_of(c.app)
         #: When a lane's percentile was read, and what it was.
         self._read: dict[str, tuple[float, float | None]] = {}
@@ -87,6 +89,7 @@ class LanesStep(bootsteps.StartStopStep):
         self._low: LowQueues | None = None
         if self._broker is Broker.RABBITMQ:
             self._low = LowQueues(served, consuming, self.slots)
+        _restore_consumer(c.app)
         if served and (len(queues) > 1 or self._broker is not None):
             signals.task_received.connect(self._on_received, sender=c, weak=False)
             c.app.amqp.Consumer = partial(self._consumer_of, c.app.amqp.Consumer)
@@ -94,6 +97,7 @@ class LanesStep(bootsteps.StartStopStep):
     def start(self, c: Any) -> None:
         """Forget what the lost channels had delivered; again after each reconnect."""
         self._later.clear()
+        self._awaited.clear()
         self.slots.give_up_held()
         self.pauses.lose_connection()
         if pool_name(c.controller.pool_cls) == "prefork":
@@ -113,7 +117,9 @@ class LanesStep(bootsteps.StartStopStep):
 
     def take_in(self, request: Request) -> None:
         """Hand *request* to the pool once its lane has a slot. Replaces on_task_request."""
-        if request.eta is not None and self._later:
+        if request in self._awaited:
+            # By the call: one that was kept comes here again.
+            self._awaited.discard(request)
             self._later[request.delivery_info["routing_key"]] -= 1
         # A plain task's has no lane: it takes a place in the pool, as in Celery.
         budgeted = getattr(request, "lane", None) is not None
@@ -123,10 +129,13 @@ class LanesStep(bootsteps.StartStopStep):
             self._hand_over(request)
 
     def _wake(self) -> None:
+        if self._woken:
+            return
+        self._woken = True
         if self._consumer.hub is None:
-            self._start_due()
-        elif not self._woken:
-            self._woken = True
+            # Not here: the greenlet that is ending has its place in the pool still.
+            self._consumer.timer.call_after(0, self._start_due)
+        else:
             self._consumer.call_soon(self._start_due)
 
     def _start_due(self) -> None:
@@ -150,19 +159,34 @@ class LanesStep(bootsteps.StartStopStep):
 
     def _on_received(self, request: Request, **_: Any) -> None:
         if request.eta is not None:
-            self._later[request.delivery_info["routing_key"]] += 1
+            self._awaited.add(request)
+            queue = request.delivery_info["routing_key"]
+            self._later[queue] += 1
+            self._consumer.call_soon(self._recount, queue)
+
+    def _recount(self, queue: str) -> None:
+        consumer = self._consumer.task_consumer
+        if isinstance(consumer, LaneConsumer) and consumer.apply_global:
+            consumer.recount(queue)
 
     def _consumer_of(self, plain: Any, channel: Any, **kwargs: Any) -> Any:
         """Return what consumes the queues; *plain* makes Celery's own consumer."""
         apply_global = getattr(self._consumer, "qos_global", None)
         if apply_global is None:  # before Celery 5.7
-            apply_global = not channel.qos_semantics_matches_spec
+            apply_global = not channel.qos_semantics_matches_spec and not self._has_quorum_queues()
         if channel.transport.driver_type != "amqp":
             apply_global = True  # kombu's own counts can be changed at any time
         return LaneConsumer(
             channel, prefetch=self._prefetch, apply_global=apply_global, prepare=self._prepare,
-            **kwargs,
+            withheld=self._withheld, **kwargs,
         )  # fmt: skip
+
+    def _has_quorum_queues(self) -> bool:
+        """Mirrors celery.worker.consumer.tasks.Tasks.qos_global, which keeps it since 5.7."""
+        if not self._consumer.app.conf.get("worker_detect_quorum_queues"):
+            return False
+        driver = self._consumer.connection.transport.driver_type
+        return bool(detect_quorum_queues(self._consumer.app, driver)[0])
 
     def _prepare(self, queue: str, channel: Any) -> None:
         lane = self._lanes.of_queue(queue)
@@ -186,13 +210,30 @@ class LanesStep(bootsteps.StartStopStep):
         return level_of(request.delivery_info.get("priority"), self._broker)
 
     def _look(self) -> None:
-        self.pauses.look()
-        self.limits.look()
-        self.drift.look()
-        self._waits.look()
-        self._untracked.look()
-        self._start_due()
+        for look in (
+            self.pauses.look, self.limits.look, self.drift.look, self._waits.look,
+            self._untracked.look, self._start_due,
+        ):  # fmt: skip
+            try:
+                look()
+            except self._consumer.connection_errors:
+                raise  # Celery connects anew
+            except Exception:
+                # In the event loop it would end the worker.
+                logger.exception("budgets.lanes_look_failed")
+
+    def _withheld(self) -> list[Any]:
+        """Return the queues of lanes that are not consumed now: purged with the others."""
+        known, paused = self._consumer.app.amqp.queues, self._roster.consuming
+        return [known[name] for name in (paused.paused if paused is not None else ())]
 
     def _disarm(self, c: Any) -> None:
         while self._timer_entries:
             c.timer.cancel(self._timer_entries.pop())
+
+
+def _restore_consumer(app: Any) -> None:
+    """Take back what an earlier worker of *app* in this process has put in Consumer's place."""
+    ours = vars(app.amqp).get("Consumer")
+    if isinstance(ours, partial) and isinstance(getattr(ours.func, "__self__", None), LanesStep):
+        del app.amqp.Consumer

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_budgets.lanes import Lane, Lanes
 from celery_budgets.worker.consuming import Consuming
-from celery_budgets.worker.handing_back import must_hold
+from celery_budgets.worker.handing_back import must_hold, take_waiting
 from celery_budgets.worker.roster import Roster
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ class Pauses:
         if not self.is_paused(lane):
             return  # resumed meanwhile: py-amqp reads on until RabbitMQ has confirmed
         waiting, self._held[lane.name] = self._held[lane.name], []
-        if self._roster.slots is not None:
-            waiting += self._roster.slots.give_up_held(lane.name)
+        waiting += take_waiting(self._consumer, self._roster, lane)
         if self._roster.admission is not None:
             waiting += self._roster.admission.give_up_held(lane)
         for request in waiting:

@@ -35,6 +35,7 @@ from celery_budgets.worker.ceiling import broker_ceiling
 from celery_budgets.worker.inherited import came_too_late
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.shadowed import executing, succeeding
+from celery_budgets.worker.twins import expires_alone, shares_result_of_twin
 
 __all__ = ["BudgetedRequest"]
 
@@ -197,6 +198,15 @@ class BudgetedRequest(Request):
             error = MemoryLimitExceeded(flight.rss_peak_bytes, self.hard_rss)
             self.end_killed(error, Outcome.MEMORY_LIMIT, flight)
         return True
+
+    @property
+    def store_errors(self) -> bool:
+        """Is an end that this process tells stored? Not over the result of a twin."""
+        return super().store_errors and not shares_result_of_twin(self)
+
+    def maybe_expire(self) -> bool:
+        """Say whether the call has expired; its twins, of the same id, may not have."""
+        return expires_alone(self, super().maybe_expire)
 
     def _announce_revoked(self, reason: str, *args: Any, **kwargs: Any) -> None:
         super()._announce_revoked(reason, *args, **kwargs)

@@ -46,9 +46,15 @@ if WAY in ("instrumented", "everything"):
 
     exporters.provide()
 if BUDGETED:
-    #: Slots of the lane of slow calls.
-    SLOTS = {"slow": int(os.environ.get("SLOW_SLOTS", "16"))}
-    Budgets(app, lanes=[Lane(name, SLOTS.get(name, 16), max_rss="2GiB") for name in NAMES])
+    SLOTS = int(os.environ.get("SLOTS", "16"))
+    #: Slots of the lane of slow calls, where they are not as many as the others'.
+    SLOW_SLOTS = int(os.environ.get("SLOW_SLOTS", SLOTS))
+    Budgets(
+        app,
+        lanes=[
+            Lane(name, SLOW_SLOTS if name == "slow" else SLOTS, max_rss="2GiB") for name in NAMES
+        ],
+    )
 
 
 def limits(soft: float, hard: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How long short calls wait while slow ones flood, with eight slots in each layout.
 
-Lanes: a worker each, four slots each, as ``celery lanes up`` starts them. One plain queue: one
-worker of eight. Two plain queues: one worker of eight that takes from both.
+Lanes: a worker each, four slots each, as ``celery lanes up`` starts them; or one worker of both.
+One plain queue: one worker of eight. Two plain queues: one worker of eight that takes from both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from tests.benchmarks.ground import Ground, Workplace
 from tests.benchmarks.measure import Figure, in_turn, percentiles
 
-LAYOUTS = ("lanes", "two queues, one worker", "one queue")
+LAYOUTS = ("lanes", "lanes, one worker", "two queues, one worker", "one queue")
 SLOTS = 8
 #: How long a slow call takes, seconds; and short calls sent per second.
 SLOW, RATE = 0.4, 20
@@ -23,8 +23,11 @@ def run(ground: Ground) -> list[Figure]:
     seconds, rounds, slots = ground.amount(5, 1), ground.amount(4, 1), ground.amount(SLOTS, 2)
     layouts: dict[str, Callable[[], list[float]]] = {}
     for layout in LAYOUTS:
-        place = ground.workplace(WAY="budgeted" if layout == "lanes" else "plain")
-        if layout == "lanes":
+        way = "budgeted" if layout.startswith("lanes") else "plain"
+        place = ground.workplace(WAY=way, SLOTS=str(slots // 2))
+        if layout == "lanes, one worker":
+            place.worker("-Q", "lane,slow")
+        elif layout == "lanes":
             place.worker("-Q", "lane", "-c", str(slots // 2))
             place.worker("-Q", "slow", "-c", str(slots // 2))
         elif layout == "one queue":
@@ -34,7 +37,7 @@ def run(ground: Ground) -> list[Figure]:
         slow_queue = "lane" if layout == "one queue" else "slow"
         layouts[layout] = partial(_waits, place, slow_queue, seconds, slots)
     waits = in_turn(layouts, rounds)
-    against = {"two queues, one worker": "lanes", "one queue": "lanes"}
+    against = dict.fromkeys(LAYOUTS[1:], "lanes")
     return percentiles("wait of short calls", waits, against=against, plotted=True)
 
 

@@ -216,6 +216,14 @@ def test_a_warm_stop_leaves_what_waits_for_a_slot_to_the_next_worker(worker, tog
     assert runs.hlen("runs") == 24
 
 
+def test_calls_that_are_kept_get_their_turn_on_gevent(worker, together):
+    """A greenlet that ends has its place in the pool still: nothing may be started from it."""
+    running = worker(APP, "-P", "gevent", "-Q", "file_write,forecast_model")
+    spans = spans_of(send(together, {"file_write": 30, "forecast_model": 10}, 0.05), running)
+    assert most_at_once(spans["file_write"]) <= 4
+    assert most_at_once(spans["forecast_model"]) == 1
+
+
 def test_calls_with_an_eta_do_not_block_their_lane(worker, together):
     """More of them than the lane has slots wait in the worker, and others of the lane run."""
     running = worker(APP)

@@ -44,10 +44,12 @@ def test_what_names_no_priority_is_normal_by_its_own_name_too(worker, together):
     for priority in ("low", None, "high"):
         options = {} if priority is None else {"priority": priority}
         together.note.apply_async((str(priority),), queue="forecast_model", **options)
-    together.app.send_task("tests.brokers.together_app.note", ("name",), queue="forecast_model")
+    by_name = "tests.brokers.together_app.note"
+    together.app.send_task(by_name, ("name",), queue="forecast_model")
+    together.app.send_task(by_name, ("named high",), queue="forecast_model", priority="high")
     running = worker(APP, "-Q", "forecast_model", env=ENVIRONMENT)
-    wait_until(lambda: len(ran(together)) == 4, "all", detail=running.tail)
-    assert ran(together) == ["high", "None", "name", "low"]
+    wait_until(lambda: len(ran(together)) == 5, "all", detail=running.tail)
+    assert ran(together) == ["high", "named high", "None", "name", "low"]
 
 
 @pytest.mark.parametrize("lane", ["forecast_model", "file_write"])

@@ -51,7 +51,7 @@ class Request:
     def __init__(self, *, redelivered=False):
         self.id, self.lane = "id", SimpleNamespace(name="lane")
         self.delivery_info = {"routing_key": "lane", "redelivered": redelivered}
-        self.end = None
+        self.end, self.slot = None, True
 
     def hand_back(self):
         self.end = "handed back"
@@ -68,6 +68,9 @@ class Roster:
 
     def rejected(self, request, reason):
         self.reasons.append(reason)
+
+    def leaves(self, request):
+        request.slot = False
 
 
 @pytest.fixture
@@ -171,6 +174,7 @@ def test_what_waits_for_a_slot_goes_back(join):
     waiting.extend([(print, (foreign,), {}), (print, (mine,), {})])
     join(consumer)
     assert mine.end == "handed back"
+    assert not mine.slot, "it had the slot of its lane already"
     assert list(waiting) == [(print, (foreign,), {})]
 
 

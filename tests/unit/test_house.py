@@ -26,7 +26,7 @@ ROOMS = (
     ("task",),
     ("block",),
     ("worker",),
-    ("arrivals", "progress", "batch_item", "batch"),
+    ("arrivals", "progress", "batch_item", "batch_signature", "batch"),
     ("asking", "budgets"),
     ("embedded", "leash"),
     ("cli",),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 import pytest
 from celery import Celery, signals
+from celery.exceptions import SoftTimeLimitExceeded
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from celery_budgets import BudgetedTask, Budgets, ConfigurationError
+from celery_budgets import BudgetedTask, Budgets, ConfigurationError, idempotency
+from celery_budgets.budget import Budget, TimeLimits
 from celery_budgets.idempotency import task_id_of
+from celery_budgets.keeper import Keeper
 from celery_budgets.lease_server import leases_of
-from celery_budgets.leases import State
+from celery_budgets.leases import Lease, State
+from celery_budgets.process.call import Call
+from celery_budgets.process.interrupt import ProcessInterrupt
+from celery_budgets.process.watchdog import TICK, Watchdog
 from celery_budgets.settings import Settings
 
 NOWHERE = {"broker": "memory://", "backend": "cache+memory://"}
@@ -132,3 +140,68 @@ def test_the_settings_are_checked_and_their_password_is_not_shown():
         )  # fmt: skip
     assert "secret" not in str(caught.value)
     assert len(caught.value.problems) == 3
+
+
+@pytest.fixture
+def prefork(monkeypatch):
+    """The watchdog of a pool process, at whose hard limits the worker acts first."""
+    dog = Watchdog(ProcessInterrupt())
+    monkeypatch.setattr(idempotency, "watchdog", lambda: dog)
+    return dog
+
+
+def call_with_limits(soft, hard):
+    return Call("id", "lane", Budget(), TimeLimits(soft, hard))
+
+
+def test_a_holder_that_cannot_renew_is_ended_while_it_has_its_lease(prefork):
+    """Also by the watchdog, which acts some time after a limit."""
+    call, lease = call_with_limits(100, 150), Lease("name", "holder", 1, monotonic() + 5)
+    idempotency._stop(call, lease)
+    acts_at = call.hard_at + prefork.interrupt.hard_grace + TICK
+    assert lease.valid_until - 1 < acts_at < lease.valid_until
+    assert call.soft_at <= monotonic()
+
+
+def test_a_holder_whose_lease_is_another_s_may_stop_by_itself(prefork):
+    call, lease = call_with_limits(100, 150), Lease("name", "holder", 1, monotonic() - 5)
+    idempotency._stop(call, lease)
+    assert call.soft_at <= monotonic() < call.hard_at <= monotonic() + 1
+
+
+def test_a_lease_is_not_renewed_for_a_call_that_was_interrupted_before_its_body(
+    redis_url, monkeypatch
+):
+    """Right after the keeper has taken it on."""
+    held = Keeper()
+    hold = held.hold
+
+    def hold_and_be_interrupted(*arguments):
+        hold(*arguments)
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(held, "hold", hold_and_be_interrupted)
+    monkeypatch.setattr(idempotency, "keeper", lambda: held)
+    tool = tool_of(app_with(idempotency_url=redis_url))
+    tool.push_request(id="id", called_directly=False, budgets_idempotency_key="a")
+    try:
+        with pytest.raises(SoftTimeLimitExceeded):
+            idempotency.run_once(tool, None, tool.run)
+    finally:
+        tool.pop_request()
+    assert not held._held
+
+
+@pytest.mark.parametrize(
+    ("headers", "task_id", "stands"),
+    [
+        ({}, task_id_of("tool", "a"), True),
+        ({}, "its own", False),
+        ({"budgets_waited_for": None}, task_id_of("tool", "a"), False),
+        ({"budgets_idempotency_key": 7}, task_id_of("tool", "a"), False),
+    ],
+)
+def test_which_delivery_stands_for_a_twin(headers, task_id, stands):
+    """One that has waited for it, under the id of both; anybody may send any header."""
+    whole = {"budgets_idempotency_key": "a", "budgets_waited_for": [1, 1]}
+    assert idempotency.stands_for_twin(whole | headers, "tool", task_id) is stands

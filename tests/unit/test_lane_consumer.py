@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from kombu import Connection, Exchange, Producer, Queue
 
+from celery_budgets.priority import Broker, Priority, level_of, number_of
 from celery_budgets.worker.consuming import Consuming
 from celery_budgets.worker.lane_consumer import LaneConsumer
 from celery_budgets.worker.low_queue import AgingSteps
@@ -102,6 +103,47 @@ def test_cancel_and_purge_reach_every_channel(connection, consumer):
     send(connection, "plain", 1)
     assert drain(connection, consumer) == {}
     assert consumer.purge() == 3
+
+
+def test_what_is_not_consumed_now_is_purged_too(connection):
+    send_to = queue("b")(connection.default_channel)
+    send_to.declare()
+    consumer = LaneConsumer(
+        connection, queues=[queue("a")], prefetch=COUNTS.get, apply_global=True,
+        withheld=lambda: [queue("b")],
+    )  # fmt: skip
+    send(connection, "b", 2)
+    assert consumer.purge() == 2
+
+
+@pytest.mark.parametrize(("count", "sent"), [(70_000, 0), (-1, 0), (65_535, 65_535)])
+def test_more_than_amqp_can_say_is_no_bound(connection, consumer, count, sent):
+    consumer.counts["a"] = count
+    consumer.recount("a")
+    assert consumer._lanes["a"].channel.qos.prefetch_count == sent
+
+
+@pytest.mark.parametrize(
+    ("url", "broker"),
+    [
+        ("redis://h/0", Broker.REDIS),
+        (["rediss://h/0", "rediss://g/0"], Broker.REDIS),
+        ("sentinel://h;sentinel://g", Broker.REDIS),
+        (("amqp://a", "amqp://b"), Broker.RABBITMQ),
+        ("pyamqp://a", Broker.RABBITMQ),
+        (None, Broker.RABBITMQ),
+        ("sqs://", None),
+    ],
+)
+def test_the_kind_of_broker_is_told_by_its_first_address(url, broker):
+    assert Broker.at(url) is broker
+
+
+@pytest.mark.parametrize("broker", list(Broker))
+def test_a_word_that_a_sender_has_left_as_it_is_counts_as_that(broker):
+    assert [level_of(word, broker) for word in Priority] == list(Priority)
+    assert level_of("urgent", broker) is Priority.NORMAL
+    assert [level_of(number_of(word, broker), broker) for word in Priority] == list(Priority)
 
 
 def test_the_steps_of_a_channel_stay_sorted_where_they_are_searched():

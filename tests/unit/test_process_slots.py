@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from celery_budgets import RejectedByBudget
+from celery_budgets import Lane, Lanes, RejectedByBudget
 from celery_budgets.process.slots import ProcessSlots, Slot
 from tests.support import in_loop, wait_until
 
@@ -176,3 +176,45 @@ async def test_a_coroutine_waits_so_long(slots):
         await slots.reserve_async(slot, 0.05)
     slots.release(slot)
     assert slots.waiting("one") == 0
+
+
+def test_a_slot_goes_past_a_loop_that_was_closed(slots):
+    """Whoever waited there never returns it; the thread that gives it back notices nothing."""
+    held = take(slots, "one")
+    gone, loop = Slot("one"), asyncio.new_event_loop()
+    waiting = slots.reserve_async(gone, None)
+    task = loop.create_task(waiting)
+    loop.run_until_complete(asyncio.sleep(0))
+    assert slots.waiting("one") == 1
+    loop.close()
+    behind = Slot("one")
+    slots._take(behind, None)
+    slots.release(held)
+    assert slots.has(behind)
+    assert not slots.has(gone)
+    assert slots.waiting("one") == 0
+    task._log_destroy_pending = False  # asyncio would tell of the task that the test leaves
+    waiting.close()
+
+
+def test_who_is_given_a_slot_is_woken_before_leaving_the_line(slots):
+    """So that nobody waits for ever where the thread that gives it is interrupted."""
+    held, next_one = take(slots, "one"), Slot("one")
+    slots._take(next_one, None)
+    in_line = []
+    slots._wait_for(next_one, lambda: in_line.append(slots.waiting("one")))
+    slots.release(held)
+    assert in_line == [1]
+    assert (slots.has(next_one), slots.waiting("one")) == (True, 0)
+
+
+def test_limits_that_change_keep_what_is_taken(slots):
+    """More slots go to those who wait, at once; a lane that is gone keeps its own."""
+    take(slots, "one")
+    waits = Slot("one")
+    slots._take(waits, None)
+    slots.fit(Lanes([Lane("one", 2), Lane("new", 1)], global_concurrency=3))
+    assert slots.has(waits)
+    take(slots, "new")
+    assert refused(slots, "two") == "global_concurrency"
+    assert slots.active() == 3

@@ -8,13 +8,14 @@ import time
 import pytest
 from celery import Celery, Task
 
-from celery_budgets import BudgetedTask, Budgets, Lane
+from celery_budgets import BudgetedTask, Budgets, Lane, RejectedByBudget
 from celery_budgets.budget import TimeLimits
 from celery_budgets.deadline import Deadline
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process.call import Call
-from celery_budgets.process.current import note_call
-from celery_budgets.sending import inherit, options_for
+from celery_budgets.process.current import note_call, running_call
+from celery_budgets.scope import path_here
+from celery_budgets.sending import inherit, options_for, stamp
 
 
 @pytest.fixture
@@ -129,3 +130,40 @@ def test_in_a_block(app, running):
         assert seconds(sent()) == (10, 15)
         assert sent("parent") == {"id": "parent"}
     assert seconds(sent()) == (100, 150)
+
+
+@pytest.fixture
+def eager_inside(running, task):
+    """An eager call of the same task, inside the running one."""
+    from celery._state import _task_stack
+
+    task.push_request(id="eager", called_directly=False, is_eager=True)
+    _task_stack.push(task)
+    yield
+    _task_stack.pop()
+    task.pop_request()
+
+
+def test_an_eager_call_inside_passes_on_what_the_call_around_it_has(running, eager_inside):
+    """Its own request has no deadline and no scope."""
+    request, call = running
+    request.budgets_scope = "req"
+    assert running_call() is call
+    assert path_here() == "req"
+    assert seconds(sent()) == (100, 150)
+
+
+def test_a_scope_in_the_body_is_not_that_of_what_takes_the_call_s_place(app, task, running):
+    """A retry is not counted there, not refused, and not cut to its time."""
+    request, _ = running
+    request.budgets_scope = "req"
+    with Budgets.of(app).scope("inner", max_calls=0, timeout=1) as scope:
+        assert scope.path == "req/inner"
+        options_for(task, {"task_id": "parent"})
+        headers = {"id": "parent"}
+        stamp(headers)
+        with pytest.raises(RejectedByBudget):
+            options_for(task, {"task_id": "child"})
+    assert scope.sent == 0
+    assert headers["budgets_scope"] == "req"
+    assert "budgets_deadline" not in headers

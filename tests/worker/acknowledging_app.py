@@ -9,7 +9,7 @@ from celery import Celery
 from celery_budgets import BudgetedTask, Budgets, Lane
 
 app = Celery("acknowledging")
-budgets = Budgets(app, lanes=[Lane("safe", 8), Lane("once", 2, idempotent=False)])
+budgets = Budgets(app, lanes=[Lane("safe", 8), Lane("once", 3, idempotent=False)])
 
 
 def nap(seconds: float) -> None:

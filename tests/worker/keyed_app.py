@@ -93,6 +93,11 @@ def add(value, more):
     return value + more
 
 
+@app.task(base=BudgetedTask, bind=True)
+def deadline_of(self, value):
+    return self.request.budgets_deadline if hasattr(self.request, "budgets_deadline") else None
+
+
 @app.task(base=BudgetedTask)
 def total(values):
     return sum(values)

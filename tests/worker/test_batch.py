@@ -10,10 +10,11 @@ import subprocess
 import sys
 
 import pytest
-from celery import group
+from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from kombu import Connection
+from kombu.exceptions import OperationalError
 
 from celery_budgets import RejectedByBudget
 from celery_budgets.units import MIB
@@ -218,6 +219,26 @@ def test_a_backend_of_messages_pushes(worker, load_app, rabbitmq_url):
     assert [item.value for item in items] == [n * n for n in range(30)]
 
 
+def test_a_broker_that_is_away_hides_neither_the_reader_s_error_nor_leaves_results_pending(
+    load_app, servers, monkeypatch, caplog
+):
+    """What was sent cannot be revoked: that is logged, and nothing is waited for any more."""
+    app = load_app(APP)
+
+    def fail(*_, **__):
+        raise OperationalError("away")
+
+    def progress(_):
+        raise KeyError("the reader's own")
+
+    batch = app.budgets.batch([app.square.s(1)] * 5, max_in_flight=5, on_progress=progress)
+    monkeypatch.setattr(batch.scope, "cancel", fail)
+    with pytest.raises(KeyError, match="the reader's own"):
+        list(batch)
+    assert not any(app.app.backend._pending_results)
+    assert "budgets.batch_not_revoked" in caplog.text
+
+
 def test_what_makes_no_sense_is_refused(load_app, servers):
     app = load_app(APP)
     for options, words in (
@@ -232,6 +253,9 @@ def test_what_makes_no_sense_is_refused(load_app, servers):
         (app.square, TypeError, "give signatures"),
         (app.silent.s(), ValueError, "ignores its result"),
         (group(app.square.s(1), app.square.s(2)), TypeError, "has no single result"),
+        (chain(app.square.s(1), app.silent.si()), ValueError, "ignores its result"),
+        (chain(app.square.s(1), chord([app.square.s()], app.silent.si())), ValueError, "ignores"),
+        (chain(app.square.s(1), group(app.square.s(), app.square.s())), TypeError, "no single"),
     ):
         with pytest.raises(error, match=words):
             list(app.budgets.batch([signature]))

@@ -133,6 +133,48 @@ def test_twins_in_canvas_have_results_of_their_own(worker, app):
     assert number(app, "effect:a") == 1
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_what_follows_a_twin_does_not_inherit_the_twin_s_own_limits(
+    worker, load_app, servers, pool
+):
+    """Its call is over, as that of the one that ran."""
+    app = load_app(APP)
+    running = worker(APP, "-Q", "keyed", "-c", "2", "-P", pool)
+    for _ in range(2):
+        keyed = app.work.s("a", 0).set(idempotency_key="a")
+        assert chain(keyed, app.deadline_of.s()).apply_async().get(timeout=20) is None
+    assert number(app, "effect:a") == 1, running.tail()
+
+
+@pytest.mark.parametrize("limit", ["deadline", "expires", "scope"])
+def test_a_twin_that_ends_by_a_limit_of_its_own_says_nothing_of_the_one_that_runs(
+    worker, load_app, servers, limit
+):
+    """The first caller gets the value, and so does a later one."""
+    app = load_app(APP)
+    running = worker(APP, "-Q", "keyed", "-c", "2")
+    first = app.hold.apply_async(("a",), idempotency_key="a")
+    wait_for(app, "begun:a", detail=running.tail)
+    if limit == "scope":
+        with app.budgets.scope("away") as scope:
+            app.hold.apply_async(("a",), idempotency_key="a")
+    else:
+        app.hold.apply_async(("a",), idempotency_key="a", **{limit: 1.0})
+    wait_until(lambda: app.budgets.statistics().total.twins, "it waits", detail=running.tail)
+    if limit == "scope":
+        scope.cancel()
+    end = "rejected" if limit == "deadline" else "revoked"
+    wait_until(
+        lambda: app.budgets.statistics().total.outcomes[end], "it ends", timeout=20,
+        detail=running.tail,
+    )  # fmt: skip
+    assert app.app.AsyncResult(first.id).state == "PENDING"
+    later = app.hold.apply_async(("a",), idempotency_key="a")
+    app.redis().set("go:a", 1)
+    assert first.get(timeout=20) == later.get(timeout=20)
+    assert number(app, "begun:a") == 1
+
+
 def test_twins_that_waited_share_a_failure_and_later_ones_run_anew(worker, app):
     """The new one's caller does not get the old failure."""
     running = worker(APP, "-Q", "keyed", "-c", "2")
