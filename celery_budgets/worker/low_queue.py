@@ -10,6 +10,7 @@ calls is consumed. Which of the calls in hand goes next is :mod:`celery_budgets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
 
 from celery_budgets.lanes import Lane
 from celery_budgets.priority import Broker, Priority, level_of, low_queue
@@ -20,6 +21,9 @@ __all__ = ["LOOK", "AgingSteps", "LowQueues"]
 
 #: How often it is looked whether a lane is idle, seconds.
 LOOK = 0.1
+#: How long a lane must have had room for other calls, seconds: from an acknowledgement to the next
+#: delivery a busy broker may take its time.
+IDLE_SECONDS = 1.0
 #: Why a queue of low calls is paused (worker.consuming).
 _REASON = "priority"
 
@@ -60,7 +64,8 @@ class LowQueues:
         self._lanes = list(lanes)
         self._consuming = consuming
         self._slots = slots
-        self._started: dict[str, int] = {}
+        #: How many had started, and when that was seen to have changed last, by lane.
+        self._started: dict[str, tuple[int, float]] = {}
         for lane in self._lanes:
             consuming.withhold(low_queue(lane.queue), _REASON)
 
@@ -80,5 +85,8 @@ class LowQueues:
     def _is_idle(self, lane: str) -> bool:
         """Say whether the broker has had a slot to fill with other calls, and filled none."""
         slots = self._slots.lanes[lane]
-        before, self._started[lane] = self._started.get(lane), slots.started
-        return before == slots.started and slots.has_room_for_others()
+        started, since = self._started.get(lane, (-1, 0.0))
+        if started != slots.started or not slots.has_room_for_others():
+            self._started[lane] = slots.started, monotonic()
+            return False
+        return monotonic() - since > IDLE_SECONDS

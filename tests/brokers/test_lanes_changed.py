@@ -16,7 +16,19 @@ from tests.support import ROOT, wait_until
 
 APP = "tests.brokers.changing_app"
 EACH_POOL = pytest.mark.parametrize("pool", ["prefork", "threads"])
-EACH_GROWING_POOL = pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+# Each broker and each pool once, not every pair: what differs is in one or the other.
+_PAIRS = [
+    ("redis", "prefork"),
+    pytest.param("rabbitmq", "prefork", marks=pytest.mark.rabbitmq),
+    ("redis", "threads"),
+    pytest.param("rabbitmq", "gevent", marks=pytest.mark.rabbitmq),
+]
+EACH_BROKER_AND_POOL = pytest.mark.parametrize(
+    ("broker_url", "pool"), _PAIRS[:3], indirect=["broker_url"]
+)
+EACH_BROKER_AND_GROWING_POOL = pytest.mark.parametrize(
+    ("broker_url", "pool"), _PAIRS, indirect=["broker_url"]
+)
 
 
 class Operator:
@@ -89,7 +101,7 @@ def ready(results):
     wait_until(lambda: all(r.ready() for r in results), "all end", timeout=30, interval=0.1)
 
 
-@EACH_GROWING_POOL
+@EACH_BROKER_AND_GROWING_POOL
 def test_a_raised_limit_gives_the_pool_slots(worker, operator, pool):
     """One lane in its worker: seven run at once instead of two, and none of it is drift."""
     running = worker(APP, "-Q", "critic", "-P", pool)
@@ -108,7 +120,7 @@ def test_a_raised_limit_gives_the_pool_slots(worker, operator, pool):
     ready(sent)
 
 
-@EACH_POOL
+@EACH_BROKER_AND_POOL
 def test_a_lowered_limit_lets_running_calls_end(worker, operator, pool):
     """And no more than that start; the broker sends no more than that ahead either."""
     running = worker(APP, "-Q", "file_read", "-P", pool)
@@ -130,7 +142,7 @@ def test_a_lowered_limit_lets_running_calls_end(worker, operator, pool):
     ready(then)
 
 
-@EACH_POOL
+@EACH_BROKER_AND_POOL
 def test_lanes_of_one_worker_are_changed_one_by_one(worker, operator, pool):
     """The pool grows by what the lane has more, and the other lane keeps its limit."""
     running = worker(APP, "-P", pool)
@@ -257,7 +269,7 @@ def test_a_reconnect_keeps_limit_and_pause(worker, operator, servers, queues):
     ready(then)
 
 
-@EACH_GROWING_POOL
+@EACH_BROKER_AND_GROWING_POOL
 def test_a_paused_lane_starts_nothing_and_loses_nothing(worker, operator, pool):
     """Running calls end, the other lane goes on, what waits runs after the pause."""
     running = worker(APP, "-P", pool, "-c", "2")
@@ -286,7 +298,7 @@ def test_a_paused_lane_starts_nothing_and_loses_nothing(worker, operator, pool):
     ready(then)
 
 
-@EACH_GROWING_POOL
+@EACH_BROKER_AND_GROWING_POOL
 def test_a_lane_that_is_paused_and_resumed_at_once_goes_on(worker, operator, pool):
     """Also where the worker waits in a read from the broker all the while."""
     running = worker(APP, "-Q", "critic", "-P", pool)

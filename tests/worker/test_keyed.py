@@ -233,6 +233,7 @@ def test_a_holder_that_is_killed_is_replaced_after_its_lease(worker, app):
 POINTS = ("before take", "after take", "before done", "after done", "before back", "after back")
 
 
+@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)  # the lines are the lease's
 @pytest.mark.parametrize("point", POINTS)
 def test_no_call_is_lost_between_two_lines(worker, app, point):
     """SIGKILL of the process at each step of holder and twin; both callers get a result."""
