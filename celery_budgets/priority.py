@@ -85,10 +85,9 @@ def level_of(number: int | str | None, broker: Broker) -> Priority:
     """
     if isinstance(number, str):
         return Priority(number) if number in set(Priority) else Priority.NORMAL
-    if broker is Broker.REDIS:
-        number = number or 0
-        return Priority.HIGH if number < 3 else Priority.NORMAL if number < 9 else Priority.LOW
     number = number or 0
+    if broker is Broker.REDIS:
+        return Priority.HIGH if number < 3 else Priority.NORMAL if number < 9 else Priority.LOW
     return Priority.HIGH if number >= 9 else Priority.NORMAL if number > 1 else Priority.LOW
 
 

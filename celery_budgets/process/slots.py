@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import monotonic
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from celery_budgets.errors import RejectedByBudget
 from celery_budgets.lanes import Lanes
+from celery_budgets.per_process import PerProcess
 from celery_budgets.telemetry.names import REASON_GLOBAL, REASON_LANE, REASON_NESTED
 
 __all__ = ["ProcessSlots", "Slot", "process_slots"]
@@ -55,7 +55,6 @@ class ProcessSlots:
     """
 
     def __init__(self, limits: Mapping[str, int], limit: int) -> None:
-        self.pid = os.getpid()
         self.limits = dict(limits)
         self.limit = limit
         self._lanes: Lanes | None = None
@@ -193,9 +192,7 @@ class ProcessSlots:
         return RejectedByBudget(REASON_LANE if full else REASON_GLOBAL, slot.lane)
 
 
-_of_apps: WeakKeyDictionary[Any, ProcessSlots] = WeakKeyDictionary()
-# Entered again where the garbage collector, inside of it, ends a generator with a block.
-_lock = threading.RLock()
+_slots = PerProcess(partial(ProcessSlots, {}, 0))
 
 
 def process_slots(app: Any, lanes: Lanes) -> ProcessSlots:
@@ -203,24 +200,9 @@ def process_slots(app: Any, lanes: Lanes) -> ProcessSlots:
 
     Made once: where the settings are read anew, the slots that are taken count on.
     """
-    slots = _of_apps.get(app)
-    if slots is None or slots.pid != os.getpid():
-        with _lock:
-            slots = _of_apps.get(app)
-            if slots is None or slots.pid != os.getpid():
-                slots = _of_apps[app] = ProcessSlots({}, lanes.global_concurrency)
+    slots = _slots.of(app)
     slots.fit(lanes)
     return slots
-
-
-def _new_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    # Another thread of the parent may have held it.
-    os.register_at_fork(after_in_child=_new_lock)
 
 
 def _nobody() -> None:

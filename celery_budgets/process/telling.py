@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from celery._state import get_current_worker_task
 from celery.utils.nodenames import anon_nodename
 
 from celery_budgets.errors import RejectedByBudget
 from celery_budgets.lanes import Lane
 from celery_budgets.process import memory
+from celery_budgets.process.current import worker_request
 from celery_budgets.process.recorder import ENVIRONMENT
 from celery_budgets.process.thread_exception import shielded
 from celery_budgets.settings import settings_of
@@ -76,13 +76,13 @@ class Telling:
         self._asked_at = asked_at
         self._waited = 0.0
         self._span: BlockSpan | None = None
-        around = get_current_worker_task()
+        around = worker_request()
         self._ledger = ledger_of(app)
         if self._ledger.worker is None and ENVIRONMENT not in os.environ:
             json_lines = settings_of(app).json_logs
             with shielded():
                 self._ledger.start(json_lines=json_lines)
-        self._worker = (around.request.hostname if around is not None else None) or anon_nodename()
+        self._worker = (around.hostname if around is not None else None) or anon_nodename()
 
     @shielded()
     def started(self, call: Call, slots: ProcessSlots) -> None:

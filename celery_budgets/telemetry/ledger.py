@@ -10,12 +10,11 @@ Does not cover: tasks (:mod:`celery_budgets.worker.roster`).
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
+from celery_budgets.per_process import PerProcess
 from celery_budgets.telemetry import failures, logs, metrics
 from celery_budgets.telemetry.metrics import Sample
 from celery_budgets.telemetry.statistics import Statistics
@@ -29,7 +28,6 @@ class Ledger:
     """Counts the blocks of one app in one process."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self._statistics = Statistics()
         self._lock = threading.RLock()
         self._record: Callable[[str, Any, Any], None] | None = None
@@ -104,27 +102,9 @@ class Ledger:
                 yield Sample("rejections", (lane, reason), count)
 
 
-_ledgers: WeakKeyDictionary[Any, Ledger] = WeakKeyDictionary()
-# Entered again where the garbage collector, inside of it, ends a generator with a block.
-_lock = threading.RLock()
+_ledgers = PerProcess(Ledger)
 
 
 def ledger_of(app: Any) -> Ledger:
     """Return the ledger of *app* in this process, made at its first use (so after a fork too)."""
-    ledger = _ledgers.get(app)
-    if ledger is None or ledger.pid != os.getpid():
-        with _lock:
-            ledger = _ledgers.get(app)
-            if ledger is None or ledger.pid != os.getpid():
-                ledger = _ledgers[app] = Ledger()
-    return ledger
-
-
-def _new_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    # Another thread of the parent may have held it.
-    os.register_at_fork(after_in_child=_new_lock)
+    return _ledgers.of(app)

@@ -21,7 +21,6 @@ from celery_budgets.process.tree import Tree
 from celery_budgets.settings import Settings, settings_of
 from celery_budgets.worker.admission import Admission
 from celery_budgets.worker.checks import lanes_of_queues, pool_name
-from celery_budgets.worker.consuming import Consuming
 from celery_budgets.worker.gate import TICK, Gate, Gauge
 from celery_budgets.worker.pool_memory import PoolMemory
 from celery_budgets.worker.roster import roster_of
@@ -51,10 +50,11 @@ class GateStep(bootsteps.StartStopStep):
         self._timer_entry: Any = None
         lanes = lanes_of_queues(self._settings.lanes, c.app.amqp.queues.consume_from)
         roster = roster_of(c.app)
+        assert roster.consuming is not None  # the step that this one requires has set it
         gauges = _gauges(self._settings, lanes, shared=not self._prefork)
         self.gate = Gate(gauges, self._settings.max_pause)
         self.admission = Admission(
-            c, roster.consuming or Consuming(c), self.gate, roster,
+            c, roster.consuming, self.gate, roster,
             fail=self._settings.rejection == "fail", renew=self._renew,
             keeps_calls=pool == "threads",
         )  # fmt: skip

@@ -72,7 +72,7 @@ class LanesStep(bootsteps.StartStopStep):
             self._lanes.values(), self._size, self._p95, self._wake,
             self._priority if self._broker is not None else None, settings.priority_aging,
         )  # fmt: skip
-        consuming = self._roster.consuming = Consuming(c)
+        self._consuming = consuming = self._roster.consuming = Consuming(c)
         self.drift = self._roster.drift = Drift(c, self._roster)
         self.pauses = self._roster.pauses = Pauses(c, consuming, self._lanes, self._roster)
         self.limits = self._roster.limits = LaneLimits(
@@ -224,8 +224,8 @@ class LanesStep(bootsteps.StartStopStep):
 
     def _withheld(self) -> list[Any]:
         """Return the queues of lanes that are not consumed now: purged with the others."""
-        known, paused = self._consumer.app.amqp.queues, self._roster.consuming
-        return [known[name] for name in (paused.paused if paused is not None else ())]
+        known = self._consumer.app.amqp.queues
+        return [known[name] for name in self._consuming.paused]
 
     def _disarm(self, c: Any) -> None:
         while self._timer_entries:

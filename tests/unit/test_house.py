@@ -17,7 +17,17 @@ PACKAGE = ROOT / "celery_budgets"
 #: from the rooms above it. `budgets` stands below `worker`, although a caller runs it: it is
 #: what joins a worker to an app, and imports the worker's part only inside a worker.
 ROOMS = (
-    ("units", "errors", "budget", "deadline", "priority", "lane", "lanes", "outcomes"),
+    (
+        "units",
+        "errors",
+        "per_process",
+        "budget",
+        "deadline",
+        "priority",
+        "lane",
+        "lanes",
+        "outcomes",
+    ),
     ("fields", "settings"),
     ("telemetry",),
     ("process",),
