@@ -128,7 +128,7 @@ class BudgetedTask(Task):
         terms = getattr(request, HEADER_TERMS, None)
         if terms is None or call_of(request) is not None:
             return super().__call__(*args, **kwargs)
-        return self._run_in_budget(Terms._make(terms), args, kwargs)
+        return self._run_in_budget(request, Terms._make(terms), args, kwargs)
 
     def apply_async(
         self,
@@ -162,13 +162,14 @@ class BudgetedTask(Task):
         """Return the result of a call of this task."""
         return LaneResult(task_id, self.backend, self.name, self._get_app(), **kwargs)
 
-    def _run_in_budget(self, terms: Terms, args: Any, kwargs: Any) -> Any:
-        terms = self._at_start(terms)
-        call = self._begin(terms)
+    def _run_in_budget(self, request: Any, terms: Terms, args: Any, kwargs: Any) -> Any:
+        # Handed on: self.request is looked up in a stack of the thread each time.
+        terms = self._at_start(request, terms)
+        call = self._begin(request, terms)
         span = guarded(self._begin_span, call, terms) if call is not None else None
         outcome = Outcome.FAILED
         try:
-            result = self._run_once(call, args, kwargs)
+            result = self._run_once(request, call, args, kwargs)
         except MemoryError as exc:
             # A bare MemoryError would stop the whole worker (celery.worker.request.on_failure).
             outcome = Outcome.MEMORY_LIMIT
@@ -194,13 +195,12 @@ class BudgetedTask(Task):
             return result
         finally:
             if call is not None:
-                guarded(self._end, call, span, outcome)
+                guarded(self._end, request, call, span, outcome)
 
-    def _at_start(self, terms: Terms) -> Terms:
+    def _at_start(self, request: Any, terms: Terms) -> Terms:
         try:
-            return terms_at_start(terms, self.request)
+            return terms_at_start(terms, request)
         except RejectedByBudget:
-            request = self.request
             spans.leave_open(self, request.id)  # the worker tells of it
             if HEADER_WAITED_FOR in vars(request):
                 from celery_budgets.idempotency import stands_for_twin
@@ -210,18 +210,17 @@ class BudgetedTask(Task):
                     request.ignore_result = True
             raise
 
-    def _run_once(self, call: Call | None, args: Any, kwargs: Any) -> Any:
+    def _run_once(self, request: Any, call: Call | None, args: Any, kwargs: Any) -> Any:
         body = partial(run_body, call, partial(self.run, *args, **kwargs))
-        if getattr(self.request, HEADER_IDEMPOTENCY_KEY, None) is None:
+        if getattr(request, HEADER_IDEMPOTENCY_KEY, None) is None:
             return body()
         from celery_budgets.idempotency import run_once  # and a client of Redis with it
 
         return run_to_end(call, partial(run_once, self, call, body))
 
-    def _begin(self, terms: Terms) -> Call | None:
+    def _begin(self, request: Any, terms: Terms) -> Call | None:
         """Start the call's clock; ``None`` where that fails, and the body runs unmeasured."""
         try:
-            request = self.request
             settings = settings_of(self.app)
             lane = settings.lanes[terms.lane]
             call = Call(
@@ -250,7 +249,7 @@ class BudgetedTask(Task):
         watchdog().release(call)
         spans.leave_open(self, call.task_id)
 
-    def _end(self, call: Call, span: Span | None, outcome: Outcome) -> None:
+    def _end(self, request: Any, call: Call, span: Span | None, outcome: Outcome) -> None:
         dog = watchdog()
         call.outcome = outcome
         dog.release(call)
@@ -259,7 +258,7 @@ class BudgetedTask(Task):
         if call.hard_sent and dog.interrupt.abandons:
             spans.leave_open(self, call.task_id)  # ended by the worker when it was given up
         elif span is not None:
-            waited = seconds_waited(vars(self.request), call.started_at)
+            waited = seconds_waited(vars(request), call.started_at)
             spans.end(span, call, outcome, waited, attributed=dog.interrupt.attributes_memory)
 
     @classmethod

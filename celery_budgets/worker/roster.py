@@ -189,13 +189,14 @@ class Roster:
             if request.outcome is not None:
                 return
             request.outcome = outcome
-            if self.in_hand.get(request.message_key) is request:
-                del self.in_hand[request.message_key]
+            key = request.message_key
+            if self.in_hand.get(key) is request:
+                del self.in_hand[key]
             ran = request.time_start is not None
             if request.counted:
                 self.active[request.lane.name] -= 1
             lost_and_back = outcome is Outcome.WORKER_LOST and request.task.reject_on_worker_lost
-            self._remember(request, outcome, final=not lost_and_back)
+            self._remember(key, outcome, final=not lost_and_back)
         self.leaves(request)
         try:
             if flight is None and ran:
@@ -206,12 +207,12 @@ class Roster:
             self.count_failure()
             logger.exception("budgets.telemetry_failed task_id=%s", request.id)
 
-    def _remember(self, request: BudgetedRequest, outcome: Outcome, *, final: bool) -> None:
+    def _remember(self, key: tuple[str, float | None], outcome: Outcome, *, final: bool) -> None:
         # By the message: a call that is sent anew under the same id has not ended.
         if outcome in _NOT_FINAL or not final:
-            self._ended.pop(request.message_key, None)
+            self._ended.pop(key, None)
             return
-        self._ended[request.message_key] = outcome
+        self._ended[key] = outcome
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
 
