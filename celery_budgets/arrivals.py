@@ -5,6 +5,8 @@ events; it is also asked from time to time, for a push that was lost. Any other 
 again and again, more slowly while nothing comes.
 
 Only what is waited for is kept. See also: :mod:`celery_budgets.batch`.
+
+Runs in the process that sends.
 """
 
 from __future__ import annotations

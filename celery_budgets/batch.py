@@ -5,6 +5,8 @@ in a request scope of their own: so whatever ends the iteration early, Ctrl-C to
 sent and has not started, without a list of it.
 
 See also: :mod:`celery_budgets.arrivals`, for how results are awaited.
+
+Runs in the process that sends.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """What a batch gives back: the end of each call, and what all of them added up to.
 
 See also: :mod:`celery_budgets.batch`.
+
+Runs in the process that sends.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Which signatures can be part of a batch: those with one result, which says that they ended.
 
 See also: :mod:`celery_budgets.batch`.
+
+Runs in the process that sends.
 """
 
 from __future__ import annotations

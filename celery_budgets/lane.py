@@ -1,6 +1,8 @@
 """``Lane``: a named class of work, as a frozen, validated fact.
 
 See also: :mod:`celery_budgets.lanes`, the whole table.
+
+Words only: used in every process.
 """
 
 from __future__ import annotations

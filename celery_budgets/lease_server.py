@@ -1,6 +1,8 @@
 """Which Redis keeps the leases of an app, and how its clients are made.
 
 The first of: ``budgets_idempotency_url``, the result backend, the broker.
+
+Used in the process that sends a call with a key, and in the one that runs it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Progress of a batch: its figures, and a bar that shows them on a terminal.
 
 See also: :mod:`celery_budgets.batch`, whose ``on_progress`` takes any function of them.
+
+Runs in the process that sends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Queues and routes as a program may give them to Celery, in one form each."""
+"""Queues and routes as a program may give them to Celery, in one form each.
+
+Used where an app is configured: in every process that has it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``celery lanes pause``: no further calls of a lane, until it is resumed."""
+"""``celery lanes pause``: no further calls of a lane, until it is resumed.
+
+Runs in the operator's terminal.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``celery lanes resume``: go on with a lane that was paused."""
+"""``celery lanes resume``: go on with a lane that was paused.
+
+Runs in the operator's terminal.
+"""
 
 from __future__ import annotations
 

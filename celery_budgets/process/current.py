@@ -1,6 +1,8 @@
 """Which call runs here: that of the task, and the blocks under a budget inside or outside of it.
 
 See also: :mod:`celery_budgets.block`, which enters and leaves blocks.
+
+Runs in the process that runs the call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""How a body ended, by the exception that left it."""
+"""How a body ended, by the exception that left it.
+
+Runs in the process that runs the call.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What must not fail a call: measuring it, and telling of it."""
+"""What must not fail a call: measuring it, and telling of it.
+
+Runs in the process that runs the call.
+"""
 
 from __future__ import annotations
 

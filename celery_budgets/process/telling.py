@@ -1,6 +1,8 @@
 """What is said of one block: its span, its record of the log, its place in the statistics.
 
 None of that may fail a block: it is logged and passed over.
+
+Runs in the process that runs the call.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Physical limits: Python raises them between two bytecodes. A thread in C code, or in a blocking
 system call, notices when that returns.
+
+Runs in the process that runs the call.
 """
 
 from __future__ import annotations

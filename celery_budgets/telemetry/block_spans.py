@@ -2,6 +2,8 @@
 
 See also: :mod:`celery_budgets.telemetry.spans`, for tasks, whose spans Celery's instrumentation
 makes.
+
+Runs in the process that runs the call.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 There is no way back: Celery cannot take slots from a pool while calls run in all of them
 (billiard.pool.Pool.shrink raises, the other pools count below zero). Limits hold without it.
+
+Runs in the worker main process.
 """
 
 from __future__ import annotations

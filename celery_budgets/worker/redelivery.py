@@ -2,6 +2,8 @@
 
 A broker hands a message out again when the connection was lost before it was acknowledged
 (kombu.transport.virtual.base.Channel.close), even if its call runs on or has ended meanwhile.
+
+Runs in the worker main process.
 """
 
 from __future__ import annotations

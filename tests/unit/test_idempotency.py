@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 
 import pytest
-from celery import Celery, signals
+from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -36,19 +36,6 @@ def tool_of(app, **options):
         return number
 
     return tool
-
-
-@pytest.fixture
-def published():
-    """The headers of all messages that are published in a test."""
-    seen = []
-
-    def note(headers=None, **_):
-        seen.append(headers)
-
-    signals.after_task_publish.connect(note)
-    yield seen
-    signals.after_task_publish.disconnect(note)
 
 
 def test_a_key_makes_the_id(redis_url, published):

@@ -8,7 +8,7 @@ import threading
 from time import time
 
 import pytest
-from celery import Celery, signals
+from celery import Celery
 from celery.worker import state as worker_state
 
 from celery_budgets import BudgetedTask, Budgets, RejectedByBudget
@@ -33,19 +33,6 @@ def tool(app, budgets):
     def tool(): ...
 
     return tool
-
-
-@pytest.fixture
-def published():
-    """The headers of all messages that are published in a test."""
-    seen = []
-
-    def note(headers=None, **_):
-        seen.append(headers)
-
-    signals.after_task_publish.connect(note)
-    yield seen
-    signals.after_task_publish.disconnect(note)
 
 
 def scopes_of(published):
