@@ -215,6 +215,8 @@ def seconds_or_none(value: Any) -> float | None:
 
     For values that may not be refused any more, such as those in a message.
     """
+    if value is None:
+        return None  # nearly always, and an exception takes longer
     try:
         seconds = float(value)
     except (TypeError, ValueError):

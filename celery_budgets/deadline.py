@@ -50,7 +50,7 @@ class Deadline(NamedTuple):
     @classmethod
     def of(cls, header: Any) -> Self | None:
         """Return the deadline that a message carries; producers may send anything."""
-        if not isinstance(header, list | tuple) or len(header) != 2:
+        if header is None or not isinstance(header, list | tuple) or len(header) != 2:
             return None
         try:
             soft_at, hard_at = float(header[0]), float(header[1])

@@ -125,7 +125,7 @@ class BudgetedTask(Task):
         calls ``run``. The span of the call is open here for every way that the body may end.
         """
         request = self.request
-        terms = getattr(request, HEADER_TERMS, None)
+        terms = vars(request).get(HEADER_TERMS)
         if terms is None or call_of(request) is not None:
             return super().__call__(*args, **kwargs)
         return self._run_in_budget(request, Terms._make(terms), args, kwargs)
@@ -165,8 +165,7 @@ class BudgetedTask(Task):
     def _run_in_budget(self, request: Any, terms: Terms, args: Any, kwargs: Any) -> Any:
         # Handed on: self.request is looked up in a stack of the thread each time.
         terms = self._at_start(request, terms)
-        call = self._begin(request, terms)
-        span = guarded(self._begin_span, call, terms) if call is not None else None
+        call, span = self._begin(request, terms)
         outcome = Outcome.FAILED
         try:
             result = self._run_once(request, call, args, kwargs)
@@ -211,15 +210,18 @@ class BudgetedTask(Task):
             raise
 
     def _run_once(self, request: Any, call: Call | None, args: Any, kwargs: Any) -> Any:
-        body = partial(run_body, call, partial(self.run, *args, **kwargs))
-        if getattr(request, HEADER_IDEMPOTENCY_KEY, None) is None:
-            return body()
+        if vars(request).get(HEADER_IDEMPOTENCY_KEY) is None:
+            return run_body(call, self.run, args, kwargs)
         from celery_budgets.idempotency import run_once  # and a client of Redis with it
 
+        body = partial(run_body, call, self.run, args, kwargs)
         return run_to_end(call, partial(run_once, self, call, body))
 
-    def _begin(self, request: Any, terms: Terms) -> Call | None:
-        """Start the call's clock; ``None`` where that fails, and the body runs unmeasured."""
+    def _begin(self, request: Any, terms: Terms) -> tuple[Call | None, Span | None]:
+        """Start the call's clock and describe it on its span, where one is recorded.
+
+        Without a call where that fails: the body then runs unmeasured.
+        """
         try:
             settings = settings_of(self.app)
             lane = settings.lanes[terms.lane]
@@ -229,21 +231,18 @@ class BudgetedTask(Task):
                 memory_guarded=settings.memory_guard,
             )  # fmt: skip
             note_call(request, call)
+            span = spans.span_of(self, call.task_id)
             writer = recorder()
             call.moved = writer.deadlines
-            writer.begin(call, *spans.span_ids(spans.span_of(self, call.task_id)))
+            writer.begin(call, *spans.span_ids(span))
             watchdog().watch(call)
         except (Exception, HardLimitReached):
             logger.exception("budgets.begin_failed task=%s: the call is not measured", self.name)
-            return None
-        return call
-
-    def _begin_span(self, call: Call, terms: Terms) -> Span | None:
-        settings = settings_of(self.app)
-        span = spans.span_of(self, call.task_id) if settings.tracing else None
-        if span is not None:
-            spans.begin(span, call, self, terms, settings.span_name)
-        return span
+            return None, None
+        if span is None or not settings.tracing:
+            return call, None
+        guarded(spans.begin, span, call, self, terms, settings.span_name)
+        return call, span
 
     def _leave_to_worker(self, call: Call) -> None:
         watchdog().release(call)

@@ -5,7 +5,7 @@ See also: :mod:`celery_budgets.process.interrupt`, which knows how each pool is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
@@ -18,7 +18,9 @@ from celery_budgets.process.watchdog import watchdog
 __all__ = ["run_body", "run_to_end"]
 
 
-def run_body(call: Call | None, body: Callable[[], Any]) -> Any:
+def run_body(
+    call: Call | None, body: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]
+) -> Any:
     """Run *body* where limits interrupt it; ``call`` is ``None`` where it is not measured.
 
     Raises:
@@ -26,12 +28,12 @@ def run_body(call: Call | None, body: Callable[[], Any]) -> Any:
         TimeLimitExceeded: It has ended past its hard limit.
     """
     if call is None:
-        return body()
+        return body(*args, **kwargs)
     interrupt = watchdog().interrupt
     try:
         try:
             interrupt.enter(call)
-            result = body()
+            result = body(*args, **kwargs)
         finally:
             interrupt.leave(call)
     except BaseException:

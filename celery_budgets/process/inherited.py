@@ -26,7 +26,7 @@ def terms_at_start(terms: Terms, request: Any) -> Terms:
     Raises:
         RejectedByBudget: The deadline has passed; the call must not start.
     """
-    deadline = Deadline.of(getattr(request, HEADER_DEADLINE, None))
+    deadline = Deadline.of(vars(request).get(HEADER_DEADLINE))
     if deadline is None:
         return terms
     if deadline.passed:

@@ -22,6 +22,7 @@ from collections import OrderedDict
 from enum import IntEnum
 from typing import NamedTuple
 
+from celery_budgets.per_process import OncePerProcess
 from celery_budgets.process.call import Call
 from celery_budgets.process.folder import lock, make, map_file, sweep
 from celery_budgets.telemetry import failures
@@ -59,6 +60,9 @@ class Reason(IntEnum):
     NONE = 0
     HARD_TIME_LIMIT = 1
     MEMORY_LIMIT = 2
+
+
+_REASONS = tuple(Reason)
 
 
 class Flight(NamedTuple):
@@ -107,7 +111,7 @@ def _unpack(data: bytes | mmap.mmap) -> Flight | None:
     if state == _IDLE:
         return None
     return Flight(
-        task_id.rstrip(b"\0"), state == _ENDED, Reason(reason),
+        task_id.rstrip(b"\0"), state == _ENDED, _REASONS[reason],
         bool(soft_exceeded), started_at, soft, hard, wall, before, peak, after, trace_id, span_id,
         bool(twin), bool(waits),
     )  # fmt: skip
@@ -117,7 +121,6 @@ class FlightRecorder:
     """Writes the calls of this process: to its own file, or to the table of this process."""
 
     def __init__(self, folder: str | None) -> None:
-        self.pid = os.getpid()
         self._map: mmap.mmap | None = None
         #: The call that the record is of: blocks inside of it are not written down.
         self._call: Call | None = None
@@ -127,7 +130,7 @@ class FlightRecorder:
         self.waiting: set[str] = set()
         if folder and folder != _own_folder:
             try:
-                self._map = map_file(os.path.join(folder, str(self.pid)), create=True)
+                self._map = map_file(os.path.join(folder, str(os.getpid())), create=True)
             except OSError as exc:
                 logger.warning(
                     "budgets.no_flight_record: a kill of this process says less: %s", exc
@@ -274,15 +277,9 @@ class FlightReader:
 
 #: Folder of the reader of this very process: calls that run here need no file.
 _own_folder: str | None = None
-_recorder: FlightRecorder | None = None
 
-
-def recorder() -> FlightRecorder:
-    """Return the recorder of this process, made at its first call (so also after a fork)."""
-    global _recorder
-    if _recorder is None or _recorder.pid != os.getpid():
-        _recorder = FlightRecorder(os.environ.get(ENVIRONMENT))
-    return _recorder
+#: Returns the recorder of this process.
+recorder = OncePerProcess(lambda: FlightRecorder(os.environ.get(ENVIRONMENT)))
 
 
 def _forget_own_folder() -> None:

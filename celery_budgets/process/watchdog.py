@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 
+from celery_budgets.per_process import OncePerProcess
 from celery_budgets.process import memory
 from celery_budgets.process.call import Call
 from celery_budgets.process.interrupt import Interrupt, ProcessInterrupt
@@ -47,7 +48,6 @@ class Watchdog:
         read_rss: Callable[[], int] = memory.rss,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self.pid = os.getpid()
         self.interrupt = interrupt
         self._read_rss = read_rss
         self._clock = clock
@@ -164,19 +164,14 @@ class Watchdog:
         return (limit - rss) / growth / 2 if growth > 0 else TICK
 
 
-_watchdog: Watchdog | None = None
+def _new() -> Watchdog:
+    return Watchdog(ProcessInterrupt() if ENVIRONMENT in os.environ else Interrupt())
+
+
+#: Returns the watchdog of this process: its thread does not survive a fork.
+watchdog = OncePerProcess(_new)
 
 
 def install(interrupt: Interrupt) -> None:
     """Make *interrupt* the way calls of this very process are interrupted."""
-    global _watchdog
-    _watchdog = Watchdog(interrupt)
-
-
-def watchdog() -> Watchdog:
-    """Return the watchdog of this process, made at its first call (so also after a fork)."""
-    global _watchdog
-    if _watchdog is None or _watchdog.pid != os.getpid():
-        in_pool_process = ENVIRONMENT in os.environ
-        _watchdog = Watchdog(ProcessInterrupt() if in_pool_process else Interrupt())
-    return _watchdog
+    watchdog.put(Watchdog(interrupt))

@@ -75,11 +75,10 @@ class BudgetedRequest(Request):
         # Celery's own attribute, (hard, soft): read when the call is handed to the pool.
         self.time_limits = (self.limits.hard, self.limits.soft)
         self.ceiling = ceiling
-
-    @property
-    def message_key(self) -> tuple[str, float | None]:
-        """What tells a message that is delivered again from a new one for the same task id."""
-        return self.id, self._request_dict.get(HEADER_DUE_AT)
+        #: What tells a message that is delivered again from a new one for the same task id.
+        self.message_key: tuple[str, float | None] = (
+            self.id, self._request_dict.get(HEADER_DUE_AT),
+        )  # fmt: skip
 
     @property
     def hard_rss(self) -> int:

@@ -233,5 +233,7 @@ class Slots:
 
     def _next(self) -> LaneSlots | None:
         """Return the lane whose turn it is: below what it keeps, else the least full, first."""
+        if not self._holding:
+            return None
         ready = [slots for slots in self._holding.values() if self._may_take(slots)]
         return min(ready, key=LaneSlots.fullness, default=None)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Usage"]
 
+#: What a record has where the call had no span.
+_NO_TRACE = bytes(16)
 _OVER_THE_SOFT_LIMIT = frozenset({Outcome.SOFT_TIME_LIMIT, Outcome.HARD_TIME_LIMIT})
 
 
@@ -44,7 +46,7 @@ class Usage(NamedTuple):
             exceeded or outcome in _OVER_THE_SOFT_LIMIT,
             flight.rss_before_bytes if flight is not None else None,
             flight.rss_peak_bytes if flight is not None else None,
-            flight.trace_id.hex() if flight is not None and any(flight.trace_id) else None,
+            flight.trace_id.hex() if flight is not None and flight.trace_id != _NO_TRACE else None,
             flight is not None and flight.twin,
         )
 

@@ -30,7 +30,7 @@ def reader(monkeypatch, tmp_path):
     """A reader as in a worker; this process is as before when the test ends."""
     monkeypatch.setenv(ENVIRONMENT, "")
     monkeypatch.setattr(recorder_module, "_own_folder", None)
-    monkeypatch.setattr(recorder_module, "_recorder", None)
+    monkeypatch.setattr(recorder, "_made", None)
     reader = FlightReader()
     yield reader
     reader.close()
@@ -174,7 +174,7 @@ def test_the_table_does_not_grow_for_ever(reader, monkeypatch):
 def test_a_process_without_a_worker_records_nothing_on_disk(monkeypatch):
     """A program that calls a task eagerly makes no folder and no file."""
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    monkeypatch.setattr(recorder_module, "_recorder", None)
+    monkeypatch.setattr(recorder, "_made", None)
     recorder().begin(new_call())
     assert recorder()._map is None
 

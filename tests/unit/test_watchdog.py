@@ -277,19 +277,10 @@ def test_it_outlives_a_failure(records, monkeypatch):
 @pytest.mark.parametrize(("in_pool", "kind"), [(True, ProcessInterrupt), (False, Interrupt)])
 def test_the_watchdog_of_a_process(monkeypatch, in_pool, kind):
     """A pool process ends itself; any other process, such as a test, is only measured."""
-    monkeypatch.setattr(watchdog_module, "_watchdog", None)
+    monkeypatch.setattr(watchdog_module.watchdog, "_made", None)
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     if in_pool:
         monkeypatch.setenv(ENVIRONMENT, "/dev/shm/anywhere")
     dog = watchdog_module.watchdog()
     assert type(dog.interrupt) is kind
     assert watchdog_module.watchdog() is dog
-
-
-def test_a_forked_process_gets_its_own(monkeypatch):
-    """A thread does not survive a fork, so neither may the watchdog."""
-    monkeypatch.setattr(watchdog_module, "_watchdog", None)
-    monkeypatch.delenv(ENVIRONMENT, raising=False)
-    inherited = watchdog_module.watchdog()
-    inherited.pid -= 1
-    assert watchdog_module.watchdog() is not inherited
