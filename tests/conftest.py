@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from kombu import Connection, pools
 from celery_budgets.embedded import EmbeddedBroker
 from celery_budgets.lanes import DEFAULT_LANES
 from celery_budgets.priority import LOW_SUFFIX
-from tests.support import Servers, Workers, fresh_app
+from tests.support import Servers, Workers, fresh_app, leaving
 
 # Before any test module is imported: a module that takes a constant from an app's module makes
 # that app, and Celery would add its tasks to every app that comes later.
@@ -30,6 +31,12 @@ DATABASES = 1024
 RABBITMQ = ("127.0.0.1", 5672)
 
 Apps = Callable[..., ModuleType]
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C be heard, in tests that send it, also where the session runs in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
@@ -50,6 +57,8 @@ def embedded_broker() -> Iterator[EmbeddedBroker]:
     """The Redis-compatible server of this test session."""
     with EmbeddedBroker(databases=DATABASES) as broker:
         yield broker
+        # Fails, after the last test, for a worker that did not stop when it was asked.
+        leaving.see_off()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import asyncio
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -255,19 +256,51 @@ class Workers:
         return worker.wait_ready() if ready else worker
 
     def close(self) -> None:
-        """Stop all at once, warmly; fail, after all have ended, where one had to be killed."""
-        running = [worker for worker in self._started if worker.returncode is None]
-        for worker in running:
-            worker.retire()
-        failures = []
-        for worker in running:
-            try:
-                worker.process.wait(WARM_SECONDS)
-            except Exception:
-                failures.append(worker)
+        """Stop all at once, warmly.
+
+        Those that have a Redis database to themselves leave while the next test runs.
+        """
         for worker in self._started:
-            worker.process.end_group()
-        assert not failures, "no warm stop:\n" + "\n".join(worker.tail() for worker in failures)
+            leaving.take(worker)
+        self._started.clear()
+        leaving.see_off(on_redis_too=False)
+
+
+class Leaving:
+    """Workers of tests that are over, on their way out."""
+
+    def __init__(self) -> None:
+        self._workers: list[RunningWorker] = []
+
+    def take(self, worker: RunningWorker) -> None:
+        """Ask *worker* to stop; it has until :meth:`see_off`."""
+        worker.retire()
+        self._workers.append(worker)
+
+    def see_off(self, *, on_redis_too: bool = True) -> None:
+        """Wait until they have ended; fail, after all have, where one had to be killed.
+
+        Args:
+            on_redis_too: ``False`` waits for those only that share queues with the next test.
+        """
+        late = []
+        for worker in list(self._workers):
+            if worker.returncode is None and (
+                on_redis_too or not worker.servers.broker.startswith("redis")
+            ):
+                try:
+                    worker.process.wait(WARM_SECONDS)
+                except subprocess.TimeoutExpired:
+                    late.append(worker)
+                    worker.kill()
+            if worker.returncode is not None:
+                worker.process.end_group()
+                self._workers.remove(worker)
+        assert not late, "no warm stop:\n" + "\n".join(worker.tail() for worker in late)
+
+
+#: Those of this session.
+leaving = Leaving()
 
 
 def processes_with(text: str) -> list[Any]:

@@ -41,6 +41,8 @@ app.conf.update(
     budgets_max_worker_rss=os.environ.get("MAX_WORKER_RSS"),
     budgets_max_abandoned_threads=1000,
 )
+if WAY == "limited":
+    app.conf.update(task_soft_time_limit=300, task_time_limit=450)
 if WAY in ("instrumented", "everything"):
     from tests.benchmarks import exporters
 

@@ -1,8 +1,9 @@
 """What a budget costs a call that does nothing, on prefork with two processes.
 
-Five ways: a plain Task; one with OpenTelemetry's instrumentation; a BudgetedTask with telemetry
-off; one with everything on (spans, metrics, Prometheus, JSON logs); and a plain Task with
-Celery's defaults, which acknowledges early and fetches four messages ahead.
+Six ways: a plain Task; one with Celery's own time limits; one with OpenTelemetry's
+instrumentation; a BudgetedTask with telemetry off; one with everything on (spans, metrics,
+Prometheus, JSON logs); and a plain Task with Celery's defaults, which acknowledges early and
+fetches four messages ahead.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from tests.benchmarks.ground import Ground
 from tests.benchmarks.load import Spent, spend
 from tests.benchmarks.measure import Figure, Target, in_turn
 
-WAYS = ("plain", "instrumented", "budgeted", "everything", "celery_defaults")
+WAYS = ("plain", "limited", "instrumented", "budgeted", "everything", "celery_defaults")
 AGAINST = {"budgeted": "plain", "everything": "instrumented"}
 CONCURRENCY = 2
 
