@@ -34,9 +34,11 @@ Apps = Callable[..., ModuleType]
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C be heard, in tests that send it, also where the session runs in the background."""
+    """Have signals that tests send heard here and in children, also below ``nohup`` and ``&``."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:
@@ -75,8 +77,8 @@ def redis_url(redis_database: Callable[[], str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_server() -> Iterator[str]:
-    """A RabbitMQ virtual host of this session; skips where none answers, fails on CI."""
+def rabbitmq_hosts() -> Iterator[list[str]]:
+    """RabbitMQ virtual hosts of this session; skips where none answers, fails on CI."""
     try:
         socket.create_connection(RABBITMQ, timeout=1).close()
     except OSError as exc:
@@ -84,14 +86,31 @@ def rabbitmq_server() -> Iterator[str]:
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
-    name = f"celery-budgets-{os.getpid()}"
-    if not _rabbitmqctl("add_vhost", name):
-        # Not the server's administrator: share the default virtual host.
-        yield "amqp://guest:guest@127.0.0.1:5672//"
-        return
-    _rabbitmqctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
-    yield f"amqp://guest:guest@127.0.0.1:5672/{name}"
-    _rabbitmqctl("delete_vhost", name)
+    address = f"amqp://guest:guest@{RABBITMQ[0]}:{RABBITMQ[1]}"
+    names = [f"celery-budgets-{os.getpid()}-{number}" for number in range(3)]
+    made = [name for name in names if _rabbitmqctl("add_vhost", name)]
+    for name in made:
+        _rabbitmqctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+    # The default one where we are not the server's administrator.
+    hosts = [f"{address}/{name}" for name in made] or [f"{address}//"]
+    yield hosts
+    for host in hosts:
+        leaving.see_off(host)
+    for name in made:
+        _rabbitmqctl("delete_vhost", name)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(rabbitmq_hosts: list[str]) -> str:
+    """The virtual host of modules that have workers of their own."""
+    return rabbitmq_hosts[0]
+
+
+@pytest.fixture(scope="session")
+def next_rabbitmq_host(rabbitmq_hosts: list[str]) -> Callable[[], str]:
+    """A function that returns each of the other virtual hosts in turn."""
+    hosts = itertools.cycle(rabbitmq_hosts[1:] or rabbitmq_hosts)
+    return lambda: next(hosts)
 
 
 def _rabbitmqctl(*arguments: str) -> bool:
@@ -105,13 +124,15 @@ def _rabbitmqctl(*arguments: str) -> bool:
 
 
 @pytest.fixture
-def rabbitmq_url(rabbitmq_server: str) -> Iterator[str]:
-    """RabbitMQ; the queues of the default lanes are removed after the test."""
-    yield rabbitmq_server
-    with Connection(rabbitmq_server) as connection, connection.channel() as channel:
+def rabbitmq_url(next_rabbitmq_host: Callable[[], str]) -> Iterator[str]:
+    """RabbitMQ, without the queues of the default lanes."""
+    url = next_rabbitmq_host()
+    leaving.see_off(url)
+    with Connection(url) as connection, connection.channel() as channel:
         for queue in ("celery", *(lane.queue for lane in DEFAULT_LANES)):
             channel.queue_delete(queue)
             channel.queue_delete(queue + LOW_SUFFIX)
+    yield url
     # A pooled connection remembers what it has declared, and would not do so again.
     pools.reset()
 
@@ -135,7 +156,7 @@ def worker(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """``worker("tests.worker.x_app", "-Q", "file_read")`` starts a real worker for this test."""
     workers = Workers(servers, tmp_path_factory.mktemp("workers"))
     yield workers
-    workers.close()
+    workers.leave()
 
 
 @pytest.fixture
@@ -171,7 +192,7 @@ def module_worker(
     """As ``worker``, but for a whole test module."""
     workers = Workers(module_servers, tmp_path_factory.mktemp("workers"))
     yield workers
-    workers.close()
+    workers.leave()
 
 
 @pytest.fixture(scope="module")

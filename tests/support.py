@@ -256,14 +256,15 @@ class Workers:
         return worker.wait_ready() if ready else worker
 
     def close(self) -> None:
-        """Stop all at once, warmly.
+        """Stop all at once, warmly; fail, after all have ended, where one had to be killed."""
+        self.leave()
+        leaving.see_off(self._servers.broker)
 
-        Those that have a Redis database to themselves leave while the next test runs.
-        """
+    def leave(self) -> None:
+        """Ask all to stop, and do not wait: nobody else uses their queues until they are gone."""
         for worker in self._started:
             leaving.take(worker)
         self._started.clear()
-        leaving.see_off(on_redis_too=False)
 
 
 class Leaving:
@@ -277,17 +278,15 @@ class Leaving:
         worker.retire()
         self._workers.append(worker)
 
-    def see_off(self, *, on_redis_too: bool = True) -> None:
+    def see_off(self, broker: str | None = None) -> None:
         """Wait until they have ended; fail, after all have, where one had to be killed.
 
         Args:
-            on_redis_too: ``False`` waits for those only that share queues with the next test.
+            broker: Wait only for those that are connected to this one.
         """
         late = []
         for worker in list(self._workers):
-            if worker.returncode is None and (
-                on_redis_too or not worker.servers.broker.startswith("redis")
-            ):
+            if worker.returncode is None and broker in (None, worker.servers.broker):
                 try:
                     worker.process.wait(WARM_SECONDS)
                 except subprocess.TimeoutExpired:

@@ -22,16 +22,15 @@ from celery_budgets.lanes import Lane
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process.call import Terms
 from celery_budgets.process.recorder import Flight, FlightReader, recorder
-from celery_budgets.scope import scope_in
 from celery_budgets.settings import settings_of
 from celery_budgets.telemetry import logs
 from celery_budgets.telemetry.afterwards import end_for_process
 from celery_budgets.telemetry.names import WORKER
 from celery_budgets.telemetry.spans import call_attributes
 from celery_budgets.telemetry.statistics import Statistics
+from celery_budgets.worker.facts import facts_of
 from celery_budgets.worker.offenders import Offenders
 from celery_budgets.worker.scopes import Scopes
-from celery_budgets.worker.usage import Usage
 
 if TYPE_CHECKING:
     from celery_budgets.worker.admission import Admission
@@ -201,7 +200,7 @@ class Roster:
         try:
             if flight is None and ran:
                 flight = self.flight_of(request)
-            self._count(request, outcome, flight)
+            self.count(facts_of(request, outcome, flight))
             self._tell(request, outcome, flight, reason)
         except Exception:
             self.count_failure()
@@ -215,19 +214,6 @@ class Roster:
         self._ended[key] = outcome
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
-
-    def _count(self, request: BudgetedRequest, outcome: Outcome, flight: Flight | None) -> None:
-        usage = Usage.of(request, outcome, flight)
-        facts = {
-            "outcome": outcome.value,
-            "lane": request.lane.name,
-            "task": request.type,
-            "task_id": request.id,
-            "worker": request.hostname,
-            "scope": scope_in(request.request_dict),
-            **usage._asdict(),
-        }
-        self.count(facts)
 
     def count(self, facts: Mapping[str, Any], reason: str | None = None) -> None:
         """Count a call that has ended, log it, and tell the listeners.

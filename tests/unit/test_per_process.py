@@ -2,51 +2,84 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from celery_budgets.per_process import OncePerProcess, PerProcess
-from celery_budgets.process.recorder import recorder
-from celery_budgets.process.watchdog import watchdog
-
-FORK = multiprocessing.get_context("fork")
+from tests.support import ROOT
 
 
 class App:
     """Something that can be referred to weakly."""
 
 
-def in_a_forked_process(look):
-    """Return what *look* returns in a child of this process."""
-    answers = FORK.SimpleQueue()
-    child = FORK.Process(target=lambda: answers.put(look()))
-    child.start()
-    child.join(timeout=20)
-    assert child.exitcode == 0
-    return answers.get()
+#: A program of its own: to fork the process of the tests would share their connections.
+FORKING = """
+import os, sys, threading
+from celery_budgets.per_process import OncePerProcess, PerProcess
+from celery_budgets.process.recorder import recorder
+from celery_budgets.process.watchdog import watchdog
+
+def child_says(look):
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if look() else 1)
+    return os.waitpid(pid, 0)[1] == 0
+"""
+OF_EACH_PROCESS = """
+before = made()
+assert made() is before
+assert child_says(lambda: made() is not before)
+assert made() is before
+"""
+IN_THE_MIDDLE = """
+making, forked = threading.Event(), threading.Event()
+
+def make():
+    if threading.current_thread() is not threading.main_thread():
+        making.set()
+        assert forked.wait(20)
+    return object()
+
+single = OncePerProcess(make)
+maker = threading.Thread(target=single)
+maker.start()
+assert making.wait(10)
+assert child_says(lambda: single() is not None)
+forked.set()
+maker.join(10)
+"""
+
+
+def runs(program):
+    """Run a program that forks; its assertions are the test's."""
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKING + program], cwd=ROOT, timeout=60, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize("kind", ["one", "by app"])
 def test_two_threads_get_the_same(kind):
     """Whichever is first makes it; the other one waits for that."""
     both_ask, app = threading.Barrier(2), App()
-    made = []
+    made, got = [], []
 
     def make():
         time.sleep(0.1)  # long enough for the other thread to be here too, if it were let in
         made.append(object())
         return made[-1]
 
-    single = OncePerProcess(make) if kind == "one" else None
-    by_app = PerProcess(make)
-    got = []
+    single, by_app = OncePerProcess(make), PerProcess(make)
 
     def ask():
         both_ask.wait(timeout=10)
-        got.append(single() if single is not None else by_app.of(app))
+        got.append(single() if kind == "one" else by_app.of(app))
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
@@ -57,29 +90,17 @@ def test_two_threads_get_the_same(kind):
     assert len(made) == 1
 
 
-@pytest.mark.parametrize("of_each_process", [watchdog, recorder])
-def test_a_forked_process_gets_its_own(of_each_process):
+@pytest.mark.parametrize(
+    "made",
+    ["made = watchdog", "made = recorder", "by = PerProcess(object)\n"
+     "made = lambda: by.of(App)\nclass App: pass"],
+    ids=["watchdog", "recorder", "by app"],
+)  # fmt: skip
+def test_a_forked_process_gets_its_own(made):
     """A thread does not survive a fork, so neither may the watchdog; nor a file by its pid."""
-    ours = of_each_process()
-    assert of_each_process() is ours
-    assert in_a_forked_process(lambda: of_each_process() is ours) is False
-    assert of_each_process() is ours
+    runs(f"{made}\n{OF_EACH_PROCESS}")
 
 
 def test_a_fork_in_the_middle_of_making_one():
     """The lock that another thread holds just then is not that of the child."""
-    making, forked = threading.Event(), threading.Event()
-
-    def make():
-        if threading.current_thread() is not threading.main_thread():
-            making.set()
-            assert forked.wait(timeout=20)
-        return object()
-
-    single = OncePerProcess(make)
-    maker = threading.Thread(target=single)
-    maker.start()
-    assert making.wait(timeout=10)
-    assert in_a_forked_process(lambda: single() is not None)
-    forked.set()
-    maker.join(timeout=10)
+    runs(IN_THE_MIDDLE)
