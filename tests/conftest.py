@@ -87,7 +87,7 @@ def rabbitmq_hosts() -> Iterator[list[str]]:
             pytest.fail(message)
         pytest.skip(message)
     address = f"amqp://guest:guest@{RABBITMQ[0]}:{RABBITMQ[1]}"
-    names = [f"celery-budgets-{os.getpid()}-{number}" for number in range(5)]
+    names = [f"celery-budgets-{os.getpid()}-{number}" for number in range(3)]
     made = [name for name in names if _rabbitmqctl("add_vhost", name)]
     for name in made:
         _rabbitmqctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from time import monotonic
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 #: How often changes by others are looked for, seconds.
 TICK = 1.0
+#: How long the loop of gevent waits for the broker before it looks around, seconds.
+DRAIN = 0.05
 #: How long a percentile is used before it is read anew, seconds.
 _P95_SECONDS = 5.0
 
@@ -104,6 +107,8 @@ class LanesStep(bootsteps.StartStopStep):
             # What no process had accepted is dropped by now (Consumer.on_close).
             reserved = self.slots.reserved()
             self._untracked.add(call for call in reserved if call not in state.active_requests)
+        if c.hub is None:
+            c.connection.drain_events = partial(_drain_soon, c.connection.drain_events)
         self._disarm(c)
         self._timer_entries = [c.timer.call_repeatedly(TICK, c.call_soon, (self._look,))]
         if self._low is not None:
@@ -230,6 +235,15 @@ class LanesStep(bootsteps.StartStopStep):
     def _disarm(self, c: Any) -> None:
         while self._timer_entries:
             c.timer.cancel(self._timer_entries.pop())
+
+
+def _drain_soon(drain: Callable[..., Any], timeout: float, **kwargs: Any) -> Any:
+    """Wait for the broker, but not for long.
+
+    celery.worker.loops.synloop (5.7) waits 2 s and acknowledges what has ended only in between: a
+    worker whose slots are all taken would start as many calls every 2 s, and no more.
+    """
+    return drain(timeout=min(timeout, DRAIN), **kwargs)
 
 
 def _restore_consumer(app: Any) -> None:

@@ -41,7 +41,7 @@ def test_a_worker_killed_around_pause_and_resume_loses_nothing(worker, app, brok
             app.flap.delay(FAT_CALL, 10)
         results += [app.short.delay(0.5) for _ in range(6)]
         for running in sorted(pair, key=lambda _: chance.random()):
-            moment = time.monotonic() + chance.uniform(0.2, 2.0)
+            moment = time.monotonic() + chance.uniform(0.1, 1.3)
             wait_until(lambda moment=moment: time.monotonic() >= moment, "the moment to kill")
             changes += running.log.count("budgets.gate_")
             running.kill()
