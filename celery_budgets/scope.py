@@ -28,10 +28,10 @@ from celery_budgets.telemetry.names import (
     REASON_SCOPE_CANCELLED,
     REASON_SCOPE_TIMEOUT,
 )
-from celery_budgets.telemetry.statistics import Statistics
 
 if TYPE_CHECKING:
     from celery_budgets.asking import Asking
+    from celery_budgets.telemetry.statistics import Statistics
 
 __all__ = ["Scope", "admit", "join_scope", "path_here", "paths_above", "scope_in"]
 
@@ -115,6 +115,8 @@ class Scope:
             Statistics whose ``silent`` names workers that did not answer. A worker that has
             ended, or that has had calls of 256 other scopes since, counts for nothing.
         """
+        from celery_budgets.telemetry.statistics import Statistics  # most programs only send
+
         answers, silent = self._asking.ask(timeout, arguments={"scope": self.path})
         merged = Statistics(silent)
         for answer in answers.values():

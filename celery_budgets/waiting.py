@@ -20,7 +20,6 @@ from celery.result import AsyncResult
 
 from celery_budgets.process.current import call_of, worker_request
 from celery_budgets.process.guarded import guarded
-from celery_budgets.process.recorder import recorder
 from celery_budgets.settings import settings_of
 
 if TYPE_CHECKING:
@@ -101,6 +100,8 @@ def _noted(results: Iterable[Any]) -> Iterator[None]:
     if call is None:
         yield
         return
+    from celery_budgets.process.recorder import recorder  # only where a call runs
+
     recorder().waits(call, waits=True)
     try:
         yield

@@ -14,6 +14,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from celery_budgets import running  # noqa: F401  before processes are forked, for all of them
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.lanes import Lane
 from celery_budgets.process.interrupt import (

@@ -33,6 +33,7 @@ ROOMS = (
     ("process",),
     ("leases", "keeper", "lease_server", "idempotency", "scope"),
     ("queues", "routing", "sending", "waiting"),
+    ("running",),
     ("task",),
     ("block",),
     ("worker",),
