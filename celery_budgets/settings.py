@@ -21,6 +21,7 @@ from celery_budgets.budget import Budget
 from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.fields import FIELDS
 from celery_budgets.lanes import DEFAULT_LANES, Lane, Lanes
+from celery_budgets.per_process import OncePerProcess
 
 __all__ = ["ENVIRONMENT_PREFIX", "PREFIX", "Settings", "declare", "reread", "settings_of"]
 
@@ -204,13 +205,13 @@ class _Held:
 
 _held: WeakKeyDictionary[Any, _Held] = WeakKeyDictionary()
 # Entered again where the garbage collector, inside of it, ends a generator with a block.
-_lock = threading.RLock()
+_lock = OncePerProcess(threading.RLock)
 
 
 def _held_for(app: Any) -> _Held:
     held = _held.get(app)
     if held is None:
-        with _lock:
+        with _lock():
             held = _held.setdefault(app, _Held())
     return held
 
@@ -218,7 +219,7 @@ def _held_for(app: Any) -> _Held:
 def declare(app: Any, lanes: Iterable[Lane] | None) -> None:
     """Note the lanes that the program gives *app* itself."""
     held, given = _held_for(app), None if lanes is None else tuple(lanes)
-    with _lock:
+    with _lock():
         held.lanes = given
         held.put_away()
 
@@ -235,7 +236,7 @@ def settings_of(app: Any) -> Settings:
         version = held.version
         # Not under the lock: it may import the configuration, which may wait for another thread.
         read = Settings.of(app, held.lanes)
-        with _lock:
+        with _lock():
             if held.settings is None and held.version == version:
                 held.settings = read
             settings = held.settings
@@ -246,15 +247,5 @@ def reread(app: Any) -> None:
     """Read the settings of *app* anew the next time that they are asked for."""
     held = _held.get(app)
     if held is not None:
-        with _lock:
+        with _lock():
             held.put_away()
-
-
-def _new_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    # Another thread of the parent may have held it.
-    os.register_at_fork(after_in_child=_new_lock)

@@ -1,6 +1,8 @@
 """The end of what a call does: from there on no limit interrupts its thread any more.
 
 See also: :mod:`celery_budgets.process.interrupt`, which knows how each pool is interrupted.
+
+Runs in the process that runs the call.
 """
 
 from __future__ import annotations
