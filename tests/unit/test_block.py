@@ -12,10 +12,9 @@ import threading
 import time
 
 import pytest
-from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from celery_budgets import Budgets, ConfigurationError, Lane, RejectedByBudget
+from celery_budgets import ConfigurationError, RejectedByBudget
 from celery_budgets.process import memory
 from celery_budgets.process.call import HardLimitReached
 from celery_budgets.process.current import running_call
@@ -23,24 +22,14 @@ from celery_budgets.process.slots import process_slots
 from celery_budgets.process.watchdog import watchdog
 from tests.support import wait_until
 
-#: Nobody answers there, and nobody is asked.
-NOWHERE = "redis://127.0.0.1:1/0"
-LANES = (Lane("lane", 2), Lane("one", 1), Lane("warned", 2, soft="warn"))
 #: Seconds after which a body gives up waiting for its limit.
 LONG = 10.0
 
 
-@pytest.fixture
-def budgets():
-    app = Celery("blocks", broker=NOWHERE, backend=NOWHERE, set_as_current=False)
-    return Budgets(app, lanes=LANES)
-
-
 @pytest.fixture(autouse=True)
 def _nothing_is_left(budgets):
-    """Whatever a test does with blocks, no slot and no current block outlives it."""
+    """Whatever a test does with blocks, no current block outlives it."""
     yield
-    assert slots_of(budgets).active() == 0
     assert running_call() is None
 
 

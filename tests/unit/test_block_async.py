@@ -7,26 +7,17 @@ import threading
 import time
 
 import pytest
-from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from celery_budgets import Budgets, Lane, RejectedByBudget
+from celery_budgets import Lane, RejectedByBudget
 from celery_budgets.process.current import running_call
 from tests.support import in_loop
-from tests.unit.test_block import LANES, LONG, NOWHERE, outcomes, slots_of
+from tests.unit.test_block import LONG, outcomes, slots_of
 
 
 @pytest.fixture
-def budgets():
-    app = Celery("blocks", broker=NOWHERE, backend=NOWHERE, set_as_current=False)
-    return Budgets(app, lanes=[*LANES, Lane("many", 20)])
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(budgets):
-    """No slot outlives a test."""
-    yield
-    assert slots_of(budgets).active() == 0
+def block_lanes(block_lanes):
+    return [*block_lanes, Lane("many", 20)]
 
 
 @in_loop

@@ -6,20 +6,17 @@ import threading
 import time
 
 import pytest
-from celery import Celery
 
-from celery_budgets import Budgets, Lane, RejectedByBudget, settings
+from celery_budgets import Lane, RejectedByBudget, settings
 from celery_budgets.process.slots import process_slots
 from celery_budgets.telemetry import ledger
-from tests.unit.test_block import NOWHERE
 
 THREADS = 8
 
 
 @pytest.fixture
-def budgets():
-    app = Celery("blocks", broker=NOWHERE, backend=NOWHERE, set_as_current=False)
-    return Budgets(app, lanes=[Lane("lane", 3), Lane("one", 1)])
+def block_lanes():
+    return [Lane("lane", 3), Lane("one", 1)]
 
 
 def at_once(run):
