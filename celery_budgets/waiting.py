@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from celery.app.base import _unpickle_appattr
 from celery.result import AsyncResult
 
-from celery_budgets.process.current import call_of, worker_request
+from celery_budgets.process.current import running_task
 from celery_budgets.process.guarded import guarded
 from celery_budgets.settings import settings_of
 
@@ -111,9 +111,8 @@ def _noted(results: Iterable[Any]) -> Iterator[None]:
 
 def _waiting_call(results: Iterable[Any]) -> Call | None:
     """Return the call that runs here where one of *results* is of its own lane."""
-    request = worker_request()
-    call = call_of(request) if request is not None else None
-    if call is None or not call.open:
+    call = running_task()
+    if call is None:
         return None
     waited = (result for result in results if isinstance(result, LaneResult))
     return call if any(result.lane() == call.lane for result in waited) else None

@@ -23,6 +23,7 @@ __all__ = [
     "note_call",
     "running_block",
     "running_call",
+    "running_task",
     "takes_its_place",
     "worker_request",
 ]
@@ -83,9 +84,11 @@ def running_block() -> Call | None:
 
 def running_call() -> Call | None:
     """Return the innermost call that runs here: a block's, else the task's."""
-    block = running_block()
-    if block is not None:
-        return block
+    return running_block() or running_task()
+
+
+def running_task() -> Call | None:
+    """Return the call of the task whose body runs here, blocks aside."""
     request = worker_request()
     call = call_of(request) if request is not None else None
     return call if call is not None and call.open else None
