@@ -1,20 +1,22 @@
-"""The worker's own timers on prefork, brought in line with what the pool process knows.
+"""The limits of running calls on prefork, kept by the worker main process with one timer.
 
-Celery arms one timer per call when the pool accepts it. Three things are added here: a call
-that was extended is left alone until its new deadline, a call whose body has ended is not
-killed while its result is on the way, and the slot of a dead process comes back at once.
+Celery arms a timer for each call that the pool has accepted and cancels it at the end of the
+call; its event loop keeps a cancelled timer until it would have been due. Here one timer looks at
+the calls that run, when the first of them is due. It leaves a call alone that was extended, until
+its new deadline; it does not kill one whose body has ended, while the result is on the way; and
+the slot of a dead process comes back at once.
 
 See also: :mod:`celery_budgets.process.watchdog`, the second line.
 """
 
 from __future__ import annotations
 
+from math import inf
 from time import monotonic
 from typing import Any
 
 from celery_budgets.process.recorder import Flight, FlightReader
 from celery_budgets.worker.request import BudgetedRequest
-from celery_budgets.worker.timers import CallTimers
 
 __all__ = ["Deadlines"]
 
@@ -27,10 +29,16 @@ RESULT_SECONDS = 60.0
 BEGIN_POLL = 0.1
 #: How often a result on its way is looked for, seconds.
 RESULT_POLL = 0.25
+#: Longest until running calls are looked at again, seconds: an earlier look cancels its timer,
+#: and a cancelled one stays in the event loop until it would have been due.
+LONGEST = 1.0
+#: A look that comes later than this, in seconds, finds an event loop that was held up: it reads
+#: for as long what has come from the processes, as results of calls that are due may be there.
+LATE = 0.1
 
 
 class Deadlines:
-    """Stands in front of the timer methods of one asynchronous pool.
+    """Stands in front of the timers of one asynchronous pool.
 
     Args:
         asynpool: A ``celery.concurrency.asynpool.AsynPool`` that has not met its hub yet.
@@ -42,70 +50,125 @@ class Deadlines:
         self._pool = asynpool
         self._hub = hub
         self._flights = flights
-        self._celery_soft = asynpool._on_soft_timeout
-        self._celery_hard = asynpool._on_hard_timeout
         self._celery_exit = asynpool._event_process_exit
+        #: When the calls are looked at next (monotonic), and the timer that does it.
+        self._next_look = inf
+        self._timer: Any = None
+        self._was_late = False
+        #: Jobs that have had their soft signal.
+        self._told: set[int] = set()
 
     def attach(self) -> None:
-        """Replace AsynPool._on_soft_timeout, _on_hard_timeout and _event_process_exit.
+        """Replace AsynPool._create_timelimit_handlers and _event_process_exit.
 
-        AsynPool looks all three up on itself each time that it arms a timer or tracks a
-        process, so attributes of the instance stand in front of the methods. It keeps a table
-        of timers that is there already (_create_timelimit_handlers).
+        AsynPool looks up the first on itself each time that it meets an event loop, at the
+        start and after each reconnect, and the second each time that it tracks a process: so
+        attributes of the instance stand in front of the methods.
         """
-        if getattr(self._pool, "_tref_for_id", None) is None:
-            self._pool._tref_for_id = CallTimers(self._hub)
-        self._pool._on_soft_timeout = self.on_soft
-        self._pool._on_hard_timeout = self.on_hard
+        self._pool._create_timelimit_handlers = self.register
         self._pool._event_process_exit = self.on_process_exit
 
-    def on_soft(self, job: int, soft: float, hard: float | None, hub: Any) -> None:
-        """Let Celery send the soft signal when the call is due by its own clock."""
-        result, flight = self._pool._cache.get(job), self._flight(job)
-        if flight is not None:
-            left = flight.soft_deadline - monotonic()
-        elif _is_budgeted(result):
-            # Accepted, but not begun: its process still imports, and the signal would hit that.
-            if hard and monotonic() - result._time_accepted >= hard:
-                self.on_hard(job)
-                return
-            left = BEGIN_POLL
-        else:
-            left = 0.0
-        if left > 0:
-            self._pool._tref_for_id[job] = hub.call_later(left, self.on_soft, job, soft, hard, hub)
-        else:
-            self._celery_soft(job, soft, hard, hub)
+    def register(self, hub: Any) -> None:
+        """Have the pool tell of calls that it accepts; look at those that run already.
 
-    def on_hard(self, job: int) -> None:
-        """Let Celery kill the process when the call is due by its own clock and still runs."""
-        left = self._left_to_hard(self._flight(job))
-        if left > 0:
-            self._pool._tref_for_id[job] = self._hub.call_later(left, self.on_hard, job)
+        Mirrors AsynPool._create_timelimit_handlers (5.7). billiard.pool.ApplyResult calls
+        on_timeout_set when a process has accepted a call; it asks before on_timeout_cancel,
+        and there is nothing to cancel. After a reconnect the timer may be gone: Celery 5.5 drops
+        all of them (celery.worker.consumer.Consumer.on_close), and 5.7 those that were armed in
+        here (celery.worker.loops.asynloop).
+        """
+        self._pool.on_timeout_set = self.on_accepted
+        self._pool.on_timeout_cancel = None
+        self._next_look = inf
+        self._look_at(monotonic() + LATE)
+
+    def on_accepted(self, result: Any, soft: float | None, hard: float | None) -> None:
+        """Look at a call when it is due, at the latest."""
+        first = soft or hard
+        if first:
+            due = result._time_accepted + first
+            if due < self._next_look:
+                self._look_at(due)
+
+    def _look_at(self, when: float) -> None:
+        """Look at the calls at *when* (monotonic), or earlier."""
+        if when >= self._next_look:
             return
-        self._celery_hard(job)
-        self._nudge()
+        if self._timer is not None:
+            self._timer.cancel()
+        now = monotonic()
+        self._next_look = min(when, now + LONGEST)
+        self._timer = self._hub.call_later(self._next_look - now, self.look)
+
+    def look(self) -> None:
+        """Do what is due for the calls that run, and find out when to look again."""
+        now, self._timer = monotonic(), None
+        late = now > self._next_look + LATE
+        self._next_look = inf
+        if late and not self._was_late:
+            self._was_late = True
+            self._look_at(now + LATE)
+            return
+        self._was_late = False
+        # A copy: at a stop timers fire in a thread (celery.concurrency.prefork.TaskPool.on_stop).
+        jobs = self._pool._cache.copy()
+        self._told &= jobs.keys()
+        running = [job for job in jobs.values() if job._worker_pid]
+        if running:
+            # Also where settling one of them fails, with a connection that is lost.
+            self._look_at(now + LONGEST)
+        for result in running:
+            if monotonic() > now + LATE:
+                # Many kills take their time: the event loop has its turn in between.
+                self._look_at(monotonic())
+                break
+            self._look_at(self._settle(result, now))
+
+    def _settle(self, result: Any, now: float) -> float:
+        """Do what is due for one call; return when there may be more to do (monotonic)."""
+        soft_at = self._soft_at(result, now)
+        if soft_at <= now:
+            self._told.add(result._job)
+            self._pool.on_soft_timeout(result)
+            soft_at = inf
+        hard_at = self._hard_at(result, now)
+        if hard_at <= now:
+            self._pool.on_hard_timeout(result)
+            self._nudge()
+            return inf
+        return min(soft_at, hard_at)
+
+    def _soft_at(self, result: Any, now: float) -> float:
+        if not result._soft_timeout or result._job in self._told:
+            return inf
+        at: float = result._time_accepted + result._soft_timeout
+        if now < at:
+            return at
+        flight = self._flight(result)
+        if flight is not None:
+            return inf if flight.ended else flight.soft_deadline
+        # Accepted, but not begun: its process still imports, and the signal would hit that.
+        return now + BEGIN_POLL if _is_budgeted(result) else at
+
+    def _hard_at(self, result: Any, now: float) -> float:
+        if not result._timeout:
+            return inf
+        at: float = result._time_accepted + result._timeout
+        flight = self._flight(result) if now >= at else None
+        if flight is None:
+            return at
+        if flight.ended and now < flight.hard_deadline + RESULT_SECONDS:
+            # The result is stored or on its way: killing now would lose it.
+            return now + RESULT_POLL
+        return flight.hard_deadline
+
+    def _flight(self, result: Any) -> Flight | None:
+        return self._flights.read(result._worker_pid, result.correlation_id or "")
 
     def on_process_exit(self, hub: Any, process: Any) -> None:
         """Let Celery replace the process, and look again until it has."""
         self._celery_exit(hub, process)
         self._nudge()
-
-    def _left_to_hard(self, flight: Flight | None) -> float:
-        if flight is None:
-            return 0.0
-        now = monotonic()
-        if flight.ended:
-            # The result is stored or on its way: killing now would lose it.
-            return RESULT_POLL if now < flight.hard_deadline + RESULT_SECONDS else 0.0
-        return flight.hard_deadline - now
-
-    def _flight(self, job: int) -> Flight | None:
-        """Return the record of a call that is still in the pool's hands."""
-        result = self._pool._cache.get(job)
-        if result is None or not result._worker_pid:
-            return None
-        return self._flights.read(result._worker_pid, result.correlation_id or "")
 
     def _nudge(self) -> None:
         for seconds in NUDGES:
@@ -128,6 +191,4 @@ class Deadlines:
 
 def _is_budgeted(result: Any) -> bool:
     """Say whether a job of the pool is a call whose process keeps a record of it."""
-    return isinstance(
-        getattr(result and result._timeout_callback, "__self__", None), BudgetedRequest
-    )
+    return isinstance(getattr(result._timeout_callback, "__self__", None), BudgetedRequest)

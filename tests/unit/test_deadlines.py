@@ -1,15 +1,22 @@
-"""The worker's timers on prefork: Celery's own, corrected by what the pool process knows."""
+"""The worker's timer on prefork: Celery's limits, corrected by what the pool process knows."""
 
 from __future__ import annotations
 
+import inspect
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+from billiard.pool import ApplyResult
+from celery.concurrency.asynpool import AsynPool
+from kombu.asynchronous.timer import Timer
 
 from celery_budgets.process.recorder import Flight, Reason
 from celery_budgets.worker import deadlines as deadlines_module
 from celery_budgets.worker.deadlines import (
     BEGIN_POLL,
+    LATE,
+    LONGEST,
     NUDGES,
     RESULT_POLL,
     RESULT_SECONDS,
@@ -18,38 +25,54 @@ from celery_budgets.worker.deadlines import (
 from celery_budgets.worker.request import BudgetedRequest
 
 JOB, PID = 7, 4711
+SOFT, HARD = 10.0, 15.0
 
 
 class FakeHub:
-    """Timers that fire when the test says so."""
+    """Timers that fire when the test moves the clock."""
 
-    def __init__(self):
+    def __init__(self, clock):
+        self.clock = clock
         self.timers = []
 
     def call_later(self, seconds, callback, *args):
-        timer = SimpleNamespace(seconds=seconds, fire=lambda: callback(*args))
+        timer = SimpleNamespace(
+            at=self.clock.now + seconds, seconds=seconds, fire=lambda: callback(*args)
+        )
+        timer.cancel = lambda: timer in self.timers and self.timers.remove(timer)
         self.timers.append(timer)
         return timer
 
     def delays(self):
         return [timer.seconds for timer in self.timers]
 
+    def run_until(self, instant):
+        """Fire what is due until then, each at its time."""
+        while due := sorted((t for t in self.timers if t.at <= instant), key=lambda t: t.at):
+            self.timers.remove(due[0])
+            self.clock.now = max(self.clock.now, due[0].at)
+            due[0].fire()
+        self.clock.now = instant
+
 
 class FakePool:
     """The parts of an AsynPool that are touched, and what was asked of them."""
 
-    def __init__(self):
+    def __init__(self, clock):
+        self.clock = clock
         self.done = []
-        self._cache = {JOB: job(PID)}
-        self._tref_for_id = {}
+        self.seconds_per_kill = 0.0
+        self._cache = {}
         self._processes = 2
         self._pool = [process(1), process(2)]
 
-    def _on_soft_timeout(self, job, soft, hard, hub):
-        self.done.append(("soft", job, soft, hard))
+    def on_soft_timeout(self, job):
+        self.done.append(("soft", job._job))
 
-    def _on_hard_timeout(self, job):
-        self.done.append(("hard", job))
+    def on_hard_timeout(self, job):
+        self.done.append(("hard", job._job))
+        del self._cache[job._job]
+        self.clock.now += self.seconds_per_kill
 
     def _event_process_exit(self, hub, process):
         self.done.append(("exit", process.pid))
@@ -75,116 +98,226 @@ class FakeFlights:
         return self.flight
 
 
-def job(pid):
-    return SimpleNamespace(
-        _worker_pid=pid,
-        correlation_id="some-id",
-        _timeout_callback=None,
-        _time_accepted=1000.0,
-    )
-
-
 def process(pid, alive=True):
     return SimpleNamespace(pid=pid, _is_alive=lambda: alive)
 
 
-def flight(soft=10.0, hard=15.0, *, ended=False):
+def flight(soft=SOFT, hard=HARD, *, ended=False):
     return Flight(
         b"some-id", ended, Reason.NONE, False, 0.0, 1000 + soft, 1000 + hard, 0.0, 0, 0, 0, b"", b""
     )
 
 
+class Bench:
+    """A pool, its event loop and their clock."""
+
+    def __init__(self, monkeypatch):
+        self.clock = SimpleNamespace(now=1000.0)
+        monkeypatch.setattr(deadlines_module, "monotonic", lambda: self.clock.now)
+        self.pool, self.flights = FakePool(self.clock), FakeFlights()
+        self.hub = FakeHub(self.clock)
+        Deadlines(self.pool, self.hub, self.flights).attach()
+        self.pool._create_timelimit_handlers(self.hub)
+        self.hub.run_until(1000.0 + LATE)  # what runs already: nothing
+        self.clock.now = 1000.0
+
+    def accept(self, job=JOB, soft=SOFT, hard=HARD):
+        """Have a process accept a job now, as billiard.pool.ApplyResult._ack does."""
+        result = SimpleNamespace(
+            _job=job, _worker_pid=PID, correlation_id="some-id", _timeout_callback=None,
+            _time_accepted=self.clock.now, _soft_timeout=soft, _timeout=hard,
+        )  # fmt: skip
+        self.pool._cache[job] = result
+        self.pool.on_timeout_set(result, soft, hard)
+        return result
+
+    def at(self, seconds):
+        """Return what the pool was asked until *seconds* after the beginning, and forget it."""
+        self.hub.run_until(1000.0 + seconds)
+        done, self.pool.done = self.pool.done, []
+        return done
+
+
 @pytest.fixture
 def bench(monkeypatch):
-    clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(deadlines_module, "monotonic", lambda: clock.now)
-    pool, hub, flights = FakePool(), FakeHub(), FakeFlights()
-    Deadlines(pool, hub, flights).attach()
-    return SimpleNamespace(clock=clock, pool=pool, hub=hub, flights=flights)
-
-
-def soft_timer_fires(bench):
-    bench.pool._on_soft_timeout(JOB, 10.0, 15.0, bench.hub)
-
-
-def hard_timer_fires(bench):
-    bench.pool._on_hard_timeout(JOB)
+    return Bench(monkeypatch)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_call_that_is_due_is_left_to_celery(bench, known):
     """Also a plain task, of which there is no record."""
     bench.flights.flight = flight() if known else None
-    bench.clock.now += 10
-    soft_timer_fires(bench)
-    assert bench.pool.done == [("soft", JOB, 10.0, 15.0)]
+    bench.accept()
+    assert bench.at(9.99) == []
+    assert bench.at(10) == [("soft", JOB)]
+    assert bench.at(14.99) == []
+    assert bench.at(15) == [("hard", JOB)]
+    assert bench.at(60) == []
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "done"), [(None, 3.0, "hard"), (3.0, None, "soft"), (None, None, None)]
+)
+def test_a_plain_task_may_have_one_limit_or_none(bench, soft, hard, done):
+    """As with Celery; a soft one comes once."""
+    bench.accept(soft=soft, hard=hard)
+    assert bench.at(2.9) == []
+    assert bench.at(10) == ([(done, JOB)] if done else [])
+
+
+def test_one_timer_serves_all_calls(bench):
+    """A thousand calls that end in time leave no more than one timer behind."""
+    for job in range(1000):
+        bench.accept(job)
+        del bench.pool._cache[job]
+        assert len(bench.hub.timers) == 1
+    assert bench.at(60) == []
     assert bench.hub.timers == []
-    bench.clock.now += 5
-    hard_timer_fires(bench)
-    assert bench.pool.done[1:] == [("hard", JOB)]
 
 
-def test_an_extended_call_gets_a_new_soft_timer(bench):
-    """Armed for what is left by its own clock, and findable by Celery to be cancelled."""
-    bench.flights.flight = flight(soft=14.0)
-    bench.clock.now += 10
-    soft_timer_fires(bench)
-    assert bench.pool.done == []
-    assert bench.hub.delays() == [4.0]  # 14 - 10
-    assert bench.pool._tref_for_id[JOB] is bench.hub.timers[0]
-    bench.clock.now += 4
-    bench.hub.timers[0].fire()
-    assert bench.pool.done == [("soft", JOB, 10.0, 15.0)]
+def test_kombu_keeps_cancelled_timers():
+    """The reason for one timer, and for LONGEST; when it fails, kombu has mended it."""
+    timer = Timer()
+    timer.call_after(300, print).cancel()
+    assert len(timer) == 1
 
 
-def test_an_extended_call_gets_a_new_hard_timer(bench):
-    """Again and again, while it is extended."""
-    bench.flights.flight = flight(hard=19.0)
-    bench.clock.now += 15
-    hard_timer_fires(bench)
-    bench.flights.flight = flight(hard=21.0)
-    bench.clock.now += 4
-    bench.hub.timers[0].fire()
-    assert bench.pool.done == []
-    assert bench.hub.delays() == [4.0, 2.0]  # 19 - 15, 21 - 19
-    assert bench.pool._tref_for_id[JOB] is bench.hub.timers[1]
-    bench.clock.now += 2
-    bench.hub.timers[1].fire()
-    assert bench.pool.done == [("hard", JOB)]
+def test_a_later_call_with_a_shorter_limit_is_on_time(bench):
+    """The timer is armed anew for it, and the longer one is not forgotten."""
+    bench.accept(1, soft=0.7, hard=0.8)
+    bench.accept(2, soft=0.2, hard=0.3)
+    assert bench.at(0.19) == []
+    assert bench.at(0.2) == [("soft", 2)]
+    assert bench.at(0.3) == [("hard", 2)]
+    assert bench.at(0.7) == [("soft", 1)]
+    assert bench.at(0.8) == [("hard", 1)]
+
+
+def test_no_timer_is_armed_for_long(bench):
+    """Else cancelled ones would gather in the event loop."""
+    bench.accept(soft=300.0, hard=450.0)
+    for instant in range(1, 100):
+        assert max(bench.hub.delays()) <= LONGEST
+        assert len(bench.hub.timers) == 1
+        bench.at(instant)
+
+
+def test_an_extended_call_is_left_alone_until_its_new_deadline(bench):
+    """By its own clock: once for the soft limit, again and again for the hard one."""
+    bench.flights.flight = flight(soft=14.0, hard=19.0)
+    bench.accept()
+    assert bench.at(13.9) == []
+    assert bench.at(14) == [("soft", JOB)]
+    assert bench.at(18.9) == []
+    bench.flights.flight = flight(soft=16.0, hard=21.0)
+    assert bench.at(20.9) == []
+    assert bench.at(21) == [("hard", JOB)]
 
 
 def test_a_call_whose_body_has_ended_is_not_killed(bench):
     """Its result is on the way: looked for four times a second, and killed after a minute."""
     bench.flights.flight = flight(ended=True)
-    bench.clock.now += 15
-    hard_timer_fires(bench)
+    bench.accept()
+    assert bench.at(15) == []
+    assert bench.hub.delays() == [pytest.approx(RESULT_POLL)]
+    assert bench.at(15 + RESULT_SECONDS - 0.01) == []
+    assert bench.at(15 + RESULT_SECONDS + RESULT_POLL) == [("hard", JOB)]
+
+
+def test_a_job_that_no_process_has_accepted_is_passed_over(bench):
+    """It waits for its process, and its time has not begun."""
+    bench.accept(1)
+    bench.accept(2)._worker_pid = None
+    assert bench.at(60) == [("soft", 1), ("hard", 1)]
+
+
+@pytest.mark.parametrize("comes_in", [True, False])
+def test_an_event_loop_that_was_held_up_reads_first(bench, comes_in):
+    """The result of a call that is due may wait in a pipe; it has LATE seconds to be read."""
+    bench.accept()
+    timer = bench.hub.timers.pop()
+    bench.clock.now = 1100.0
+    timer.fire()
     assert bench.pool.done == []
-    assert bench.hub.delays() == [RESULT_POLL]
-    bench.clock.now += RESULT_SECONDS
-    bench.hub.timers[0].fire()
-    assert bench.pool.done == [("hard", JOB)]
-
-
-@pytest.mark.parametrize("gone", ["job", "pid"])
-def test_a_job_that_is_done_or_was_never_accepted_is_left_to_celery(bench, gone):
-    """Celery looks such a job up itself, and does nothing."""
-    if gone == "job":
+    if comes_in:
         bench.pool._cache.clear()
-    else:
-        bench.pool._cache[JOB]._worker_pid = None
-    soft_timer_fires(bench)
-    hard_timer_fires(bench)
-    assert [what for what, *_ in bench.pool.done] == ["soft", "hard"]
+    assert bench.at(100 + LATE) == ([] if comes_in else [("soft", JOB), ("hard", JOB)])
+
+
+def test_an_event_loop_that_is_always_late_keeps_the_limits(bench):
+    """A look is put off once, not for ever."""
+    bench.accept()
+    bench.clock.now = 1100.0
+    for _ in range(2):
+        timer = bench.hub.timers.pop()
+        bench.clock.now += 1.0
+        timer.fire()
+    assert bench.pool.done == [("soft", JOB), ("hard", JOB)]
+
+
+def test_a_call_that_is_told_late_may_have_ended(bench):
+    """Accepted long ago, and only read now: its result is the next that is read."""
+    bench.clock.now = 1100.0
+    bench.accept(9)._time_accepted = 1000.0
+    bench.pool.on_timeout_set(bench.pool._cache[9], SOFT, HARD)
+    assert bench.hub.delays()[-1] < 0
+    assert bench.at(100) == []
+    assert bench.at(100 + LATE) == [("soft", 9), ("hard", 9)]
+
+
+def test_limits_hold_after_a_reconnect(bench):
+    """The event loop has dropped its timers, and the pool registers with it anew."""
+    bench.accept()
+    bench.at(5)
+    bench.hub.timers.clear()
+    bench.pool._create_timelimit_handlers(bench.hub)
+    assert bench.at(10) == [("soft", JOB)]
+    assert bench.at(15) == [("hard", JOB)]
+
+
+def test_many_kills_let_the_event_loop_turn(bench):
+    """Each may take a tenth of a second, in which no heartbeat is sent."""
+    bench.pool.seconds_per_kill = 0.06
+    for job in range(10):
+        bench.accept(job, soft=None)
+    bench.hub.run_until(1014.99)
+    instants = []
+    while bench.pool._cache:
+        timer = min(bench.hub.timers, key=lambda timer: timer.at)
+        bench.hub.timers.remove(timer)
+        bench.clock.now = max(bench.clock.now, timer.at)
+        instants.append(bench.clock.now)
+        timer.fire()
+    assert bench.pool.done == [("hard", job) for job in range(10)]
+    assert max(later - earlier for earlier, later in pairwise(instants)) <= LATE + 0.06
+
+
+def test_a_call_that_cannot_be_settled_does_not_end_the_looks(bench, monkeypatch):
+    """Its acknowledgement finds the connection lost, say; the others keep their limits."""
+
+    def fails(result):
+        del bench.pool._cache[result._job]
+        raise ConnectionError
+
+    monkeypatch.setattr(bench.pool, "on_hard_timeout", fails)
+    bench.accept(1, soft=None)
+    bench.accept(2, soft=None)
+    with pytest.raises(ConnectionError):
+        bench.at(15)
+    with pytest.raises(ConnectionError):
+        bench.at(16)
+    assert not bench.pool._cache
 
 
 @pytest.mark.parametrize("why", ["kill", "exit"])
 def test_a_lost_slot_is_looked_for_at_once(bench, why):
     """After a kill and after any other end of a process, several times within a second."""
     if why == "kill":
-        hard_timer_fires(bench)
+        bench.accept()
+        bench.at(15)
     else:
         bench.pool._event_process_exit(bench.hub, bench.pool._pool[0])
-    assert bench.hub.delays() == list(NUDGES)
+    assert set(NUDGES) <= set(bench.hub.delays())
     assert max(NUDGES) <= 1.0
 
 
@@ -202,46 +335,48 @@ def test_the_pool_is_maintained_only_where_a_process_is_missing(bench, processes
     bench.pool._pool[:] = processes
     bench.pool._event_process_exit(bench.hub, process(3))
     bench.pool.done.clear()
-    bench.hub.timers[0].fire()
-    assert bench.pool.done == (["maintain"] if maintained else [])
+    assert bench.at(NUDGES[0]) == (["maintain"] if maintained else [])
 
 
 def test_a_call_that_was_accepted_and_has_not_begun_is_waited_for(bench):
     """Its process still imports: the signal would hit that, so only the hard limit is kept."""
     request = BudgetedRequest.__new__(BudgetedRequest)
-    bench.pool._cache[JOB]._timeout_callback = request.on_timeout
-    bench.clock.now += 10
-    soft_timer_fires(bench)
-    assert bench.pool.done == []
-    assert bench.hub.delays() == [BEGIN_POLL]
-    bench.clock.now += 5
-    bench.hub.timers[0].fire()
-    assert bench.pool.done == [("hard", JOB)]
+    bench.accept()._timeout_callback = request.on_timeout
+    assert bench.at(10) == []
+    assert bench.hub.delays() == [pytest.approx(BEGIN_POLL)]
+    assert bench.at(14.9) == []
+    assert bench.at(15)[-1] == ("hard", JOB)
 
 
 def test_records_of_processes_that_are_gone_are_dropped(bench):
     """Not while the process lives, nor while the pool has still to settle its call."""
     bench.flights.recorded = [1, 2, 3, PID]
+    bench.accept(soft=None, hard=None)
     bench.pool._event_process_exit(bench.hub, process(3))
-    bench.hub.timers[0].fire()
+    bench.at(NUDGES[0])
     assert bench.flights.forgotten == [3]
     bench.pool._cache.clear()
-    bench.hub.timers[1].fire()
+    bench.at(NUDGES[1])
     assert bench.flights.forgotten == [3, 3, PID]
 
 
 def test_celery_still_has_what_is_stood_in_front_of():
-    """The three methods, with these parameters: a new Celery that changes them fails here."""
-    import inspect
-
-    from celery.concurrency.asynpool import AsynPool
+    """The methods and what they touch: a new Celery that changes them fails here."""
 
     def parameters(name):
         return list(inspect.signature(getattr(AsynPool, name)).parameters)
 
-    assert parameters("_on_soft_timeout") == ["self", "job", "soft", "hard", "hub"]
-    assert parameters("_on_hard_timeout") == ["self", "job"]
+    assert parameters("_create_timelimit_handlers") == ["self", "hub"]
     assert parameters("_event_process_exit") == ["self", "hub", "proc"]
     source = inspect.getsource(AsynPool)
-    for name in ("_on_soft_timeout", "_on_hard_timeout", "_event_process_exit", "_tref_for_id"):
+    for name in (
+        "_create_timelimit_handlers", "_event_process_exit", "on_timeout_set",
+        "on_timeout_cancel", "on_soft_timeout", "on_hard_timeout",
+    ):  # fmt: skip
         assert f"self.{name}" in source
+    # Nothing else asks for the table of timers, which is not there any more.
+    handlers = ("_create_timelimit_handlers", "_on_soft_timeout", "_on_hard_timeout")
+    theirs = "".join(inspect.getsource(getattr(AsynPool, name)) for name in handlers)
+    for name in ("_tref_for_id", "_discard_tref"):
+        assert source.count(name) == theirs.count(name)
+    assert "if self._on_timeout_cancel:" in inspect.getsource(ApplyResult._set)
