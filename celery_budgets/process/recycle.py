@@ -21,6 +21,7 @@ from celery_budgets.units import KIB, format_size
 
 if TYPE_CHECKING:
     from celery_budgets.budget import Budget
+    from celery_budgets.process.call import Call
 
 __all__ = ["Recycling", "install", "largest_size"]
 
@@ -57,6 +58,7 @@ class Recycling:
         self._theirs = theirs or 0
         self._peak = peak
         self._started = memory.rss()
+        self._asked_after: Call | None = None
 
     def __call__(self) -> int:
         """Return KiB above ``max_memory_per_child`` for a process that shall leave."""
@@ -66,7 +68,10 @@ class Recycling:
         if call is None:
             return 1
         limit = largest_size(call.budget, self._started)
-        if (rss := memory.rss()) > limit:
+        # After a call under a budget it was read just now; after a plain task it was not.
+        rss = call.rss_after if call is not self._asked_after else memory.rss()
+        self._asked_after = call
+        if rss > limit:
             _give_back()
             rss = memory.rss()
         if rss <= limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 from billiard import pool as billiard_pool
@@ -28,40 +29,51 @@ def test_the_largest_size_follows_the_start(started, largest):
     assert largest_size(BUDGET, started * MIB) == largest * MIB
 
 
+class Process:
+    """A pool process: its size, what of it can be given back, and the call that ended last."""
+
+    def __init__(self):
+        self.now, self.freed, self.readings = 50 * MIB, 0, 0
+        self.released = None
+        self.ends(50 * MIB)
+
+    def ends(self, size):
+        """Have a call under the budget end, at *size* bytes."""
+        self.now = size
+        self.released = SimpleNamespace(budget=BUDGET, lane="lane", rss_after=size)
+
+    def rss(self):
+        self.readings += 1
+        return self.now
+
+    def give_back(self):
+        self.now -= self.freed
+
+
 @pytest.fixture
 def process(monkeypatch):
-    """Set the size of this process, and the call that ended last."""
-
-    class Released:
-        budget, lane = BUDGET, "lane"
-
-    class Dog:
-        released = Released
-
-    sizes = {"now": 50 * MIB, "freed": 0}
-    monkeypatch.setattr(recycle.memory, "rss", lambda: sizes["now"])
-    monkeypatch.setattr(recycle, "watchdog", lambda: Dog)
-
-    def give_back():
-        sizes["now"] -= sizes["freed"]
-
-    monkeypatch.setattr(recycle, "_give_back", give_back)
-    return sizes
+    """Stand in for this process and its watchdog."""
+    process = Process()
+    monkeypatch.setattr(recycle.memory, "rss", process.rss)
+    monkeypatch.setattr(recycle, "watchdog", lambda: process)
+    monkeypatch.setattr(recycle, "_give_back", process.give_back)
+    return process
 
 
 def test_a_process_leaves_above_its_largest_size(process):
     """It answers billiard in KiB: more than the limit, or as good as nothing."""
     ask = Recycling(None, lambda: 0)
-    process["now"] = 512 * MIB
+    process.ends(512 * MIB)
     assert ask() == 1
-    process["now"] = 513 * MIB
+    process.ends(513 * MIB)
     assert ask() > 513 * KIB - 1
 
 
 def test_what_can_be_given_back_does_not_count(process):
     """Garbage and freed blocks are returned to the system first."""
     ask = Recycling(None, lambda: 0)
-    process |= {"now": 600 * MIB, "freed": 200 * MIB}
+    process.freed = 200 * MIB
+    process.ends(600 * MIB)
     assert ask() == 1
 
 
@@ -71,8 +83,19 @@ def test_the_programs_own_limit_holds_too(process):
     assert ask() == 101
     assert Recycling(100, lambda: 100)() == 1
     ask = Recycling(10**9, lambda: 1)
-    process["now"] = 600 * MIB
+    process.ends(600 * MIB)
     assert ask() > 10**9
+
+
+def test_its_size_is_read_anew_only_after_a_plain_task(process):
+    """A call under a budget has read its size when it ended; a plain task has not."""
+    ask = Recycling(None, lambda: 0)
+    process.ends(60 * MIB)
+    process.readings = 0
+    assert ask() == 1
+    assert process.readings == 0
+    process.now = 600 * MIB
+    assert ask() > 600 * KIB - 1
 
 
 def test_billiard_asks_as_we_answer():
