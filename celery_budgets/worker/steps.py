@@ -32,6 +32,7 @@ from celery_budgets.telemetry import failures
 from celery_budgets.telemetry.ledger import ledger_of
 from celery_budgets.telemetry.logs import print_json_lines
 from celery_budgets.units import KIB
+from celery_budgets.worker.begun import Begun
 from celery_budgets.worker.checks import check_worker, pool_name
 from celery_budgets.worker.deadlines import Deadlines
 from celery_budgets.worker.meters import Meters
@@ -111,10 +112,13 @@ class BudgetsStep(bootsteps.StartStopStep):
         return self
 
     def start(self, worker: Any) -> None:
-        """Stand in front of the pool's timers, and say what this pool enforces."""
+        """Stand in front of the pool, and say what it enforces."""
         asynpool = getattr(worker.pool, "_pool", None)
         if self.roster.flights is not None and hasattr(asynpool, "_on_hard_timeout"):
             Deadlines(asynpool, worker.hub, self.roster.flights).attach()
+            # A pool with synack has its processes ask before they begin.
+            if not getattr(asynpool, "synack", False):
+                worker.pool.flush = Begun(asynpool, worker.hub, worker.pool.flush).flush
         self._start_telemetry(worker)
         enforces = self.interrupt.enforces
         logger.info(

@@ -2,8 +2,9 @@
 
 When the connection to the broker is lost, Celery drops every call that no process has accepted
 (celery.concurrency.asynpool.AsynPool.flush): its message comes again. One whose message was on
-its way to a process just then begins nevertheless, and nobody hears of its end. Until its process
-has written that it ended, it keeps its slot.
+its way to a process just then begins nevertheless, and where that process is not heard of in time
+(:mod:`celery_budgets.worker.begun`), nobody hears of its end. Until its process has written that it
+ended, it keeps its slot.
 """
 
 from __future__ import annotations
