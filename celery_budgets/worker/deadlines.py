@@ -11,6 +11,7 @@ See also: :mod:`celery_budgets.process.watchdog`, the second line.
 
 from __future__ import annotations
 
+import threading
 from math import inf
 from time import monotonic
 from typing import Any
@@ -35,6 +36,8 @@ LONGEST = 1.0
 #: A look that comes later than this, in seconds, finds an event loop that was held up: it reads
 #: for as long what has come from the processes, as results of calls that are due may be there.
 LATE = 0.1
+#: Time that the event loop has to itself between many kills, seconds.
+TURN = 0.01
 
 
 class Deadlines:
@@ -55,6 +58,7 @@ class Deadlines:
         self._next_look = inf
         self._timer: Any = None
         self._was_late = False
+        self._looking = threading.Lock()
         #: Jobs that have had their soft signal.
         self._told: set[int] = set()
 
@@ -63,10 +67,13 @@ class Deadlines:
 
         AsynPool looks up the first on itself each time that it meets an event loop, at the
         start and after each reconnect, and the second each time that it tracks a process: so
-        attributes of the instance stand in front of the methods.
+        attributes of the instance stand in front of the methods. At a warm stop there is no
+        event loop; ResultHandler.on_stop_not_started then calls check_timeouts, which is
+        billiard's TimeoutHandler and knows of no extended call.
         """
         self._pool._create_timelimit_handlers = self.register
         self._pool._event_process_exit = self.on_process_exit
+        self._pool._result_handler.check_timeouts = self.look
 
     def register(self, hub: Any) -> None:
         """Have the pool tell of calls that it accepts; look at those that run already.
@@ -101,7 +108,18 @@ class Deadlines:
         self._timer = self._hub.call_later(self._next_look - now, self.look)
 
     def look(self) -> None:
-        """Do what is due for the calls that run, and find out when to look again."""
+        """Do what is due for the calls that run, and find out when to look again.
+
+        At a stop timers fire in a thread (celery.concurrency.prefork.TaskPool.on_stop), and the
+        pool asks too: one of them is enough.
+        """
+        if self._looking.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._looking.release()
+
+    def _look(self) -> None:
         now, self._timer = monotonic(), None
         late = now > self._next_look + LATE
         self._next_look = inf
@@ -110,7 +128,6 @@ class Deadlines:
             self._look_at(now + LATE)
             return
         self._was_late = False
-        # A copy: at a stop timers fire in a thread (celery.concurrency.prefork.TaskPool.on_stop).
         jobs = self._pool._cache.copy()
         self._told &= jobs.keys()
         running = [job for job in jobs.values() if job._worker_pid]
@@ -119,8 +136,9 @@ class Deadlines:
             self._look_at(now + LONGEST)
         for result in running:
             if monotonic() > now + LATE:
-                # Many kills take their time: the event loop has its turn in between.
-                self._look_at(monotonic())
+                # Many kills take their time: the event loop has its turn in between, which fires
+                # all timers that are due first.
+                self._look_at(monotonic() + TURN)
                 break
             self._look_at(self._settle(result, now))
 

@@ -116,9 +116,7 @@ class BudgetsStep(bootsteps.StartStopStep):
         asynpool = getattr(worker.pool, "_pool", None)
         if self.roster.flights is not None and hasattr(asynpool, "_on_hard_timeout"):
             Deadlines(asynpool, worker.hub, self.roster.flights).attach()
-            # A pool with synack has its processes ask before they begin.
-            if not getattr(asynpool, "synack", False):
-                worker.pool.flush = Begun(asynpool, worker.hub, worker.pool.flush).flush
+            Begun(worker.pool, worker.hub).attach()
         self._start_telemetry(worker)
         enforces = self.interrupt.enforces
         logger.info(

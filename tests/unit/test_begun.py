@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from time import monotonic
 from types import SimpleNamespace
 
@@ -21,12 +22,19 @@ class Process:
         self.alive = True
         self.outqR_fd, self.says = os.pipe()
         self.hears, self.inqW_fd = os.pipe()
+        sentinel, self.life = os.pipe()
+        self._popen = SimpleNamespace(sentinel=sentinel)
 
     def _is_alive(self):
         return self.alive
 
+    def die(self):
+        self.alive = False
+        os.write(self.life, b"x")
+
     def close(self):
-        for descriptor in (self.outqR_fd, self.says, self.hears, self.inqW_fd):
+        ends = (self.outqR_fd, self.says, self.hears, self.inqW_fd, self._popen.sentinel, self.life)
+        for descriptor in ends:
             os.close(descriptor)
 
 
@@ -35,15 +43,26 @@ class Bench:
 
     def __init__(self):
         self.processes, self.done = [], []
-        self.pool = SimpleNamespace(_cache={}, _active_writers=set(), handle_result_event=self.read)
-        self.hub = SimpleNamespace(readers={})
-        self.begun = Begun(self.pool, self.hub, lambda: self.done.append("flush"))
+        self.pool = SimpleNamespace(
+            _cache={}, _active_writers=set(), _busy_workers=set(), synack=False,
+            handle_result_event=self.read, maintain_pool=lambda: self.done.append("maintain"),
+        )  # fmt: skip
+        self.hub = SimpleNamespace(readers={}, remove=lambda descriptor: None)
+        self.task_pool = SimpleNamespace(_pool=self.pool, flush=lambda: self.done.append("flush"))
+        Begun(self.task_pool, self.hub).attach()
 
-    def job(self, number, process, **state):
+    def flush(self):
+        """Have the connection lost, as celery.worker.consumer.Consumer.on_close does."""
+        self.task_pool.flush()
+        assert self.done[-2:] == ["maintain", "flush"]
+        return self.done[:-2]
+
+    def job(self, number, process):
         """Add a job that is written to *process*."""
         job = SimpleNamespace(
-            _write_to=process, _worker_pid=None, _accepted=False, _writer=lambda: None, **state
-        )
+            _write_to=process, _worker_pid=None, _accepted=False, _writer=lambda: None,
+            ready=lambda: False,
+        )  # fmt: skip
         self.pool._cache[number] = job
         return job
 
@@ -74,9 +93,7 @@ def test_calls_that_have_begun_are_heard_of_first(bench):
         process = bench.process()
         bench.job(number, process)
         os.write(process.says, bytes([number]))
-    bench.begun.flush()
-    assert sorted(bench.done[:-1]) == [1, 2, 3]
-    assert bench.done[-1] == "flush"
+    assert sorted(bench.flush()) == [1, 2, 3]
 
 
 def test_a_process_that_says_nothing_is_not_waited_for_long(bench):
@@ -86,9 +103,17 @@ def test_a_process_that_says_nothing_is_not_waited_for_long(bench):
     bench.job(2, process)
     os.write(process.says, bytes([2]))
     started = monotonic()
-    bench.begun.flush()
-    assert bench.done == [2, "flush"]
+    assert bench.flush() == [2]
     assert 0.2 <= monotonic() - started < 5
+
+
+def test_a_process_that_dies_is_not_waited_for(bench, monkeypatch):
+    """The worker has the other end of its pipe too, and sees no end of file."""
+    monkeypatch.setattr(begun_module, "BEGIN_SECONDS", 60)
+    process = bench.process()
+    bench.job(1, process)
+    threading.Timer(0.1, process.die).start()
+    assert bench.flush() == []
 
 
 @pytest.mark.parametrize("why", ["not written", "behind another", "dead", "accepted"])
@@ -106,8 +131,7 @@ def test_what_does_not_begin_now_is_not_waited_for(bench, monkeypatch, why):
         process.alive = False
     else:
         job._accepted, job._worker_pid = True, process.pid
-    bench.begun.flush()
-    assert bench.done == ["flush"]
+    assert bench.flush() == []
 
 
 def test_the_rest_of_a_message_is_read(bench):
@@ -125,8 +149,7 @@ def test_the_rest_of_a_message_is_read(bench):
 
     bench.hub.readers[process.outqR_fd] = rest(), ()
     os.write(process.says, b"..!\x01")
-    bench.begun.flush()
-    assert bench.done == [1, "flush"]
+    assert bench.flush() == [1]
 
 
 def test_the_rest_of_a_message_is_written(bench):
@@ -144,23 +167,55 @@ def test_the_rest_of_a_message_is_written(bench):
     writer = write()
     bench.pool._active_writers.add(writer)
     job._writer = lambda: writer
-    bench.begun.flush()
+    assert bench.flush() == [1]
     assert os.read(process.hears, 10) == b"abc"
-    assert bench.done == [1, "flush"]
 
 
-def test_a_failure_is_logged_and_the_pool_flushed(bench, monkeypatch, caplog):
-    """A stop goes on whatever happens."""
+@pytest.mark.parametrize("ended", [True, False])
+def test_calls_that_run_stay_known_on_celery_5_5(bench, ended):
+    """It drops them at a reconnect, and forgets which processes are busy; later ones do not."""
+    process = bench.process()
+    job = bench.job(1, process)
+    os.write(process.says, bytes([1]))
+    bench.job(2, None)  # not written: it comes again
+    celery_flush = bench.task_pool.flush
+
+    def flush():
+        celery_flush()
+        bench.pool._cache.clear()
+        bench.pool._busy_workers.clear()
+        job.ready = lambda: ended
+
+    bench.task_pool.flush = flush
+    Begun(bench.task_pool, bench.hub).attach()
+    bench.task_pool.flush()
+    assert bench.pool._cache == ({} if ended else {1: job})
+    assert bench.pool._busy_workers == (set() if ended else {process.inqW_fd})
+
+
+def test_a_pool_whose_processes_ask_is_left_alone(bench):
+    """With synack none begins before the worker agrees, and Celery says no."""
+    bench.pool.synack = True
+    bench.task_pool.flush = theirs = object()
+    Begun(bench.task_pool, bench.hub).attach()
+    assert bench.task_pool.flush is theirs
+
+
+def test_a_failure_is_logged_and_the_pool_flushed(bench, caplog):
+    """A stop goes on whatever happens, and the other processes are heard."""
 
     def fails(descriptor):
+        os.read(descriptor, 1)
         raise ValueError("no message")
 
     process = bench.process()
     bench.job(1, process)
     os.write(process.says, b"x")
-    monkeypatch.setattr(bench.pool, "handle_result_event", fails)
-    bench.begun.flush()
-    assert bench.done == ["flush"]
+    bench.hub.readers[process.outqR_fd] = fails, (process.outqR_fd,)
+    other = bench.process()
+    bench.job(2, other)
+    os.write(other.says, bytes([2]))
+    assert bench.flush() == [2]
     assert "budgets.begun_unknown" in caplog.text
 
 

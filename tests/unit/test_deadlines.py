@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from billiard.pool import ApplyResult
-from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.asynpool import AsynPool, ResultHandler
 from kombu.asynchronous.timer import Timer
 
 from celery_budgets.process.recorder import Flight, Reason
@@ -65,6 +65,7 @@ class FakePool:
         self._cache = {}
         self._processes = 2
         self._pool = [process(1), process(2)]
+        self._result_handler = SimpleNamespace()
 
     def on_soft_timeout(self, job):
         self.done.append(("soft", job._job))
@@ -275,6 +276,32 @@ def test_limits_hold_after_a_reconnect(bench):
     assert bench.at(15) == [("hard", JOB)]
 
 
+def test_limits_hold_at_a_warm_stop(bench):
+    """There is no event loop then: the pool asks, while it reads the last results."""
+    bench.flights.flight = flight(soft=12.0, hard=18.0)
+    bench.accept()
+    bench.hub.timers.clear()
+    done = []
+    for instant in range(1, 20):
+        bench.clock.now = 1000.0 + instant
+        for _ in range(2):  # an event loop that stood still for long would read first
+            bench.pool._result_handler.check_timeouts()
+        done += [(instant, what) for what, _ in bench.pool.done if (instant, what) not in done]
+        bench.pool.done.clear()
+    assert [(at, what) for at, what in done] == [(12, "soft"), (18, "hard")]
+
+
+def test_one_look_at_a_time(bench, monkeypatch):
+    """At a stop a thread fires timers while the pool asks."""
+    bench.accept()
+    monkeypatch.setattr(
+        bench.pool, "on_soft_timeout", lambda job: bench.pool._result_handler.check_timeouts()
+    )
+    bench.at(15)
+    assert bench.pool.done == []
+    assert not bench.pool._cache
+
+
 def test_many_kills_let_the_event_loop_turn(bench):
     """Each may take a tenth of a second, in which no heartbeat is sent."""
     bench.pool.seconds_per_kill = 0.06
@@ -379,4 +406,5 @@ def test_celery_still_has_what_is_stood_in_front_of():
     theirs = "".join(inspect.getsource(getattr(AsynPool, name)) for name in handlers)
     for name in ("_tref_for_id", "_discard_tref"):
         assert source.count(name) == theirs.count(name)
+    assert "self.check_timeouts" in inspect.getsource(ResultHandler.on_stop_not_started)
     assert "if self._on_timeout_cancel:" in inspect.getsource(ApplyResult._set)

@@ -215,6 +215,19 @@ def gaps_after_kills(app, task, quick, kills=20):
     return sorted(gaps)
 
 
+def test_an_extended_call_ends_by_itself_at_a_warm_stop(worker, load_app):
+    """The pool looks at limits there that know of no extension: 1.5 s, and the call takes 2.2."""
+    limits = load_app(APP)
+    running = worker(APP, "-Q", "lane", "-c", "1")
+    result = limits.extending.delay(1.5, 2.2)
+    running.wait_for_log("extending", "received")
+    running.retire()
+    granted, remaining = result.get(timeout=15)
+    assert granted == 1.5
+    assert 0 < remaining < 0.3
+    assert running.wait_exit() == 0
+
+
 def test_a_slot_is_back_fast_after_a_kill(worker, load_app):
     """From kill to the next call's result: p95 below 0.5 s; plain Celery's beside it."""
     limits, plain = load_app(APP), load_app(PLAIN)
