@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from celery_budgets.worker.pool_size import slots_of
 from celery_budgets.worker.roster import Roster
 
 __all__ = ["Difference", "Drift"]
@@ -66,7 +67,7 @@ class Drift:
             yield Difference(text, f"celery control add_consumer {queue}", queue)
 
     def _of_pool(self) -> Iterator[Difference]:
-        wanted, now = self._roster.capacity, self._consumer.pool.num_processes
+        wanted, now = self._roster.capacity, slots_of(self._consumer.pool)
         if self._consumer.controller.autoscaler is not None or not wanted or now == wanted:
             return
         command = f"pool_shrink {now - wanted}" if now > wanted else f"pool_grow {wanted - now}"

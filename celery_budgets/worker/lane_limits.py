@@ -17,7 +17,7 @@ from celery_budgets.lanes import Lane, Lanes
 from celery_budgets.worker.checks import pool_name
 from celery_budgets.worker.consuming import Consuming
 from celery_budgets.worker.lane_consumer import LaneConsumer
-from celery_budgets.worker.pool_growth import GROWING_POOLS, grow
+from celery_budgets.worker.pool_size import GROWING_POOLS, grow, slots_of
 from celery_budgets.worker.roster import Roster
 from celery_budgets.worker.slots import Slots
 
@@ -64,7 +64,7 @@ class LaneLimits:
         self._consumer.call_soon(self._count, lane)
         logger.info(
             "budgets.lane_limit_set lane=%s concurrency=%s before=%s slots=%s",
-            lane.name, limit, before, self._consumer.pool.num_processes,
+            lane.name, limit, before, slots_of(self._consumer.pool),
         )  # fmt: skip
 
     def look(self) -> None:
@@ -109,7 +109,7 @@ class LaneLimits:
         if self._missing(lane, limit) and self._pool_kind not in GROWING_POOLS:
             return (
                 f"lane {lane.name!r}: concurrency {limit} is above what the pool "
-                f"{self._pool_kind} runs at once ({self._consumer.pool.num_processes}); start the "
+                f"{self._pool_kind} runs at once ({slots_of(self._consumer.pool)}); start the "
                 "worker with -P prefork, threads or gevent"
             )
         return None
@@ -120,7 +120,7 @@ class LaneLimits:
         A pool that was started with fewer than its lanes add up to (``celery worker -c``) stays
         that much smaller, though not below the limit itself.
         """
-        limits, size = self._limits(), int(self._consumer.pool.num_processes)
+        limits, size = self._limits(), slots_of(self._consumer.pool)
         raised = limit - limits[lane.name]
         total = sum(limits.values()) + raised
         return max(limit, min(total, size + raised), size) - size
@@ -142,7 +142,7 @@ class LaneLimits:
 
     def _ahead(self) -> int:
         assert self._lone is not None
-        most = min(self._slots.lanes[self._lone.name].most, self._consumer.pool.num_processes)
+        most = min(self._slots.lanes[self._lone.name].most, slots_of(self._consumer.pool))
         return int(most * self._consumer.prefetch_multiplier)
 
     def _count_all(self) -> None:

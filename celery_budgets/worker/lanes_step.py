@@ -30,6 +30,7 @@ from celery_budgets.worker.lane_limits import LaneLimits
 from celery_budgets.worker.lane_waits import LaneWaits
 from celery_budgets.worker.low_queue import LOOK, AgingSteps, LowQueues
 from celery_budgets.worker.pauses import Pauses
+from celery_budgets.worker.pool_size import slots_of
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.slots import Slots
 from celery_budgets.worker.untracked import Untracked
@@ -152,7 +153,7 @@ class LanesStep(bootsteps.StartStopStep):
         controller = self._consumer.controller
         if controller.autoscaler is not None:
             return int(controller.max_concurrency)
-        return int(self._consumer.pool.num_processes)
+        return slots_of(self._consumer.pool)
 
     def _p95(self, lane: str) -> float | None:
         read_at, p95 = self._read.get(lane, (-inf, None))

@@ -16,6 +16,7 @@ from celery_budgets.process import memory
 from celery_budgets.settings import Settings
 from celery_budgets.worker.checks import capacity
 from celery_budgets.worker.drift import Difference
+from celery_budgets.worker.pool_size import slots_of
 from celery_budgets.worker.roster import Roster
 
 __all__ = ["Report", "pool_pids"]
@@ -99,7 +100,7 @@ class Report:
 
     def _slots(self) -> int:
         """Return how many calls the pool takes at once now: an operator may have changed it."""
-        return int(getattr(self._worker.pool, "num_processes", self._roster.capacity))
+        return slots_of(self._worker.pool) or self._roster.capacity
 
     def _lanes_in_full(self) -> dict[str, Any]:
         waiting, consumed = self._roster.waiting(), self._consumed()

@@ -1,4 +1,4 @@
-"""Giving a running pool more slots.
+"""How many calls a pool runs at once, and giving it more slots while it runs.
 
 There is no way back: Celery cannot take slots from a pool while calls run in all of them
 (billiard.pool.Pool.shrink raises, the other pools count below zero). Limits hold without it.
@@ -10,10 +10,19 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["GROWING_POOLS", "grow"]
+__all__ = ["GROWING_POOLS", "grow", "slots_of"]
 
 #: Pools that can be given slots, by the names of :func:`celery_budgets.worker.checks.pool_name`.
 GROWING_POOLS = frozenset({"prefork", "threads", "gevent"})
+
+
+def slots_of(pool: Any) -> int:
+    """Return how many calls *pool* runs at once; 0 before it has started and after its end.
+
+    ``num_processes`` of Celery's pool, but for gevent, where Celery 5.5 says how many run now.
+    """
+    greenlets = getattr(pool, "_pool", None)
+    return int(getattr(greenlets, "size", getattr(pool, "num_processes", 0)))
 
 
 def grow(pool: Any, kind: str, slots: int) -> None:
