@@ -75,6 +75,11 @@ def forget_failure(backend: Any, task_id: str) -> None:
 
     A success that is stored in between may be dropped too; the new call ends with it again.
     """
+    # Each twin has published it. What nobody waited for is kept for who comes next
+    # (celery.backends.asynchronous.BaseResultConsumer.on_state_change).
+    published = getattr(backend, "_pending_messages", None)
+    while published is not None and published.take(task_id, None) is not None:
+        pass
     try:
         if backend.get_state(task_id) in states.EXCEPTION_STATES:
             backend.forget(task_id)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -300,6 +301,17 @@ class Leaving:
 
 #: Those of this session.
 leaving = Leaving()
+
+
+def json_lines(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield what processes have written into the ``*.jsonl`` files of *folder*, with the file.
+
+    Whole lines only: the last one may be written just now.
+    """
+    for path in folder.glob("*.jsonl"):
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield path, json.loads(line)
 
 
 def processes_with(text: str) -> list[Any]:

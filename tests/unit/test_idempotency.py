@@ -62,7 +62,10 @@ def test_an_old_failure_is_not_taken_for_the_new_call_s(redis_url):
     tool = tool_of(app)
     result = tool.AsyncResult(task_id_of("tool", "a"))
     app.backend.mark_as_failure(result.id, ValueError("old"))
+    for _ in range(2):  # what two of its twins have told, and nobody has read
+        app.backend._pending_messages.put(result.id, app.backend.get_task_meta(result.id))
     assert tool.apply_async(idempotency_key="a").state == "PENDING"
+    assert app.backend._pending_messages.take(result.id, None) is None
     app.backend.mark_as_done(result.id, "good")
     assert tool.apply_async(idempotency_key="a").state == "SUCCESS"
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from celery.exceptions import TimeLimitExceeded
 
 from celery_budgets.telemetry import names
-from tests.support import Servers, Workers, fresh_app, wait_until
+from tests.support import Servers, Workers, fresh_app, json_lines, wait_until
 
 APP = "tests.worker.blocks_app"
 QUEUES = ("-Q", "lane,patient", "-c", "2")
@@ -32,8 +30,9 @@ def spans_of(tools, task_id):
     """Return the spans of a call and of the block inside of it, once both have ended."""
 
     def found():
-        lines = [line for file in tools.folder.iterdir() for line in file.read_text().splitlines()]
-        spans = {span["attributes"].get(names.TASK_ID): span for span in map(json.loads, lines)}
+        spans = {
+            span["attributes"].get(names.TASK_ID): span for _, span in json_lines(tools.folder)
+        }
         both = spans.get(task_id), spans.get(f"{task_id}-in")
         return both if all(both) else None
 

@@ -16,7 +16,7 @@ from celery_budgets.idempotency import task_id_of
 from celery_budgets.telemetry import names
 from tests.brokers.test_gate_crashes import give_back_what_the_dead_held
 from tests.outage import Outage
-from tests.support import wait_until
+from tests.support import json_lines, wait_until
 
 APP = "tests.worker.keyed_app"
 
@@ -97,8 +97,7 @@ def test_a_twin_is_told_of_on_its_span_and_in_its_record(worker, load_app, serve
             app.work.apply_async(("a", 0), idempotency_key="a").get(timeout=20)
 
     def spans():
-        texts = [path.read_text() for path in tmp_path.glob("*.jsonl")]
-        found = [json.loads(line)["attributes"] for text in texts for line in text.splitlines()]
+        found = [span["attributes"] for _, span in json_lines(tmp_path)]
         return [each for each in found if names.OUTCOME in each]
 
     told = wait_until(lambda: len(spans()) == 2 and spans(), "two spans", detail=running.tail)

@@ -12,7 +12,7 @@ from functools import cached_property
 import pytest
 
 from celery_budgets.telemetry import names
-from tests.support import ROOT, fresh_app, wait_until
+from tests.support import ROOT, fresh_app, json_lines, wait_until
 
 APP = "tests.worker.spans_app"
 QUEUES = ("-Q", "file_read,critic,tool_call", "-c", "2")
@@ -62,11 +62,7 @@ class Traced:
                 program.kill()
 
     def spans(self):
-        return [
-            {**json.loads(line), "pid": int(path.stem)}
-            for path in self.folder.glob("*.jsonl")
-            for line in path.read_text().splitlines()
-        ]
+        return [{**span, "pid": int(path.stem)} for path, span in json_lines(self.folder)]
 
     def of_call(self, call, kind="CONSUMER", count=1):
         """Return the spans of *call*, when there are *count*."""

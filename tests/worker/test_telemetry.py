@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, json_lines, wait_until
 
 APP = "tests.worker.telemetry_app"
 EVERY_KIND = (
@@ -51,11 +51,7 @@ def send(servers, environment, *kinds):
 
 def spans_in(folder):
     """Return every span that was exported, by whichever process."""
-    return [
-        json.loads(line)
-        for path in folder.glob("*.jsonl")
-        for line in path.read_text().splitlines()
-    ]
+    return [span for _, span in json_lines(folder)]
 
 
 def calls_in(folder):
