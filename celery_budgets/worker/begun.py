@@ -8,6 +8,8 @@ the processes say is read first, until it is known which calls have begun. Celer
 that run too, at a reconnect; they are put back.
 
 See also: :mod:`celery_budgets.worker.untracked`, for a process that says nothing in time.
+
+Runs in the worker main process.
 """
 
 from __future__ import annotations

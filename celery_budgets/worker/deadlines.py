@@ -86,7 +86,7 @@ class Deadlines:
         """
         self._pool.on_timeout_set = self.on_accepted
         self._pool.on_timeout_cancel = None
-        self._next_look = inf
+        self._disarm()
         self._look_at(monotonic() + LATE)
 
     def on_accepted(self, result: Any, soft: float | None, hard: float | None) -> None:
@@ -101,11 +101,15 @@ class Deadlines:
         """Look at the calls at *when* (monotonic), or earlier."""
         if when >= self._next_look:
             return
-        if self._timer is not None:
-            self._timer.cancel()
+        self._disarm()
         now = monotonic()
         self._next_look = min(when, now + LONGEST)
         self._timer = self._hub.call_later(self._next_look - now, self.look)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._next_look = None, inf
 
     def look(self) -> None:
         """Do what is due for the calls that run, and find out when to look again.
@@ -120,9 +124,9 @@ class Deadlines:
                 self._looking.release()
 
     def _look(self) -> None:
-        now, self._timer = monotonic(), None
+        now = monotonic()
         late = now > self._next_look + LATE
-        self._next_look = inf
+        self._disarm()
         if late and not self._was_late:
             self._was_late = True
             self._look_at(now + LATE)

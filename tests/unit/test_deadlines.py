@@ -291,6 +291,14 @@ def test_limits_hold_at_a_warm_stop(bench):
     assert [(at, what) for at, what in done] == [(12, "soft"), (18, "hard")]
 
 
+def test_the_pool_s_questions_leave_one_timer(bench):
+    """It asks twice a second for as long as the stop takes, and timers go on firing."""
+    bench.accept(soft=300.0, hard=450.0)
+    for _ in range(100):
+        bench.pool._result_handler.check_timeouts()
+    assert len(bench.hub.timers) == 1
+
+
 def test_one_look_at_a_time(bench, monkeypatch):
     """At a stop a thread fires timers while the pool asks."""
     bench.accept()
