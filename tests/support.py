@@ -23,7 +23,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import psutil
-from celery import _state
+from celery import Celery, _state
+from celery.utils.nodenames import gethostname
 
 from celery_budgets.leash import Leashed
 
@@ -177,9 +178,16 @@ class RunningWorker:
             return []
 
     def wait_ready(self, timeout: float = READY_SECONDS) -> RunningWorker:
-        """Wait until it takes calls; fail at once where it exits."""
+        """Wait until it takes calls and answers to remote control; fail at once where it exits."""
         self.wait_for_log(f"{self.name}@", " ready.", timeout=timeout)
+        if "gevent" in self.command:
+            # Its mailbox is bound in a greenlet of its own, after it says that it is ready.
+            wait_until(self._answers, "it answers", timeout=timeout, detail=self.tail)
         return self
+
+    def _answers(self) -> bool:
+        with Celery(broker=self.servers.broker, set_as_current=False) as app:
+            return bool(app.control.ping([f"{self.name}@{gethostname()}"], timeout=1.0, limit=1))
 
     def wait_for_log(self, *texts: str, timeout: float = 10.0) -> str:
         """Wait until one line of its log has all *texts*, and return that line."""
