@@ -30,6 +30,7 @@ from celery_budgets.worker.lane_limits import LaneLimits
 from celery_budgets.worker.lane_waits import LaneWaits
 from celery_budgets.worker.low_queue import LOOK, AgingSteps, LowQueues
 from celery_budgets.worker.pauses import Pauses
+from celery_budgets.worker.polling import lighten
 from celery_budgets.worker.pool_size import slots_of
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.slots import Slots
@@ -86,6 +87,9 @@ class LanesStep(bootsteps.StartStopStep):
         self._untracked = Untracked(self.slots, self._roster)
         # Before the strategies are built, which keep the attribute (celery.worker.strategy).
         self._hand_over, c.on_task_request = c.on_task_request, self.take_in
+        if c.hub is not None:
+            connect = c.connection_for_read
+            c.connection_for_read = lambda **options: lighten(connect(**options))
         queues = c.app.amqp.queues.consume_from
         served = lanes_of_queues(self._lanes, queues)
         for slots in self.slots.lanes.values():
