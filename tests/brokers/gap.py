@@ -54,7 +54,6 @@ def kill_outside(
     if not broker.startswith("redis"):
         victim.kill()
         return
-    redis = Redis.from_url(broker)
 
     def killed() -> bool:
         for each in running:
@@ -65,7 +64,7 @@ def kill_outside(
                     lambda pid=each.pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED,
                     "it stands still", interval=0.001,
                 )  # fmt: skip
-            if _replies_wait(running, redis, folder):
+            if _replies_wait(running, broker, folder):
                 return False
             victim.kill()
             return True
@@ -75,13 +74,13 @@ def kill_outside(
                     os.kill(each.pid, signal.SIGCONT)
 
     wait_until(killed, "no message is in the gap")
-    redis.close()
 
 
-def _replies_wait(running: Sequence[RunningWorker], redis: Redis, folder: Path) -> bool:
+def _replies_wait(running: Sequence[RunningWorker], broker: str, folder: Path) -> bool:
     """Say whether workers await a reply that Redis has sent: it keeps the client no more."""
     awaited = sum(int(Path(folder, str(each.pid)).read_text() or 0) for each in running)
-    database = str(redis.connection_pool.connection_kwargs["db"])
-    clients = redis.client_list()
+    with Redis.from_url(broker) as redis:
+        database = str(redis.connection_pool.connection_kwargs["db"])
+        clients = redis.client_list()
     kept = sum("b" in client["flags"] and client["db"] == database for client in clients)
     return awaited != kept

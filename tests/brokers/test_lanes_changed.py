@@ -54,7 +54,7 @@ class Operator:
     def control(self, command, **arguments):
         """Send a remote control command, and return what the worker says to it."""
         replies = self.module.app.control.broadcast(
-            command, arguments=arguments, reply=True, timeout=5, limit=1
+            command, arguments=arguments, reply=True, timeout=10, limit=1
         )
         ((_, answer),) = replies[0].items()
         return answer
@@ -136,7 +136,7 @@ def test_a_lowered_limit_lets_running_calls_end(worker, operator, pool):
     assert operator.lane("file_read")["waiting"] <= 1
     state = operator.state()
     assert (state["capacity"], state["slots"], state["drift"]) == (3, 3, [])
-    (stats,) = operator.module.app.control.inspect(timeout=2).stats().values()
+    (stats,) = operator.module.app.control.inspect(timeout=10, limit=1).stats().values()
     assert stats["prefetch_count"] == 2
     operator.tell("end")
     ready(then)
@@ -204,7 +204,8 @@ def test_what_a_worker_refuses(worker, operator):
 def test_another_lanes_worker_refuses_only_if_it_is_asked(worker, operator):
     """By its name; otherwise those are told that serve the lane."""
     critic, other = worker(APP, "-Q", "critic"), worker(APP, "-Q", "file_read")
-    names = {name.partition("@")[0]: name for name in operator.module.app.control.inspect().ping()}
+    answers = operator.module.app.control.inspect(timeout=10, limit=2).ping()
+    names = {name.partition("@")[0]: name for name in answers}
     said = operator.done("set", "critic", "--concurrency", "3")
     assert said.splitlines() == [f"{names[critic.name]}: lane critic: concurrency 3 instead of 2"]
     named = operator.lanes(
@@ -382,7 +383,7 @@ def test_drift_is_shown_and_ours_is_none(worker, operator):
     ]
     # Celery does what it is told a moment after it has said so.
     wait_until(lambda: drift() == wanted, "the drift is shown", detail=lambda: str(drift()))
-    (stats,) = operator.module.app.control.inspect(timeout=2).stats().values()
+    (stats,) = operator.module.app.control.inspect(timeout=10, limit=1).stats().values()
     assert stats["budgets"]["drift"] == wanted
     for text in wanted:
         running.wait_for_log("budgets.drift", text)

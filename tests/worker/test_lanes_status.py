@@ -89,7 +89,7 @@ def test_memory_and_concurrency_of_all_workers(two, load_app):
     """Each pool process by its pid; the worker itself where it runs the calls."""
     module = load_app(APP)
     budgets = Budgets.of(module.app)
-    memory = budgets.memory()
+    memory = budgets.memory(timeout=10)
     by_name = {name.partition("@")[0]: facts for name, facts in memory.workers.items()}
     prefork, threads = (by_name[worker.name] for worker in two)
     assert set(prefork.pool_rss_bytes) == set(two[0].pool_pids())
@@ -97,10 +97,10 @@ def test_memory_and_concurrency_of_all_workers(two, load_app):
     assert threads.pool_rss_bytes == {}
     assert threads.largest_bytes == threads.rss_bytes > 20 * MIB
     assert set(threads.levels) == {"slow"}
-    slots = budgets.concurrency()
+    slots = budgets.concurrency(timeout=10)
     assert slots.lanes == {"quick": Slots(0, 2, 0), "slow": Slots(0, 1, 0)}
     assert slots.total == Slots(0, 3, 0)
-    assert memory.silent == slots.silent == budgets.statistics().silent == ()
+    assert memory.silent == slots.silent == budgets.statistics(timeout=10).silent == ()
 
 
 def test_a_worker_that_hangs_is_named(two, servers, load_app):

@@ -63,7 +63,7 @@ def test_a_worker_that_does_not_answer_is_named(worker, load_app):
     app = load_app(APP)
     stays, goes = worker(APP, "-c", "1"), worker(APP, "-c", "1")
     wait_until(lambda: len(app.app.control.ping()) == 2, "both answer")
-    assert app.budgets.statistics().silent == ()
+    assert app.budgets.statistics(timeout=10).silent == ()
     goes.kill()
     silent = wait_until(lambda: app.budgets.statistics().silent, "the other is named")
     assert [name.partition("@")[0] for name in silent] == [goes.name]

@@ -100,7 +100,7 @@ def test_every_call_is_told_once_in_every_way(worker, load_app, servers, environ
         lambda: app.budgets.statistics().total.total >= expected.total(),
         "all deliveries have ended", detail=running.tail,
     )  # fmt: skip
-    assert app.budgets.statistics().total.outcomes == expected
+    assert app.budgets.statistics(timeout=10).total.outcomes == expected
     assert Counter(record["outcome"] for record in records_in(running)) == expected
     assert metrics_of(running) == expected
     running.stop()
@@ -168,9 +168,10 @@ def test_no_secret_is_told(worker, load_app, servers, environment, spans_folder)
     result = app.failed.delay(secret, token=secret)
     wait_until(result.ready, "the call has ended")
     wait_until(lambda: records_in(running), "its record")
-    answer = json.dumps(app.app.control.broadcast("budgets", reply=True))
-    stats = json.dumps([reply["budgets"] for reply in app.app.control.inspect().stats().values()])
+    control = app.app.control
+    answer = json.dumps(control.broadcast("budgets", reply=True, timeout=10, limit=1))
+    (stats,) = control.inspect(timeout=10, limit=1).stats().values()
     running.stop()
     (call,) = calls_in(spans_folder)
-    told = [json.dumps(call), json.dumps(records_in(running)), answer, stats]
+    told = [*map(json.dumps, (call, records_in(running), stats["budgets"])), answer]
     assert not [text for text in told if secret in text]
