@@ -10,6 +10,7 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.asynchronous import Hub
 
+from celery_budgets.worker import polling
 from celery_budgets.worker.polling import lighten
 from tests.support import wait_until
 
@@ -68,7 +69,9 @@ class Turned:
 
 
 @pytest.fixture
-def turned(redis_url):
+def turned(redis_url, monkeypatch):
+    # Longer than a test, so that no socket is told anew where a test does not ask for it.
+    monkeypatch.setattr(polling, "RETOLD_SECONDS", 60.0)
     made = Turned(redis_url)
     made.turn()
     yield made
@@ -135,6 +138,35 @@ def test_a_socket_that_the_loop_does_not_read_is_read_again(turned, reads):
     turned.gets("critic")
 
 
+def test_what_a_child_took_out_of_the_shared_epoll_is_back_in_a_second(redis_url):
+    """As one that starts a worker in a task, whose loop is the inherited one (Hub.close)."""
+    turned = Turned(redis_url)
+    for _ in range(2):
+        turned.turn()
+    turned.hub.poller.unregister(turned.socket_of("critic").fileno())
+    turned.send("critic")
+    turned.gets("critic")
+    turned.connection.close()
+
+
+def test_a_channel_that_closes_in_a_turn_is_gone(turned):
+    """Whatever kombu's visit takes out or adds stays so, of channels that wait too or not."""
+    cycle = turned.transport.cycle
+    closes = turned.consumers["critic"].channel
+    closes._in_poll = None
+    before = set(cycle._channels)
+    poll = cycle._register_BRPOP
+
+    def close(channel):
+        poll(channel)
+        cycle.discard(channel)
+
+    cycle._register_BRPOP = close
+    with suppress(RuntimeError):  # kombu's own loop, over a set that changes
+        turned.turn()
+    assert cycle._channels == before - {closes}
+
+
 def test_a_channel_that_kombu_has_no_socket_of_is_registered_anew(turned):
     """As after a reconnect of one that was full (MultiChannelPoller._discard_paused_brpop)."""
     channel = turned.consumers["critic"].channel
@@ -171,6 +203,14 @@ def test_a_new_loop_is_told_of_everything(turned):
     for lane in LANES:
         turned.send(lane)
     turned.gets(*LANES)
+
+
+def test_a_kombu_that_is_not_known_is_left_alone():
+    """Before 5.7 a lost socket stays in the loop, which has to be told of the next one."""
+    connection = Connection("redis://")
+    del connection.transport.cycle._paused_brpop
+    lighten(connection)
+    assert "register_with_event_loop" not in vars(connection.transport)
 
 
 def test_another_transport_is_left_alone():
