@@ -73,9 +73,14 @@ class Turned:
 
 
 @pytest.fixture
-def turned(redis_url, monkeypatch):
-    # Longer than a test, so that no socket is told anew where a test does not ask for it.
-    monkeypatch.setattr(polling, "RETOLD_SECONDS", 60.0)
+def retold_seconds():
+    """Longer than a test, so that no socket is told anew where a test does not ask for it."""
+    return 60.0
+
+
+@pytest.fixture
+def turned(redis_url, monkeypatch, retold_seconds):
+    monkeypatch.setattr(polling, "RETOLD_SECONDS", retold_seconds)
     made = Turned(redis_url)
     made.turn()
     yield made
@@ -142,15 +147,13 @@ def test_a_socket_that_the_loop_does_not_read_is_read_again(turned, reads):
     turned.gets("critic")
 
 
-def test_what_a_child_took_out_of_the_shared_epoll_is_back_in_a_second(redis_url):
+@pytest.mark.parametrize("retold_seconds", [polling.RETOLD_SECONDS])
+def test_what_a_child_took_out_of_the_shared_epoll_is_back_in_a_second(turned):
     """As one that starts a worker in a task, whose loop is the inherited one (Hub.close)."""
-    turned = Turned(redis_url)
-    for _ in range(2):
-        turned.turn()
+    turned.turn()
     turned.hub.poller.unregister(turned.socket_of("critic").fileno())
     turned.send("critic")
     turned.gets("critic")
-    turned.connection.close()
 
 
 def test_a_channel_that_closes_in_a_turn_is_gone(turned):
