@@ -186,8 +186,29 @@ class RunningWorker:
         return self
 
     def _answers(self) -> bool:
+        return self._asked("ping") is not None
+
+    def _asked(self, question: str) -> Any:
+        """What it answers to a question of ``celery inspect``; ``None`` where it does not."""
+        node = f"{self.name}@{gethostname()}"
         with Celery(broker=self.servers.broker, set_as_current=False) as app:
-            return bool(app.control.ping([f"{self.name}@{gethostname()}"], timeout=1.0, limit=1))
+            inspect = app.control.inspect([node], timeout=1.0, limit=1)
+            return (getattr(inspect, question)() or {}).get(node)
+
+    def wait_active(self, count: int = 1, timeout: float = 10.0) -> list[dict[str, Any]]:
+        """Wait until it has heard of *count* calls that run; return what it says of them.
+
+        A call that it has received and even one whose body runs may not be: its process tells
+        so by a pipe. A stop then, or a lost connection, hands such a call back.
+        """
+
+        def active() -> list[dict[str, Any]] | None:
+            calls = self._asked("active") or []
+            return calls if len(calls) >= count else None
+
+        calls = wait_until(active, f"{count} run", timeout=timeout, detail=self.tail)
+        assert calls is not None
+        return calls
 
     def wait_for_log(self, *texts: str, timeout: float = 10.0) -> str:
         """Wait until one line of its log has all *texts*, and return that line."""

@@ -10,15 +10,10 @@ APP = "tests.worker.acknowledging_app"
 def test_messages_are_acknowledged_as_their_lane_and_task_say(worker, load_app):
     """Late by default; `idempotent` and Celery's own `acks_late` of a task decide otherwise."""
     loaded = load_app(APP)
-    worker(APP, "-Q", "safe,once", "-c", "6")
+    running = worker(APP, "-Q", "safe,once", "-c", "6")
     results = {name: loaded.app.tasks[name].delay(20) for name in loaded.TASKS}
-
-    def active():
-        (calls,) = (loaded.app.control.inspect(timeout=1, limit=1).active() or {"": []}).values()
-        seen = {call["name"]: call["acknowledged"] for call in calls}
-        return seen if len(seen) == len(loaded.TASKS) else None
-
-    acknowledged = wait_until(active, "all run at once", timeout=15)
+    calls = running.wait_active(len(loaded.TASKS), timeout=15)
+    acknowledged = {call["name"]: call["acknowledged"] for call in calls}
     for result in results.values():
         loaded.app.control.revoke(result.id, terminate=True)
     wait_until(lambda: all(r.state == "REVOKED" for r in results.values()), "all are revoked")

@@ -274,8 +274,7 @@ def test_a_frozen_holder_changes_nothing_when_it_thaws(worker, app):
     running = worker(APP, "-Q", "keyed", "-c", "2")
     app.stubborn.apply_async(("a",), idempotency_key="a")
     wait_for(app, "begun:a", detail=running.tail)
-    calls = app.app.control.inspect(timeout=10, limit=1).active() or {}
-    (holder,) = [call["worker_pid"] for found in calls.values() for call in found]
+    (holder,) = [call["worker_pid"] for call in running.wait_active()]
     psutil.Process(holder).send_signal(signal.SIGSTOP)
     result = app.stubborn.apply_async(("a",), idempotency_key="a")
     wait_for(app, "begun:a", 2, timeout=30, detail=running.tail)
@@ -322,7 +321,6 @@ def test_acknowledgement_is_the_lane_s_with_a_key_too(worker, load_app, servers)
     running = worker(APP, "-Q", "once", "-c", "2")
     result = app.hold_once.apply_async(("a",), idempotency_key="a")
     wait_for(app, "begun:a", detail=running.tail)
-    calls = app.app.control.inspect(timeout=10, limit=1).active() or {}
-    assert [call["acknowledged"] for found in calls.values() for call in found] == [True]
+    assert [call["acknowledged"] for call in running.wait_active()] == [True]
     app.redis().set("go:a", 1)
     result.get(timeout=20)

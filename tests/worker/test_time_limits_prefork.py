@@ -169,8 +169,7 @@ def test_limits_hold_while_the_broker_is_away(worker, load_app, servers, broker_
     limits = load_app(APP)
     running = worker(APP, "-Q", "lane", "-c", "2", env={"CELERY_BROKER_URL": outage.url})
     patient, stubborn = limits.patient.delay(), limits.stubborn.delay()
-    running.wait_for_log(f"Task {APP}.patient", "received")
-    running.wait_for_log(f"Task {APP}.stubborn", "received")
+    running.wait_active(2)
     pool = running.pool_pids()
     outage.begin()
     began = time.monotonic()
@@ -194,7 +193,7 @@ def test_limits_hold_during_a_soft_shutdown(worker, load_app):
     limits = load_app(APP)
     running = worker(APP, "-Q", "lane", "-c", "1", env={"SOFT_SHUTDOWN": "8"})
     result = limits.patient.delay()
-    running.wait_for_log(f"Task {APP}.patient", "received")
+    running.wait_active()
     running.process.send_signal(signal.SIGQUIT)
     name, seconds = marks_of(limits, result.id)[0]
     assert name == "SoftTimeLimitExceeded", running.tail()
@@ -220,7 +219,7 @@ def test_an_extended_call_ends_by_itself_at_a_warm_stop(worker, load_app):
     limits = load_app(APP)
     running = worker(APP, "-Q", "lane", "-c", "1")
     result = limits.extending.delay(1.5, 2.2)
-    running.wait_for_log("extending", "received")
+    running.wait_active()
     running.retire()
     granted, remaining = result.get(timeout=15)
     assert granted == 1.5
