@@ -220,6 +220,8 @@ class LanesStep(bootsteps.StartStopStep):
         return level_of(request.delivery_info.get("priority"), self._broker)
 
     def _look(self) -> None:
+        if state.should_terminate:
+            return  # a cold stop has ended the pool: celery.apps.worker.on_cold_shutdown
         for look in (
             self.pauses.look, self.limits.look, self.drift.look, self._waits.look,
             self._untracked.look, self._start_due,

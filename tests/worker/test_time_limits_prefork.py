@@ -199,6 +199,7 @@ def test_limits_hold_during_a_soft_shutdown(worker, load_app):
     assert name == "SoftTimeLimitExceeded", running.tail()
     assert 1.9 <= float(seconds) <= 3.0
     running.wait_exit(timeout=30)
+    assert "budgets.drift" not in running.log, "a pool that its worker has ended is no drift"
 
 
 def gaps_after_kills(app, task, quick, kills=20):
