@@ -185,8 +185,14 @@ def test_an_unknown_lane_is_an_error_where_the_call_is_made(app):
 @pytest.mark.parametrize(
     "declared",
     [
-        [Queue("extra", Exchange("x"), routing_key="k"), Queue("slow", max_length=7)],
-        {"extra": {"exchange": "x", "routing_key": "k"}, "slow": {"max_length": 7}},
+        [
+            Queue("extra", Exchange("x"), routing_key="k"),
+            Queue("slow", queue_arguments={"x-max-length": 7}),
+        ],
+        {
+            "extra": {"exchange": "x", "routing_key": "k"},
+            "slow": {"queue_arguments": {"x-max-length": 7}},
+        },
     ],
     ids=["list", "mapping"],
 )
@@ -196,7 +202,7 @@ def test_queues_that_the_user_declares_are_kept(declared):
     queues = app.amqp.queues
     assert set(queues) == {"extra", "slow", "q", "files"}
     assert (queues["extra"].exchange.name, queues["extra"].routing_key) == ("x", "k")
-    assert queues["slow"].max_length == 7
+    assert queues["slow"].queue_arguments == {"x-max-length": 7}
     assert queue_of(app, lambda: app.send_task("fs_read", queue="extra")) == "extra"
 
 

@@ -6,10 +6,12 @@ import asyncio
 import contextvars
 import threading
 from time import time
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery
 from celery.worker import state as worker_state
+from celery.worker.consumer.mingle import Mingle
 
 from celery_budgets import BudgetedTask, Budgets, RejectedByBudget
 from celery_budgets.scope import paths_above
@@ -207,7 +209,8 @@ def test_a_cancelled_scope_is_among_what_workers_tell_each_other():
         told = list(worker_state.revoked)
         worker_state.revoked.clear()
         assert "budgets-scope:req-77" in told
-        worker_state.merge_revoked(told)
+        consumer = SimpleNamespace(controller=SimpleNamespace(state=worker_state))
+        Mingle(consumer, without_mingle=True).on_revoked_received(consumer, told)
         assert "budgets-scope:req-77" in worker_state.revoked
     finally:
         worker_state.revoked.clear()
