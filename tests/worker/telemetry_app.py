@@ -101,6 +101,7 @@ def hard_in_c():
 
 @app.task(base=BudgetedTask)
 def worker_lost():
+    provider.force_flush()  # what the calls before it have batched would be lost with it
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -114,8 +115,10 @@ def rejected():
     raise Reject("no", requeue=False)
 
 
-@app.task(base=BudgetedTask, track_started=True, timeout=60)
-def endless():
+@app.task(base=BudgetedTask, bind=True, timeout=60)
+def endless(self):
+    provider.force_flush()  # as above: it will be killed
+    self.update_state(state="STARTED")
     time.sleep(60)
 
 
