@@ -31,6 +31,21 @@ class Consuming:
         self.paused: dict[str, set[str]] = {}
         #: What the worker was started with.
         self.wanted = frozenset(consumer.app.amqp.queues.consume_from)
+        self._celery_add = consumer.add_task_queue
+
+    def attach(self) -> None:
+        """Replace Consumer.add_task_queue, also for celery.worker.control.add_consumer.
+
+        Before 5.7 a known queue is consumed again by it, and is not among those that are consumed:
+        a second pause would pass over it, and a new connection would leave it out.
+        """
+        self._consumer.add_task_queue = self._add
+
+    def _add(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        queues = self._consumer.app.amqp.queues
+        if queue in queues and queue not in queues.consume_from:
+            queues.select_add(queues[queue])
+        self._celery_add(queue, *args, **kwargs)
 
     def queues_of(self, lanes: Lanes, lane: Lane) -> list[str]:
         """Return the queues of *lane* that this worker is to consume, paused ones too."""

@@ -78,6 +78,7 @@ class LanesStep(bootsteps.StartStopStep):
             self._priority if self._broker is not None else None, settings.priority_aging,
         )  # fmt: skip
         self._consuming = consuming = self._roster.consuming = Consuming(c)
+        consuming.attach()
         self.drift = self._roster.drift = Drift(c, self._roster)
         self.pauses = self._roster.pauses = Pauses(c, consuming, self._lanes, self._roster)
         self.limits = self._roster.limits = LaneLimits(

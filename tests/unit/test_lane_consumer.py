@@ -6,6 +6,7 @@ from bisect import bisect
 from types import SimpleNamespace
 
 import pytest
+from celery import Celery
 from kombu import Connection, Exchange, Producer, Queue
 
 from celery_budgets.priority import Broker, Priority, level_of, number_of
@@ -182,6 +183,21 @@ def test_a_queue_is_consumed_again_when_the_last_reason_is_gone():
     consuming.resume("operator", ["a", "b"])
     assert sorted(consumer.consumed) == ["a", "b"]
     assert consuming.paused == {}
+
+
+def test_a_queue_that_is_added_again_is_among_those_that_are_consumed():
+    """As Celery does it since 5.7: before, it was not paused a second time."""
+    with Celery(set_as_current=False, broker="memory://") as app:
+        app.conf.task_queues = [queue("a"), queue("b")]
+        app.amqp.queues.select(["a"])
+        added = []
+        consumer = SimpleNamespace(app=app, add_task_queue=added.append)
+        Consuming(consumer).attach()
+        app.amqp.queues.deselect("a")
+        consumer.add_task_queue("a")
+        assert set(app.amqp.queues.consume_from) == {"a"}
+        consumer.add_task_queue("unknown")  # Celery makes and selects it
+        assert added == ["a", "unknown"]
 
 
 def test_what_others_change_is_drift_and_what_is_paused_is_not():
