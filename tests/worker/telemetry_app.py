@@ -167,8 +167,9 @@ def revoke_running():
 
 def main(arguments):
     wanted = {kind: int(count) for kind, _, count in (a.partition("=") for a in arguments)}
-    results = [result for kind, count in wanted.items() for result in send(kind, count)]
-    wait_for(results)
+    results = {kind: send(kind, count) for kind, count in wanted.items()}
+    results.pop("rejected", None)  # before Celery 5.7 that is no state
+    wait_for([result for sent in results.values() for result in sent])
     expected = Counter()
     for kind, count in wanted.items():
         for outcome, ends in ENDS[kind].items():

@@ -140,7 +140,8 @@ def flower(module_servers, module_worker, load_module_app, tmp_path_factory) -> 
 def make_calls(module: Any, task: str, count: int) -> list[str]:
     results = [getattr(module, task).delay() for _ in range(count)]
     for result in results:
-        result.get(timeout=20, propagate=False)
+        if task != "reject":  # before Celery 5.7 that is no state
+            result.get(timeout=20, propagate=False)
     return [result.id for result in results]
 
 
