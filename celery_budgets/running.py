@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from functools import partial
+from time import monotonic
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from celery_budgets.process.watchdog import watchdog
 from celery_budgets.settings import settings_of
 from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.names import (
+    HEADER_DEADLINE,
     HEADER_IDEMPOTENCY_KEY,
     HEADER_WAITED_FOR,
     seconds_waited,
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 __all__ = ["run_in_budget"]
 
 logger = logging.getLogger(__name__)
+
+#: A call that took no longer has the size that its process had before it, seconds.
+SHORTEST = 0.001
 
 
 def run_in_budget(
@@ -62,7 +67,7 @@ def run_in_budget(
         Ignore: Its caller has had its result already.
         BaseException: What the body raised.
     """
-    call, span = _begin(task, request, _at_start(task, request, Terms._make(terms)))
+    call, span = _begin(task, request, _at_start(task, request, Terms(*terms)))
     outcome = Outcome.FAILED
     try:
         result = _run_once(task, request, call, args, kwargs)
@@ -95,6 +100,8 @@ def run_in_budget(
 
 
 def _at_start(task: BudgetedTask, request: Any, terms: Terms) -> Terms:
+    if HEADER_DEADLINE not in vars(request):
+        return terms
     try:
         return terms_at_start(terms, request)
     except RejectedByBudget:
@@ -134,7 +141,7 @@ def _begin(task: BudgetedTask, request: Any, terms: Terms) -> tuple[Call | None,
         span = spans.span_of(task, call.task_id)
         writer = recorder()
         call.moved = writer.deadlines
-        writer.begin(call, *spans.span_ids(span))
+        writer.begin(call, *(spans.span_ids(span) if span is not None else ()))
         watchdog().watch(call)
     except (Exception, HardLimitReached):
         logger.exception("budgets.begin_failed task=%s: the call is not measured", task.name)
@@ -154,8 +161,12 @@ def _end(task: BudgetedTask, request: Any, call: Call, span: Span | None, outcom
     dog = watchdog()
     call.outcome = outcome
     dog.release(call)
-    call.close(memory.rss())
-    recorder().end(call, *spans.span_ids(span))
+    now = monotonic()
+    # In so short a time no process can have grown by more than a few MiB, and the next call
+    # begins with a reading anyway.
+    rss = memory.rss() if now - call.started_mono > SHORTEST else call.rss_before
+    call.close(now, rss)
+    recorder().end(call, *(spans.span_ids(span) if span is not None else ()))
     if call.hard_sent and dog.interrupt.abandons:
         spans.leave_open(task, call.task_id)  # ended by the worker when it was given up
     elif span is not None:

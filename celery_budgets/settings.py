@@ -230,7 +230,8 @@ def settings_of(app: Any) -> Settings:
     Raises:
         ConfigurationError: Lists everything wrong; raised again at each call.
     """
-    held = _held_for(app)
+    # Asked several times in each call: WeakKeyDictionary.get is most of it.
+    held = _held.get(app) or _held_for(app)
     settings = held.settings
     while settings is None:
         version = held.version

@@ -5,6 +5,7 @@ See also: :mod:`celery_budgets.running`, which runs a call under its budget.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from celery import Task
@@ -27,6 +28,14 @@ __all__ = ["BudgetedTask"]
 _BUDGET_ATTRIBUTES = (
     "timeout", "hard_timeout", "max_timeout", "max_rss", "rss_warning", "soft", "memory",
 )  # fmt: skip
+
+
+@cache
+def _run_in_budget() -> Any:
+    """Return what runs a call; a program that only sends has no use for it."""
+    from celery_budgets.running import run_in_budget
+
+    return run_in_budget
 
 
 class BudgetedTask(Task):
@@ -108,9 +117,7 @@ class BudgetedTask(Task):
         terms = vars(request).get(HEADER_TERMS)
         if terms is None or call_of(request) is not None:
             return super().__call__(*args, **kwargs)
-        from celery_budgets.running import run_in_budget  # what only sends has no use for it
-
-        return run_in_budget(self, request, terms, args, kwargs)
+        return _run_in_budget()(self, request, terms, args, kwargs)
 
     def apply_async(
         self,

@@ -89,9 +89,9 @@ class Call:
         self.lane = lane
         self.budget = budget
         self.limits = limits
-        self.ceiling = max(math.inf if ceiling is None else ceiling, limits.soft)
-        top = math.inf if hard_ceiling is None else hard_ceiling
-        self.hard_ceiling = max(top, limits.hard)
+        soft, hard = limits
+        self.ceiling = math.inf if ceiling is None else max(ceiling, soft)
+        self.hard_ceiling = math.inf if hard_ceiling is None else max(hard_ceiling, hard)
         #: The call that this one is a part of, in the same process.
         self.parent: Call | None = None
         #: How this call is interrupted; ``None``: as the watchdog interrupts all tasks here.
@@ -108,8 +108,8 @@ class Call:
         self.started_at = time()
         self.started_mono = now = monotonic()
         #: Monotonic instants of the two limits.
-        self.soft_at = now + limits.soft
-        self.hard_at = now + limits.hard
+        self.soft_at = now + soft
+        self.hard_at = now + hard
         #: True while the body runs: only then may a limit interrupt the thread.
         self.open = True
         #: Told when :meth:`extend` has moved the limits.
@@ -184,9 +184,8 @@ class Call:
         """
         return self.hard_sent or (late and monotonic() >= self.hard_at)
 
-    def close(self, rss: int) -> None:
-        """Note the end of the body; *rss* is the size of the process now, bytes."""
-        now = monotonic()
+    def close(self, now: float, rss: int) -> None:
+        """Note the end of the body: at *now* (monotonic), in a process of *rss* bytes."""
         self.wall_seconds = now - self.started_mono
         self.soft_exceeded = self.soft_exceeded or self.soft_sent or now > self.soft_at
         self.rss_after = rss

@@ -22,7 +22,8 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_budgets.errors import MemoryLimitExceeded
 from celery_budgets.process.call import Call, HardLimitReached
-from celery_budgets.process.recorder import Reason, recorder
+from celery_budgets.process.flight import Reason
+from celery_budgets.process.recorder import recorder
 from celery_budgets.process.thread_exception import held_off, raise_in, take_back
 from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.names import HEADER_TERMS

@@ -4,8 +4,9 @@ Each pool process keeps one small file that both it and the worker map into memo
 by its pid in a folder of the worker. It works under fork and spawn, and after SIGKILL. Where
 calls run in the worker process itself the records stay in a table of that process.
 
-Covers: writing (pool process) and reading (worker main process) one record.
-Does not cover: what is concluded from it (:mod:`celery_budgets.worker.roster`).
+Covers: writing (pool process) and reading (worker main process) records.
+Does not cover: what is in one (:mod:`celery_budgets.process.flight`), and what is concluded from
+it (:mod:`celery_budgets.worker.roster`).
 """
 
 from __future__ import annotations
@@ -16,18 +17,33 @@ import logging
 import mmap
 import os
 import shutil
-import struct
 import threading
 from collections import OrderedDict
-from enum import IntEnum
-from typing import NamedTuple
 
 from celery_budgets.per_process import OncePerProcess
 from celery_budgets.process.call import Call
+from celery_budgets.process.flight import (
+    DEADLINES,
+    DEADLINES_OFFSET,
+    FAILURES,
+    FAILURES_OFFSET,
+    HOW_IT_WENT,
+    PEAK,
+    PEAK_OFFSET,
+    REASON_OFFSET,
+    SIZE,
+    WAITS_OFFSET,
+    Flight,
+    Reason,
+    flight_in,
+    pack,
+    pack_how_it_went,
+    unpack,
+)
 from celery_budgets.process.folder import lock, make, map_file, sweep
 from celery_budgets.telemetry import failures
 
-__all__ = ["ENVIRONMENT", "Flight", "FlightReader", "FlightRecorder", "Reason", "recorder"]
+__all__ = ["ENVIRONMENT", "FlightReader", "FlightRecorder", "recorder"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,86 +51,8 @@ logger = logging.getLogger(__name__)
 #: not below the prefix of settings.
 ENVIRONMENT = "_CELERY_BUDGETS_RECORDER"
 
-_TASK_ID_BYTES = 128
-#: id, state, reason, soft exceeded, twin, waits, started (epoch), soft and hard deadline
-#: (monotonic), wall seconds, RSS before, peak, after (bytes), trace id, span id.
-_LAYOUT = struct.Struct("<128sBBBBB3x4d3Q16s8s")
-_PEAK = struct.Struct("<Q")
-_PEAK_OFFSET = struct.calcsize("<128sBBB5x4d1Q")
-_REASON_OFFSET = 129
-_WAITS_OFFSET = 132
-_DEADLINES = struct.Struct("<2d")
-_DEADLINES_OFFSET = struct.calcsize("<128sBBB5x1d")
-#: Failures of telemetry in the process, behind the record.
-_FAILURES = struct.Struct("<Q")
-_FAILURES_OFFSET = 512
 #: Records of calls in this same process that nobody asked for yet.
 _LOCAL_RECORDS = 10_000
-
-_IDLE, _RUNNING, _ENDED = range(3)
-
-
-class Reason(IntEnum):
-    """Why the process ended itself in the middle of a call."""
-
-    NONE = 0
-    HARD_TIME_LIMIT = 1
-    MEMORY_LIMIT = 2
-
-
-_REASONS = tuple(Reason)
-
-
-class Flight(NamedTuple):
-    """What a process had written down of its call."""
-
-    #: Id of the task in UTF-8, cut where it is long.
-    task_key: bytes
-    ended: bool
-    reason: Reason
-    soft_exceeded: bool
-    #: Seconds since the epoch.
-    started_at: float
-    #: Monotonic instants, the same clock in all processes of a host.
-    soft_deadline: float
-    hard_deadline: float
-    wall_seconds: float
-    rss_before_bytes: int
-    rss_peak_bytes: int
-    rss_after_bytes: int
-    trace_id: bytes
-    span_id: bytes
-    #: The body did not run: a twin of the call runs, or has run.
-    twin: bool = False
-    #: It waits for a result of its own lane.
-    waits: bool = False
-
-    @property
-    def task_id(self) -> str:
-        """Id of the task, cut where it is long."""
-        return self.task_key.decode(errors="replace")
-
-
-def _pack(call: Call, state: int, reason: Reason, ids: tuple[bytes, bytes]) -> bytes:
-    return _LAYOUT.pack(
-        call.task_id.encode()[:_TASK_ID_BYTES], state, reason, call.soft_exceeded, call.twin, False,
-        call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
-        call.rss_before, call.rss_peak, call.rss_after, *ids,
-    )  # fmt: skip
-
-
-def _unpack(data: bytes | mmap.mmap) -> Flight | None:
-    (
-        task_id, state, reason, soft_exceeded, twin, waits, started_at, soft, hard, wall,
-        before, peak, after, trace_id, span_id,
-    ) = _LAYOUT.unpack_from(data)  # fmt: skip
-    if state == _IDLE:
-        return None
-    return Flight(
-        task_id.rstrip(b"\0"), state == _ENDED, _REASONS[reason],
-        bool(soft_exceeded), started_at, soft, hard, wall, before, peak, after, trace_id, span_id,
-        bool(twin), bool(waits),
-    )  # fmt: skip
 
 
 class FlightRecorder:
@@ -140,38 +78,41 @@ class FlightRecorder:
     def begin(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
         """Write down that *call* runs, and the span it runs under."""
         self._call = call
-        self._write(call, _pack(call, _RUNNING, Reason.NONE, (trace_id, span_id)))
+        self._write(call, pack(call, trace_id, span_id, ended=False))
 
     def peak(self, call: Call) -> None:
         """Write down the call's highest sample of RSS so far."""
         if self._map is not None and call is self._call:
-            _PEAK.pack_into(self._map, _PEAK_OFFSET, call.rss_peak)
+            PEAK.pack_into(self._map, PEAK_OFFSET, call.rss_peak)
 
     def deadlines(self, call: Call) -> None:
         """Write down that the call's limits have moved."""
         if self._map is not None:
-            _DEADLINES.pack_into(self._map, _DEADLINES_OFFSET, call.soft_at, call.hard_at)
+            DEADLINES.pack_into(self._map, DEADLINES_OFFSET, call.soft_at, call.hard_at)
 
     def waits(self, call: Call, *, waits: bool) -> None:
         """Write down that *call* waits for a result of its own lane, or does so no more."""
         if self._map is None:
             (self.waiting.add if waits else self.waiting.discard)(call.task_id)
         elif call is self._call:
-            self._map[_WAITS_OFFSET] = waits
+            self._map[WAITS_OFFSET] = waits
 
     def killed(self, call: Call, reason: Reason) -> None:
         """Write down why this process is about to end itself."""
         if self._map is not None:
-            self._map[_REASON_OFFSET] = reason
+            self._map[REASON_OFFSET] = reason
 
     def end(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
         """Write down what *call* has used."""
-        self._call = None
-        self._write(call, _pack(call, _ENDED, Reason.NONE, (trace_id, span_id)))
+        begun, self._call = self._call, None
+        if begun is call and self._map is not None:
+            self._map[HOW_IT_WENT] = pack_how_it_went(call)
+        else:
+            self._write(call, pack(call, trace_id, span_id, ended=True))
 
     def _write(self, call: Call, record: bytes) -> None:
         if self._map is not None:
-            self._map[: _LAYOUT.size] = record
+            self._map[:SIZE] = record
             return
         self._local[call.task_id, call.thread_id] = record
         if len(self._local) > _LOCAL_RECORDS:
@@ -179,8 +120,8 @@ class FlightRecorder:
 
     def _failed(self) -> None:
         if self._map is not None:
-            before = _FAILURES.unpack_from(self._map, _FAILURES_OFFSET)[0]
-            _FAILURES.pack_into(self._map, _FAILURES_OFFSET, before + 1)
+            before = FAILURES.unpack_from(self._map, FAILURES_OFFSET)[0]
+            FAILURES.pack_into(self._map, FAILURES_OFFSET, before + 1)
 
     def take(self, task_id: str) -> Flight | None:
         """Return and drop the record of a call that ran in this process.
@@ -192,7 +133,7 @@ class FlightRecorder:
         if record is None:
             keys = [key for key in self._local.copy() if key[0] == task_id]
             record = self._local.pop(keys[0], None) if keys else None
-        return _unpack(record) if record else None
+        return unpack(record) if record else None
 
 
 class FlightReader:
@@ -215,36 +156,41 @@ class FlightReader:
 
     def read(self, pid: int | None, task_id: str) -> Flight | None:
         """Return what process *pid* wrote of *task_id*; ``None`` where it wrote of another."""
-        flight = self.current(pid)
-        # As bytes: a long id is cut, and a cut may go through a character.
-        mine = flight is not None and flight.task_key == task_id.encode()[:_TASK_ID_BYTES]
-        return flight if mine else None
+        record = self._map_of(pid)
+        return flight_in(record, task_id) if record is not None else None
+
+    def copy(self, pid: int | None) -> bytes | None:
+        """Return the newest record of process *pid* as it is, for :func:`flight_in`."""
+        record = self._map_of(pid)
+        return record[:SIZE] if record is not None else None
 
     def current(self, pid: int | None) -> Flight | None:
         """Return the newest record of process *pid*, if there is one."""
-        if pid is None:
-            return None
-        record = self._maps.get(pid)
-        if record is None:
+        record = self._map_of(pid)
+        return unpack(record) if record is not None else None
+
+    def _map_of(self, pid: int | None) -> mmap.mmap | None:
+        record = self._maps.get(pid) if pid is not None else None
+        if record is None and pid is not None:
             try:
                 record = map_file(os.path.join(self.folder, str(pid)), create=False)
             except (OSError, ValueError):
                 return None
             self._maps[pid] = record
-        return _unpack(record)
+        return record
 
     def condemn(self, pid: int, reason: Reason, rss: int) -> None:
         """Write down for process *pid*, which is stopped, why it is killed; *rss* in bytes."""
         record = self._maps[pid]
-        record[_REASON_OFFSET] = reason
-        _PEAK.pack_into(record, _PEAK_OFFSET, max(rss, _PEAK.unpack_from(record, _PEAK_OFFSET)[0]))
+        record[REASON_OFFSET] = reason
+        PEAK.pack_into(record, PEAK_OFFSET, max(rss, PEAK.unpack_from(record, PEAK_OFFSET)[0]))
 
     def forget(self, pid: int) -> None:
         """Drop the record of a process that is gone, so that its pid can come again."""
         self.current(pid)
         record = self._maps.pop(pid, None)
         if record is not None:
-            self._failures_of_gone += _FAILURES.unpack_from(record, _FAILURES_OFFSET)[0]
+            self._failures_of_gone += FAILURES.unpack_from(record, FAILURES_OFFSET)[0]
             record.close()
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self.folder, str(pid)))
@@ -253,7 +199,7 @@ class FlightReader:
         """Return the failures of telemetry in all pool processes, also those that are gone."""
         for pid in self.pids():
             self.current(pid)
-        living = (_FAILURES.unpack_from(record, _FAILURES_OFFSET)[0] for record in
+        living = (FAILURES.unpack_from(record, FAILURES_OFFSET)[0] for record in
                   list(self._maps.values()))  # fmt: skip
         return int(self._failures_of_gone + sum(living))
 

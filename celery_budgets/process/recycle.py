@@ -59,6 +59,9 @@ class Recycling:
         self._peak = peak
         self._started = memory.rss()
         self._asked_after: Call | None = None
+        #: The budget of the last call, and the size that goes with it, bytes.
+        self._budget: Budget | None = None
+        self._limit = 0
 
     def __call__(self) -> int:
         """Return KiB above ``max_memory_per_child`` for a process that shall leave."""
@@ -67,7 +70,9 @@ class Recycling:
         call = watchdog().released
         if call is None:
             return 1
-        limit = largest_size(call.budget, self._started)
+        if call.budget is not self._budget:
+            self._budget, self._limit = call.budget, largest_size(call.budget, self._started)
+        limit = self._limit
         # After a call under a budget it was read just now; after a plain task it was not.
         rss = call.rss_after if call is not self._asked_after else memory.rss()
         self._asked_after = call

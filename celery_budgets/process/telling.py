@@ -109,7 +109,7 @@ class Telling:
     def ended(self, call: Call, outcome: Outcome, error: BaseException | None) -> None:
         """Say how the block ended, and what it took; closes *call*."""
         call.outcome = outcome
-        call.close(rss_if_known())
+        call.close(monotonic(), rss_if_known())
         if self._span is not None:
             self._span.end(call, outcome, self._waited, error)
         self._count(outcome, call, self._span.trace_id if self._span is not None else None)

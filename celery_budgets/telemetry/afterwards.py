@@ -19,7 +19,7 @@ from celery_budgets.telemetry import names, spans
 
 if TYPE_CHECKING:
     from celery_budgets.outcomes import Outcome
-    from celery_budgets.process.recorder import Flight
+    from celery_budgets.process.flight import Flight
 
 __all__ = ["end_for_process"]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from time import time
 from typing import Any
 
 from celery_budgets.per_process import PerProcess
@@ -50,7 +51,7 @@ class Ledger:
             if self.worker is not None:
                 self.worker(facts, reason)
                 return
-            logs.call_ended(facts)
+            logs.call_ended(facts, time())
             if self._record is not None:
                 self._record_values(self._record, facts)
         except Exception:

@@ -6,19 +6,18 @@ key ``budgets``, and on the line of a JSON log beside the message. :data:`SCHEMA
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from celery_budgets.errors import ConfigurationError
 from celery_budgets.units import format_size
 
-__all__ = ["SCHEMA", "call_ended", "print_json_lines"]
+__all__ = ["SCHEMA", "JsonLines", "call_ended", "print_json_lines"]
 
 logger = logging.getLogger(__name__)
-
-_HANDLER = "celery_budgets.json"
 
 #: Fields of a ``budgets.call_ended`` record, with type and unit; ``None`` where unknown.
 SCHEMA: dict[str, str] = {
@@ -39,60 +38,67 @@ SCHEMA: dict[str, str] = {
 }
 
 
-def call_ended(facts: Mapping[str, Any]) -> None:
-    """Log the end of one call; WARNING where it did not go as its budget wants."""
+#: Once for all records: json.dumps makes an encoder for each where it is given any option.
+_encode = json.JSONEncoder(default=str).encode
+
+
+def call_ended(facts: Mapping[str, Any], ended_at: float) -> None:
+    """Log the end of one call; WARNING where it did not go as its budget wants.
+
+    Args:
+        facts: By the fields of :data:`SCHEMA`, but for the event.
+        ended_at: Seconds since the epoch; the record has this time, and may be made later.
+    """
     good = facts["outcome"] in ("succeeded", "retried") and not facts["soft_limit_exceeded"]
     level = logging.INFO if good else logging.WARNING
     if not logger.isEnabledFor(level):
         return
     peak = facts["rss_peak_bytes"]
-    logger.log(
-        level,
+    record = logger.makeRecord(
+        logger.name, level, __file__, 0,
         "budgets.call_ended outcome=%s lane=%s task=%s task_id=%s seconds=%.3f rss_peak=%s"
         " soft_limit_exceeded=%s",
-        facts["outcome"], facts["lane"], facts["task"], facts["task_id"],
-        facts["seconds"] or 0.0, format_size(peak) if peak is not None else "unknown",
-        str(facts["soft_limit_exceeded"]).lower(),
+        (
+            facts["outcome"], facts["lane"], facts["task"], facts["task_id"],
+            facts["seconds"] or 0.0, format_size(peak) if peak is not None else "unknown",
+            str(facts["soft_limit_exceeded"]).lower(),
+        ),
+        None, call_ended.__name__,
         extra={"budgets": {"event": "budgets.call_ended", **facts}},
     )  # fmt: skip
+    record.created, record.msecs = ended_at, int(ended_at % 1 * 1000) + 0.0
+    logger.handle(record)
+
+
+class JsonLines(logging.Formatter):
+    """Makes each record a line of JSON, with the facts of a call beside its message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return *record* as one line; its time is UTC, in the form of ISO 8601."""
+        message = record.getMessage()
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": message,
+            "event": message.partition(" ")[0].rstrip(":"),
+            **getattr(record, "budgets", {}),
+        }
+        if record.exc_info:
+            line["exc_info"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack_info"] = self.formatStack(record.stack_info)
+        return _encode(line)
 
 
 def print_json_lines() -> None:
-    """Print the records of this package as JSON lines on standard error, and only so.
-
-    Raises:
-        ConfigurationError: The formatter is not installed.
-    """
-    try:
-        from pythonjsonlogger.json import JsonFormatter
-    except ImportError:
-        raise ConfigurationError(
-            "budgets_json_logs needs python-json-logger; pip install 'celery-budgets[json]'"
-        ) from None
-
-    class Formatter(JsonFormatter):  # type: ignore[misc, unused-ignore]
-        """Puts the facts of a record beside its message."""
-
-        def add_fields(
-            self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
-        ) -> None:
-            super().add_fields(log_data, record, message_dict)
-            log_data.update(log_data.pop("budgets", None) or {})
-            log_data.setdefault("event", record.getMessage().partition(" ")[0].rstrip(":"))
-
+    """Print the records of this package as JSON lines on standard error, and only so."""
     package = logging.getLogger("celery_budgets")
-    if any(handler.name == _HANDLER for handler in package.handlers):
+    if any(isinstance(handler.formatter, JsonLines) for handler in package.handlers):
         return
     # Not sys.stderr: Celery turns what is printed there into log records of its own.
     handler = logging.StreamHandler(sys.__stderr__)
-    handler.name = _HANDLER
-    handler.setFormatter(
-        Formatter(
-            "{asctime}{levelname}{name}{message}",
-            style="{",
-            rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
-        )
-    )
+    handler.setFormatter(JsonLines())
     package.addHandler(handler)
     package.setLevel(logging.INFO)
     package.propagate = False

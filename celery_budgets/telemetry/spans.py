@@ -120,19 +120,15 @@ def begin(span: Span, call: Call, task: Any, terms: Terms, name: str | None) -> 
     request = task.request
     if name is not None:
         span.update_name(name.format(lane=call.lane, task=task.name))
-    resource = getattr(span, "resource", None)
     slot = {
         names.LANE_ACTIVE: terms.lane_active, names.LANE_LIMIT: terms.lane_limit,
         names.GLOBAL_ACTIVE: terms.global_active, names.GLOBAL_LIMIT: terms.global_limit,
     }  # fmt: skip
-    span.set_attributes(
-        {
-            **shared_attributes(resource),
-            **call_attributes(task.app, task.name, vars(request), terms),
-            names.WORKER: request.hostname or "",
-            **slot,
-        }
-    )
+    attributes = call_attributes(task.app, task.name, vars(request), terms)
+    attributes |= shared_attributes(getattr(span, "resource", None))
+    attributes |= slot
+    attributes[names.WORKER] = request.hostname or ""
+    span.set_attributes(attributes)
     span.add_event(names.EVENT_SLOT, slot)
     span.add_event(names.EVENT_STARTED)
 

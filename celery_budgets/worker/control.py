@@ -33,14 +33,14 @@ def budgets(state: Any, scope: str | None = None, **_: Any) -> dict[str, Any]:
     """Calls, limits and memory of this worker, per lane and task; or the calls of one scope."""
     roster = roster_of(state.app)
     if scope is not None:
-        return {"scope": roster.of_scope(scope).to_json()}
+        return {"scope": roster.tally.of_scope(scope).to_json()}
     controller = getattr(state.consumer, "controller", None)
     steps = [step for step in getattr(controller, "steps", ()) if isinstance(step, BudgetsStep)]
     return {
         **(steps[0].report.in_full() if steps else {}),
         "gate": roster.gate.to_json() if roster.gate is not None else None,
         "time_limits": {name: list(pair) for name, pair in roster.overrides.items()},
-        "statistics": roster.snapshot().to_json(),
+        "statistics": roster.tally.statistics().to_json(),
     }
 
 

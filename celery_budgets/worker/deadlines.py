@@ -16,7 +16,8 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-from celery_budgets.process.recorder import Flight, FlightReader
+from celery_budgets.process.flight import Flight
+from celery_budgets.process.recorder import FlightReader
 from celery_budgets.worker.request import BudgetedRequest
 
 __all__ = ["Deadlines"]

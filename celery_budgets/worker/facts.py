@@ -3,49 +3,80 @@
 from __future__ import annotations
 
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from celery_budgets.outcomes import Outcome
+from celery_budgets.process.flight import Flight, flight_in
 from celery_budgets.scope import scope_in
-from celery_budgets.telemetry.names import seconds_waited
+from celery_budgets.telemetry.names import HEADER_DUE_AT, HEADER_SCOPE, seconds_waited
 
 if TYPE_CHECKING:
-    from celery_budgets.process.recorder import Flight
     from celery_budgets.worker.request import BudgetedRequest
 
-__all__ = ["facts_of"]
+__all__ = ["Ended", "facts_of"]
 
 #: What a record has where the call had no span.
 _NO_TRACE = bytes(16)
 _OVER_THE_SOFT_LIMIT = frozenset({Outcome.SOFT_TIME_LIMIT, Outcome.HARD_TIME_LIMIT})
 
 
-def facts_of(request: BudgetedRequest, outcome: Outcome, flight: Flight | None) -> dict[str, Any]:
+class Ended(NamedTuple):
+    """What is kept of a delivery whose call has ended, until it is counted.
+
+    Not the delivery itself: it has the arguments of the call, which may be large.
+    """
+
+    outcome: Outcome
+    #: Seconds since the epoch.
+    ended_at: float
+    started_at: float | None
+    #: The soft limit that was in force, seconds.
+    soft: float
+    lane: str
+    task: str
+    task_id: str
+    worker: str
+    #: Headers of its message; producers may send anything.
+    due_at: Any
+    scope: Any
+    #: What its process wrote down: as it is, or a copy that nobody has read yet.
+    flight: Flight | bytes | None
+
+    @classmethod
+    def of(cls, request: BudgetedRequest, outcome: Outcome, flight: Flight | bytes | None) -> Self:
+        """Return what is kept of *request*, whose call has ended now."""
+        headers = request._request_dict
+        return cls(
+            outcome, time(), request.time_start, request.limits.soft, request.lane.name,
+            request._type, request.id, request._hostname, headers.get(HEADER_DUE_AT),
+            headers.get(HEADER_SCOPE), flight,
+        )  # fmt: skip
+
+
+def facts_of(ended: Ended) -> dict[str, Any]:
     """Return what is logged and counted of a call (telemetry.logs.SCHEMA).
 
     Time and memory are ``None`` where it never ran or nobody could tell.
-
-    Args:
-        request: The delivery.
-        outcome: How it ended.
-        flight: The record of its process, where there is one.
     """
-    headers, started = request.request_dict, request.time_start
-    seconds = _seconds(started, flight)
+    flight = ended.flight
+    if isinstance(flight, bytes):
+        flight = flight_in(flight, ended.task_id)
+    seconds = _seconds(ended, flight)
     if flight is not None and flight.ended:
         exceeded = flight.soft_exceeded
     else:
-        exceeded = seconds is not None and seconds > request.limits.soft
+        exceeded = seconds is not None and seconds > ended.soft
+    headers = {HEADER_DUE_AT: ended.due_at, HEADER_SCOPE: ended.scope}
     facts = {
-        "outcome": outcome.value,
-        "lane": request.lane.name,
-        "task": request.type,
-        "task_id": request.id,
-        "worker": request.hostname,
+        "outcome": ended.outcome.value,
+        "lane": ended.lane,
+        "task": ended.task,
+        "task_id": ended.task_id,
+        "worker": ended.worker,
         "scope": scope_in(headers),
         "seconds": seconds,
-        "wait_seconds": seconds_waited(headers, started or time()),
-        "soft_limit_exceeded": exceeded or outcome in _OVER_THE_SOFT_LIMIT,
+        "wait_seconds": seconds_waited(headers, ended.started_at or ended.ended_at),
+        "soft_limit_exceeded": exceeded or ended.outcome in _OVER_THE_SOFT_LIMIT,
         "rss_before_bytes": None,
         "rss_peak_bytes": None,
         "trace_id": None,
@@ -61,9 +92,10 @@ def facts_of(request: BudgetedRequest, outcome: Outcome, flight: Flight | None) 
     return facts
 
 
-def _seconds(started: float | None, flight: Flight | None) -> float | None:
+def _seconds(ended: Ended, flight: Flight | None) -> float | None:
     if flight is not None and flight.ended:
         return flight.wall_seconds
-    if started is None:
+    if ended.started_at is None:
         return None
-    return max(0.0, time() - (flight.started_at if flight is not None else started))
+    started = flight.started_at if flight is not None else ended.started_at
+    return max(0.0, ended.ended_at - started)

@@ -13,7 +13,7 @@ from celery_budgets.errors import RejectedByBudget
 from celery_budgets.telemetry.names import HEADER_DEADLINE, REASON_DEADLINE
 
 if TYPE_CHECKING:
-    from celery_budgets.process.recorder import Flight
+    from celery_budgets.process.flight import Flight
     from celery_budgets.worker.request import BudgetedRequest
 
 __all__ = ["came_too_late", "in_time"]

@@ -117,6 +117,8 @@ class LanesStep(bootsteps.StartStopStep):
             c.connection.drain_events = partial(_drain_soon, c.connection.drain_events)
         self._disarm(c)
         self._timer_entries = [c.timer.call_repeatedly(TICK, c.call_soon, (self._look,))]
+        if c.hub is not None:
+            self._roster.tally.call_later = c.hub.call_later
         if self._low is not None:
             look = c.timer.call_repeatedly(LOOK, c.call_soon, (self._low.look,))
             self._timer_entries.append(look)
@@ -125,6 +127,16 @@ class LanesStep(bootsteps.StartStopStep):
         """Start nothing any more; what is kept goes back to the broker with its channel."""
         self._disarm(c)
         self.slots.give_up_held()
+        self._count_at_once()
+
+    def terminate(self, c: Any) -> None:
+        """Count what has ended: a cold stop comes here instead."""
+        self._count_at_once()
+
+    def _count_at_once(self) -> None:
+        """Have the tally wait for no timer: without its consumer the event loop stands still."""
+        self._roster.tally.call_later = None
+        self._roster.tally.count_noted()
 
     def take_in(self, request: Request) -> None:
         """Hand *request* to the pool once its lane has a slot. Replaces on_task_request."""
@@ -163,7 +175,7 @@ class LanesStep(bootsteps.StartStopStep):
     def _p95(self, lane: str) -> float | None:
         read_at, p95 = self._read.get(lane, (-inf, None))
         if monotonic() - read_at > _P95_SECONDS:
-            calls = self._roster.snapshot().lanes.get(lane)
+            calls = self._roster.tally.statistics().lanes.get(lane)
             p95 = calls.duration.quantile(0.95) if calls is not None else None
             self._read[lane] = monotonic(), p95
         return p95
@@ -225,7 +237,7 @@ class LanesStep(bootsteps.StartStopStep):
             return  # a cold stop has ended the pool: celery.apps.worker.on_cold_shutdown
         for look in (
             self.pauses.look, self.limits.look, self.drift.look, self._waits.look,
-            self._untracked.look, self._start_due,
+            self._untracked.look, self._start_due, self._roster.tally.count_noted,
         ):  # fmt: skip
             try:
                 look()

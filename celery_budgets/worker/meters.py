@@ -56,7 +56,7 @@ class Meters:
         """Join the exporters that the settings and the program ask for; never fail a worker."""
         record = metrics.export_to_meter(lambda: list(self.read()))
         if record is not None:
-            self._roster.listeners.append(_recorder(record, self.label))
+            self._roster.tally.listeners.append(_recorder(record, self.label))
         if settings.metrics_port is None:
             return
         try:
@@ -93,7 +93,7 @@ class Meters:
         yield Sample("build_info", self._about, 1.0)
 
     def _calls(self) -> Iterator[Sample]:
-        statistics = self._roster.snapshot().relabelled(self.label)
+        statistics = self._roster.tally.statistics().relabelled(self.label)
         for (lane, task), calls in statistics.calls.items():
             for outcome, count in calls.outcomes.items():
                 yield Sample("calls", (lane, task, outcome), count)

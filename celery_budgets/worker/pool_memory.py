@@ -20,7 +20,8 @@ from typing import Any
 import psutil
 
 from celery_budgets.process import memory
-from celery_budgets.process.recorder import FlightReader, Reason
+from celery_budgets.process.flight import Reason
+from celery_budgets.process.recorder import FlightReader
 from celery_budgets.units import format_size
 from celery_budgets.worker.roster import Roster
 

@@ -58,7 +58,7 @@ class Report:
 
     def in_short(self) -> dict[str, Any]:
         """Return limits and counts; small, because Flower asks often."""
-        statistics = self._roster.snapshot()
+        statistics = self._roster.tally.statistics()
         return {
             **self._about,
             "capacity": capacity(self._settings.lanes, self._lanes),

@@ -23,16 +23,14 @@ from celery.worker import state
 from celery.worker.request import Request
 from kombu.utils.encoding import safe_repr
 
-from celery_budgets.budget import Budget, TimeLimits, limits_in_message, seconds_or_none
-from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded, RejectedByBudget
+from celery_budgets.budget import TimeLimits
+from celery_budgets.errors import MemoryLimitExceeded, RejectedByBudget
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process.ended import outcome_of
-from celery_budgets.process.recorder import Flight, Reason
-from celery_budgets.routing import lane_of
-from celery_budgets.settings import settings_of
+from celery_budgets.process.flight import Flight, Reason
 from celery_budgets.telemetry.names import HEADER_DUE_AT, REASON_DEADLINE
-from celery_budgets.worker.ceiling import broker_ceiling
 from celery_budgets.worker.inherited import came_too_late
+from celery_budgets.worker.place import Place
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.shadowed import executing, succeeding
 from celery_budgets.worker.twins import expires_alone, shares_result_of_twin
@@ -53,6 +51,8 @@ class BudgetedRequest(Request):
     #: Does the roster count this call as running?
     counted = False
     _success_was_found = False
+    #: By queue, for the one task and app of a subclass; ``None``: looked up each time.
+    _places: dict[str, Place] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap the two methods that celery.worker.request.create_request_cls overrides.
@@ -60,6 +60,7 @@ class BudgetedRequest(Request):
         That function makes a subclass for each task and does not call ``super()`` in them.
         """
         super().__init_subclass__(**kwargs)
+        cls._places = {}
         for name, wrap in (("execute_using_pool", executing), ("on_success", succeeding)):
             if name in cls.__dict__:
                 setattr(cls, name, wrap(cls.__dict__[name]))
@@ -67,45 +68,41 @@ class BudgetedRequest(Request):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.roster = roster_of(self._app)
-        queue = self._delivery_info["routing_key"]
-        self.lane = lane_of(settings_of(self._app).lanes, self._type, self._task, queue)
-        budget = self._budget()
-        ceiling = budget.max_timeout or broker_ceiling(self._app, budget.escalation_factor)
-        self.limits = self._time_limits(budget, ceiling)
+        place = self._place()
+        self.lane, self.ceiling = place.lane, place.ceiling
+        self.limits = self._time_limits(place)
         # Celery's own attribute, (hard, soft): read when the call is handed to the pool.
         self.time_limits = (self.limits.hard, self.limits.soft)
-        self.ceiling = ceiling
         #: What tells a message that is delivered again from a new one for the same task id.
         self.message_key: tuple[str, float | None] = (
             self.id, self._request_dict.get(HEADER_DUE_AT),
         )  # fmt: skip
 
+    def _place(self) -> Place:
+        """Return what goes for all calls of the task that came from this queue.
+
+        Kept for as long as Celery keeps the strategy of a task: until the consumer starts anew.
+        """
+        queue = self._delivery_info["routing_key"]
+        place = self._places.get(queue) if self._places is not None else None
+        if place is None:
+            place = Place.of(self._app, self._task, self._type, queue)
+            if self._places is not None:
+                self._places[queue] = place
+        return place
+
     @property
     def hard_rss(self) -> int:
         """Bytes of RSS at which the call is killed."""
-        return self._budget().hard_rss
+        return self._place().budget.hard_rss
 
-    def _budget(self) -> Budget:
-        try:
-            budget: Budget = self._task.budget_in(self.lane)
-        except ConfigurationError as exc:
-            # Checked at the start for the task's own lane; this is another lane's queue.
-            logger.warning("budgets.lane_budget_used task=%s: %s", self._type, exc)
-            return self.lane.budget
-        return budget
-
-    def _time_limits(self, budget: Budget, ceiling: float | None) -> TimeLimits:
+    def _time_limits(self, place: Place) -> TimeLimits:
         """Return the limits in force: an operator's, else the call's up to the ceiling."""
-        operator = self.roster.overrides.get(self._type)
-        if operator is not None:
-            return budget.time_limits(soft=operator[0], hard=operator[1])
-        hard, soft = limits_in_message(self._request_dict.get("timelimit"))
-        task = self._task
-        return budget.time_limits(
-            soft=soft or seconds_or_none(task.soft_time_limit),
-            hard=hard or seconds_or_none(task.time_limit),
-            ceiling=ceiling,
-        )
+        overrides = self.roster.overrides
+        if self._type in overrides:
+            soft, hard = overrides[self._type]
+            return place.budget.time_limits(soft=soft, hard=hard)
+        return place.limits_of(self._task, self._request_dict.get("timelimit"))
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Count the call as running, before an early acknowledgement.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -21,16 +20,15 @@ from celery.worker import state
 from celery_budgets.lanes import Lane
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process.call import Terms
-from celery_budgets.process.recorder import Flight, FlightReader, recorder
+from celery_budgets.process.flight import Flight, flight_in
+from celery_budgets.process.recorder import FlightReader, recorder
 from celery_budgets.settings import settings_of
-from celery_budgets.telemetry import logs
 from celery_budgets.telemetry.afterwards import end_for_process
 from celery_budgets.telemetry.names import WORKER
 from celery_budgets.telemetry.spans import call_attributes
-from celery_budgets.telemetry.statistics import Statistics
-from celery_budgets.worker.facts import facts_of
+from celery_budgets.worker.facts import Ended
 from celery_budgets.worker.offenders import Offenders
-from celery_budgets.worker.scopes import Scopes
+from celery_budgets.worker.tally import Tally
 
 if TYPE_CHECKING:
     from celery_budgets.worker.admission import Admission
@@ -68,9 +66,11 @@ class Roster:
 
     def __init__(self, flights: FlightReader | None = None) -> None:
         self.flights = flights
-        self.statistics = Statistics()
-        #: Calls that run now, by lane.
+        #: What they added up to, once they have ended.
+        self.tally = Tally(self.count_failure)
+        #: Calls that run now, by lane, and over all of them.
         self.active: Counter[str] = Counter()
+        self.running = 0
         #: Deliveries that run, by message: twins with one idempotency key share their id.
         self.in_hand: dict[tuple[str, float | None], BudgetedRequest] = {}
         #: Limits set by `celery control time_limit`: (soft, hard) by task name, seconds.
@@ -79,8 +79,6 @@ class Roster:
         self._failures = 0
         #: Calls that this worker may run at once, over all its lanes.
         self.capacity = 0
-        #: Told the facts of every call that has ended (telemetry.logs.SCHEMA).
-        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         #: Whether calls are admitted, and by whom; ``None`` without a memory guard.
         self.gate: Gate | None = None
         self.admission: Admission | None = None
@@ -93,7 +91,6 @@ class Roster:
         self.pauses: Pauses | None = None
         self.drift: Drift | None = None
         self.offenders = Offenders()
-        self.scopes = Scopes()
         self._ended: OrderedDict[tuple[str, float | None], Outcome] = OrderedDict()
         # Pool threads, the watchdog and the event loop all report here.
         self._lock = threading.Lock()
@@ -114,17 +111,12 @@ class Roster:
                 return  # revoked while it was on its way into the pool
             request.counted = True
             self.active[request.lane.name] += 1
+            self.running += 1
             self.in_hand[request.message_key] = request
 
     def rejected(self, request: BudgetedRequest, reason: str) -> None:
         """Count a delivery that is not admitted: handed back, or failed."""
-        with self._lock:
-            self.statistics.of(request.lane.name, request.type).rejections[reason] += 1
-
-    def snapshot(self) -> Statistics:
-        """Return the statistics of now, for threads that read while calls go on ending."""
-        with self._lock:
-            return self.statistics.copy()
+        self.tally.reject(request.lane.name, request.type, reason)
 
     def waiting(self) -> Counter[str]:
         """Return the deliveries in hand that do not run yet, by lane."""
@@ -149,18 +141,16 @@ class Roster:
         if self.slots is not None:
             self.slots.release(request)
 
-    def of_scope(self, path: str) -> Statistics:
-        """Return what the calls of a request scope added up to here."""
-        with self._lock:
-            return self.scopes.statistics(path)
+    def terms(self, request: BudgetedRequest) -> tuple[Any, ...]:
+        """Return what the process of *request* is told, at the moment that it gets its slot.
 
-    def terms(self, request: BudgetedRequest) -> Terms:
-        """Return what the process of *request* is told, at the moment that it gets its slot."""
+        The fields of :class:`celery_budgets.process.call.Terms`, without the class: to pickle
+        that takes longer than all the rest.
+        """
         lane, limits = request.lane, request.limits
-        return Terms(
+        return (
             lane.name, limits.soft, limits.hard, request.ceiling,
-            self.active[lane.name] + 1, self.limit_of(lane),
-            self.active.total() + 1, self.capacity,
+            self.active[lane.name] + 1, self.limit_of(lane), self.running + 1, self.capacity,
         )  # fmt: skip
 
     def flight_of(self, request: BudgetedRequest) -> Flight | None:
@@ -168,6 +158,12 @@ class Roster:
         if self.flights is None:
             return recorder().take(request.id)
         return self.flights.read(request.worker_pid, request.id)
+
+    def _record_of(self, request: BudgetedRequest) -> Flight | bytes | None:
+        """Return what its process wrote down before it writes of another; read when counted."""
+        if self.flights is None:
+            return recorder().take(request.id)
+        return self.flights.copy(request.worker_pid)
 
     def ended(
         self,
@@ -194,14 +190,17 @@ class Roster:
             ran = request.time_start is not None
             if request.counted:
                 self.active[request.lane.name] -= 1
+                self.running -= 1
             lost_and_back = outcome is Outcome.WORKER_LOST and request.task.reject_on_worker_lost
             self._remember(key, outcome, final=not lost_and_back)
         self.leaves(request)
         try:
-            if flight is None and ran:
-                flight = self.flight_of(request)
-            self.count(facts_of(request, outcome, flight))
-            self._tell(request, outcome, flight, reason)
+            record = self._record_of(request) if flight is None and ran else flight
+            self.tally.note(Ended.of(request, outcome, record))
+            if outcome in _ENDED_HERE:
+                if isinstance(record, bytes):
+                    record = flight_in(record, request.id)
+                self._tell(request, outcome, record, reason)
         except Exception:
             self.count_failure()
             logger.exception("budgets.telemetry_failed task_id=%s", request.id)
@@ -215,37 +214,21 @@ class Roster:
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
 
-    def count(self, facts: Mapping[str, Any], reason: str | None = None) -> None:
-        """Count a call that has ended, log it, and tell the listeners.
-
-        Args:
-            facts: Those of its log record.
-            reason: Why it was rejected, where it was and nobody has counted that yet.
-        """
-        with self._lock:
-            self.statistics.add(facts)
-            self.scopes.add(facts)
-            if reason is not None:
-                self.statistics.of(facts["lane"], facts["task"]).rejections[reason] += 1
-        logs.call_ended(facts)
-        for listener in self.listeners:
-            listener(facts)
-
     def _tell(
         self, request: BudgetedRequest, outcome: Outcome, flight: Flight | None, reason: str
     ) -> None:
         """End the span of a call that its own process has not ended."""
-        if (flight is not None and flight.ended) or outcome not in _ENDED_HERE:
+        if flight is not None and flight.ended:
             return
         settings = settings_of(request.app)
         if not settings.tracing:
             return
-        headers = request.request_dict
+        headers, terms = request.request_dict, Terms(*self.terms(request))
         name = settings.span_name or f"run/{request.type}"
         told = end_for_process(
             name.format(lane=request.lane.name, task=request.type),
             {
-                **call_attributes(request.app, request.type, headers, self.terms(request)),
+                **call_attributes(request.app, request.type, headers, terms),
                 WORKER: request.hostname,
             },
             headers, outcome, reason or outcome.value, flight,

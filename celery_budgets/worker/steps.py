@@ -15,7 +15,6 @@ from typing import Any
 from celery import bootsteps
 
 from celery_budgets import running  # noqa: F401  before processes are forked, for all of them
-from celery_budgets.errors import ConfigurationError
 from celery_budgets.lanes import Lane
 from celery_budgets.process.interrupt import (
     GreenletInterrupt,
@@ -36,7 +35,6 @@ from celery_budgets.worker.begun import Begun
 from celery_budgets.worker.checks import check_worker, pool_name
 from celery_budgets.worker.deadlines import Deadlines
 from celery_budgets.worker.meters import Meters
-from celery_budgets.worker.refused import WorkerRefused
 from celery_budgets.worker.report import Report, pool_pids
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.threads import AbandonedThreads
@@ -60,7 +58,7 @@ class BudgetsStep(bootsteps.StartStopStep):
         self.lanes: list[Lane] = check_worker(worker, self.settings, autoscale)
         if self.settings.json_logs:
             # Before the pool forks, so that its processes print their records so too.
-            _print_json_lines()
+            print_json_lines()
         self.roster.capacity = worker.concurrency
         failures.listen(self.roster.count_failure)
         self.interrupt = self._interrupt(worker)
@@ -73,7 +71,7 @@ class BudgetsStep(bootsteps.StartStopStep):
             self._let_fat_processes_leave(worker)
         else:
             install(self.interrupt)
-            ledger_of(worker.app).worker = self.roster.count
+            ledger_of(worker.app).worker = self.roster.tally.count
         for task in worker.app.tasks.values():
             if isinstance(task, BudgetedTask):
                 _settle_acknowledgement(task)
@@ -139,13 +137,6 @@ class BudgetsStep(bootsteps.StartStopStep):
     def info(self, worker: Any) -> dict[str, Any]:
         """Return what `inspect stats`, and so Flower's worker page, shows."""
         return {"budgets": self.report.in_short()}
-
-
-def _print_json_lines() -> None:
-    try:
-        print_json_lines()
-    except ConfigurationError as exc:
-        raise WorkerRefused(*exc.problems) from None
 
 
 def _settle_acknowledgement(task: BudgetedTask) -> None:

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 pytest.importorskip("opentelemetry.sdk")
-pytest.importorskip("pythonjsonlogger")
 
 PROGRAM = """
 import json, sys

@@ -126,13 +126,13 @@ def test_closing_notes_what_was_used(clock):
     call = new_call(rss=100)
     call.rss_peak = 300
     clock.now += 2.5
-    call.close(200)
+    call.close(clock(), 200)
     assert (call.wall_seconds, call.rss_before, call.rss_after, call.rss_peak) == (
         2.5, 100, 200, 300,
     )  # fmt: skip
     assert not call.soft_exceeded
     grown = new_call(rss=100)
-    grown.close(400)
+    grown.close(clock(), 400)
     assert grown.rss_peak == 400
 
 
@@ -144,7 +144,7 @@ def test_a_call_over_its_soft_limit_says_so(clock, seconds, sent, exceeded):
     call = new_call()
     call.soft_sent = sent
     clock.now += seconds
-    call.close(0)
+    call.close(clock(), 0)
     assert call.soft_exceeded is exceeded
 
 
@@ -153,7 +153,7 @@ def test_an_extended_call_is_judged_by_its_new_limit(clock):
     call = new_call()
     call.extend(5)
     clock.now += 12
-    call.close(0)
+    call.close(clock(), 0)
     assert not call.soft_exceeded
 
 

@@ -11,7 +11,7 @@ from billiard.pool import ApplyResult
 from celery.concurrency.asynpool import AsynPool, ResultHandler
 from kombu.asynchronous.timer import Timer
 
-from celery_budgets.process.recorder import Flight, Reason
+from celery_budgets.process.flight import Flight, Reason
 from celery_budgets.worker import deadlines as deadlines_module
 from celery_budgets.worker.deadlines import (
     BEGIN_POLL,

@@ -38,12 +38,12 @@ def test_a_scrape_and_the_end_of_a_call_do_not_collide(meters, fast_switches):
         number = 0
         while not left.is_set():
             number += 1
-            with roster._lock:
-                calls = roster.statistics.of("lane", f"task-{number % 50}")
+            with roster.tally._lock:
+                calls = roster.tally._statistics.of("lane", f"task-{number % 50}")
                 calls.outcomes[f"outcome-{number % 99}"] += 1
                 calls.duration.add(number % 9973 / 7)
                 if number % 5000 == 0:
-                    roster.statistics.calls.clear()
+                    roster.tally._statistics.calls.clear()
 
     ending = threading.Thread(target=end_calls)
     ending.start()
@@ -89,17 +89,17 @@ class SimpleRequest:
 def test_a_snapshot_stays_as_it_is(meters):
     """Its histograms and counters, too."""
     _, roster = meters
-    calls = roster.statistics.of("lane", "task")
+    calls = roster.tally._statistics.of("lane", "task")
     calls.outcomes["succeeded"] += 1
     calls.duration.add(1.0)
     calls.rejections["max_rss"] += 1
-    snapshot = roster.snapshot()
+    snapshot = roster.tally.statistics()
     taken = snapshot.to_json()
-    assert taken == roster.statistics.to_json()
+    assert taken == roster.tally._statistics.to_json()
     calls.outcomes["succeeded"] += 1
     calls.duration.add(100.0)
     calls.rejections["max_rss"] += 1
-    roster.statistics.of("lane", "another")
+    roster.tally._statistics.of("lane", "another")
     assert snapshot.to_json() == taken
 
 
@@ -107,7 +107,7 @@ def test_task_names_are_bounded(meters):
     """Those beyond the first share one label, so that nobody floods the metrics by names."""
     read, roster = meters[0].read, meters[1]
     for number in range(MOST_TASKS + 50):
-        roster.statistics.of("lane", f"task-{number}").outcomes["succeeded"] += 1
+        roster.tally._statistics.of("lane", f"task-{number}").outcomes["succeeded"] += 1
     for _ in range(2):
         calls = {s.labels[1]: s.value for s in read() if s.metric == "calls"}
         assert len(calls) == MOST_TASKS + 1

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from celery_budgets.process.recorder import Reason
+from celery_budgets.process.flight import Reason
 from celery_budgets.worker.pool_memory import PoolMemory
 from tests.support import wait_until
 

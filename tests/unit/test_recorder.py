@@ -13,14 +13,9 @@ from celery_budgets import Budget
 from celery_budgets.budget import TimeLimits
 from celery_budgets.process import recorder as recorder_module
 from celery_budgets.process.call import Call
+from celery_budgets.process.flight import Reason
 from celery_budgets.process.folder import map_file
-from celery_budgets.process.recorder import (
-    ENVIRONMENT,
-    FlightReader,
-    FlightRecorder,
-    Reason,
-    recorder,
-)
+from celery_budgets.process.recorder import ENVIRONMENT, FlightReader, FlightRecorder, recorder
 
 TRACE, SPAN = bytes(range(16)), bytes(range(8))
 

@@ -14,8 +14,7 @@ from tests.benchmarks.svg import bars
 
 #: Packages that the extra "bench" brings, by benchmark.
 NEEDS = {
-    "overhead": ("prometheus_client", "pythonjsonlogger"),
-    "wrapper": ("pythonjsonlogger",),
+    "overhead": ("prometheus_client",),
     "peers": ("dramatiq", "rq"),
 }
 

@@ -1,0 +1,123 @@
+"""One flight record: what is written down of a call, byte by byte, and how it is read again.
+
+See also: :mod:`celery_budgets.process.recorder`, which keeps the records.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from celery_budgets.process.call import Call
+
+__all__ = [
+    "DEADLINES", "DEADLINES_OFFSET", "FAILURES", "FAILURES_OFFSET", "HOW_IT_WENT", "PEAK",
+    "PEAK_OFFSET", "REASON_OFFSET", "SIZE", "WAITS_OFFSET", "Flight", "Reason", "flight_in",
+    "pack", "pack_how_it_went", "unpack",
+]  # fmt: skip
+
+_TASK_ID_BYTES = 128
+#: State, reason, soft exceeded, twin, waits, started (epoch), soft and hard deadline (monotonic),
+#: wall seconds, RSS before, peak, after (bytes): what changes while the call runs.
+_CHANGING = "BBBBB3x4d3Q"
+#: Behind the id; then trace id and span id.
+_LAYOUT = struct.Struct(f"<{_TASK_ID_BYTES}s{_CHANGING}16s8s")
+_CHANGES = struct.Struct(f"<{_CHANGING}")
+SIZE = _LAYOUT.size
+HOW_IT_WENT = slice(_TASK_ID_BYTES, _TASK_ID_BYTES + _CHANGES.size)
+REASON_OFFSET = 129
+WAITS_OFFSET = 132
+PEAK = struct.Struct("<Q")
+PEAK_OFFSET = struct.calcsize("<128sBBB5x4d1Q")
+DEADLINES = struct.Struct("<2d")
+DEADLINES_OFFSET = struct.calcsize("<128sBBB5x1d")
+#: Failures of telemetry in the process, behind the record.
+FAILURES = struct.Struct("<Q")
+FAILURES_OFFSET = 512
+
+_IDLE, _RUNNING, _ENDED = range(3)
+
+
+class Reason(IntEnum):
+    """Why the process ended itself in the middle of a call."""
+
+    NONE = 0
+    HARD_TIME_LIMIT = 1
+    MEMORY_LIMIT = 2
+
+
+_REASONS = tuple(Reason)
+
+
+class Flight(NamedTuple):
+    """What a process had written down of its call."""
+
+    #: Id of the task in UTF-8, cut where it is long.
+    task_key: bytes
+    ended: bool
+    reason: Reason
+    soft_exceeded: bool
+    #: Seconds since the epoch.
+    started_at: float
+    #: Monotonic instants, the same clock in all processes of a host.
+    soft_deadline: float
+    hard_deadline: float
+    wall_seconds: float
+    rss_before_bytes: int
+    rss_peak_bytes: int
+    rss_after_bytes: int
+    trace_id: bytes
+    span_id: bytes
+    #: The body did not run: a twin of the call runs, or has run.
+    twin: bool = False
+    #: It waits for a result of its own lane.
+    waits: bool = False
+
+    @property
+    def task_id(self) -> str:
+        """Id of the task, cut where it is long."""
+        return self.task_key.decode(errors="replace")
+
+
+def pack(call: Call, trace_id: bytes, span_id: bytes, *, ended: bool) -> bytes:
+    """Return the whole record of *call*."""
+    return _LAYOUT.pack(
+        call.task_id.encode()[:_TASK_ID_BYTES], _ENDED if ended else _RUNNING, Reason.NONE,
+        call.soft_exceeded, call.twin, False,
+        call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
+        call.rss_before, call.rss_peak, call.rss_after, trace_id, span_id,
+    )  # fmt: skip
+
+
+def pack_how_it_went(call: Call) -> bytes:
+    """Return what has changed of the record of *call*, now that it has ended."""
+    return _CHANGES.pack(
+        _ENDED, 0, call.soft_exceeded, call.twin, False,
+        call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
+        call.rss_before, call.rss_peak, call.rss_after,
+    )  # fmt: skip
+
+
+def unpack(data: bytes | mmap.mmap) -> Flight | None:
+    """Return what a record says; ``None`` of an empty one."""
+    (
+        task_id, state, reason, soft_exceeded, twin, waits, started_at, soft, hard, wall,
+        before, peak, after, trace_id, span_id,
+    ) = _LAYOUT.unpack_from(data)  # fmt: skip
+    if state == _IDLE:
+        return None
+    return Flight(
+        task_id.rstrip(b"\0"), state == _ENDED, _REASONS[reason],
+        bool(soft_exceeded), started_at, soft, hard, wall, before, peak, after, trace_id, span_id,
+        bool(twin), bool(waits),
+    )  # fmt: skip
+
+
+def flight_in(record: bytes | mmap.mmap, task_id: str) -> Flight | None:
+    """Return what *record* says of *task_id*; ``None`` where it is of another call, or empty."""
+    flight = unpack(record)
+    # As bytes: a long id is cut, and a cut may go through a character.
+    mine = flight is not None and flight.task_key == task_id.encode()[:_TASK_ID_BYTES]
+    return flight if mine else None
