@@ -44,6 +44,8 @@ __all__ = ["run_in_budget"]
 
 logger = logging.getLogger(__name__)
 
+#: How old a reading of memory may be when a call begins, seconds: many short ones share it.
+AGE = 0.005
 #: A call that took no longer has the size that its process had before it, seconds.
 SHORTEST = 0.001
 
@@ -130,12 +132,12 @@ def _begin(task: BudgetedTask, request: Any, terms: Terms) -> tuple[Call | None,
     Without a call where that fails: the body then runs unmeasured.
     """
     try:
-        settings = settings_of(task.app)
+        settings = task._held.settings or settings_of(task.app)
         lane = settings.lanes[terms.lane]
         call = Call(
             request.id, lane.name, task.budget_in(lane), TimeLimits(terms.soft, terms.hard),
-            rss=memory.rss(), ceiling=terms.ceiling, hard_ceiling=terms.hard_ceiling,
-            memory_guarded=settings.memory_guard,
+            rss=memory.recent_rss(monotonic(), AGE), ceiling=terms.ceiling,
+            hard_ceiling=terms.hard_ceiling, memory_guarded=settings.memory_guard,
         )  # fmt: skip
         note_call(request, call)
         span = spans.span_of(task, call.task_id)
@@ -162,10 +164,8 @@ def _end(task: BudgetedTask, request: Any, call: Call, span: Span | None, outcom
     call.outcome = outcome
     dog.release(call)
     now = monotonic()
-    # In so short a time no process can have grown by more than a few MiB, and the next call
-    # begins with a reading anyway.
-    rss = memory.rss() if now - call.started_mono > SHORTEST else call.rss_before
-    call.close(now, rss)
+    short = now - call.started_mono <= SHORTEST
+    call.close(now, call.rss_before if short else memory.recent_rss(now, 0.0))
     recorder().end(call, *(spans.span_ids(span) if span is not None else ()))
     if call.hard_sent and dog.interrupt.abandons:
         spans.leave_open(task, call.task_id)  # ended by the worker when it was given up

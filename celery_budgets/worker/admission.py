@@ -63,7 +63,8 @@ class Admission:
         self._fail = fail
         self._renew = renew
         self._let = 0
-        self._keeps_calls = keeps_calls
+        #: Does the pool have a queue of its own?
+        self.keeps_calls = keeps_calls
         #: The call that was let through last.
         self._passing: BudgetedRequest | None = None
 
@@ -103,7 +104,7 @@ class Admission:
 
         Only a pool of threads keeps calls; from the others they come here at once.
         """
-        if self.gate.is_open or request is self._passing or not self._keeps_calls:
+        if self.gate.is_open or request is self._passing:
             return True
         self.turn_away(request)
         return False

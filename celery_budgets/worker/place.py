@@ -14,6 +14,7 @@ from celery_budgets.lanes import Lane
 from celery_budgets.routing import lane_of
 from celery_budgets.settings import settings_of
 from celery_budgets.worker.ceiling import broker_ceiling
+from celery_budgets.worker.roster import Roster, roster_of
 
 __all__ = ["Place"]
 
@@ -26,6 +27,7 @@ _NONE_ASKED_FOR = (None, [None, None])
 class Place(NamedTuple):
     """What all calls of one task have that come from one queue."""
 
+    roster: Roster
     lane: Lane
     budget: Budget
     #: Of calls that ask for none themselves.
@@ -44,7 +46,7 @@ class Place(NamedTuple):
             logger.warning("budgets.lane_budget_used task=%s: %s", name, exc)
             budget = lane.budget
         ceiling = budget.max_timeout or broker_ceiling(app, budget.escalation_factor)
-        return cls(lane, budget, budget.time_limits(), ceiling)
+        return cls(roster_of(app), lane, budget, budget.time_limits(), ceiling)
 
     def limits_of(self, task: Any, header: Any) -> TimeLimits:
         """Return the limits of one call, up to the ceiling.

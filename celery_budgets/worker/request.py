@@ -31,7 +31,6 @@ from celery_budgets.process.flight import Flight, Reason
 from celery_budgets.telemetry.names import HEADER_DUE_AT, REASON_DEADLINE
 from celery_budgets.worker.inherited import came_too_late
 from celery_budgets.worker.place import Place
-from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.shadowed import executing, succeeding
 from celery_budgets.worker.twins import expires_alone, shares_result_of_twin
 
@@ -67,9 +66,8 @@ class BudgetedRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.roster = roster_of(self._app)
         place = self._place()
-        self.lane, self.ceiling = place.lane, place.ceiling
+        self.roster, self.lane, self.ceiling = place.roster, place.lane, place.ceiling
         self.limits = self._time_limits(place)
         # Celery's own attribute, (hard, soft): read when the call is handed to the pool.
         self.time_limits = (self.limits.hard, self.limits.soft)
@@ -112,7 +110,7 @@ class BudgetedRequest(Request):
                 Before its body: celery.concurrency.base.apply_target calls this first.
         """
         admission = self.roster.admission
-        if admission is not None and not admission.admit_start(self):
+        if admission is not None and admission.keeps_calls and not admission.admit_start(self):
             self.roster.leaves(self)
             raise TaskRevokedError(self.id)
         super().on_accepted(pid, time_accepted)

@@ -77,6 +77,8 @@ class Roster:
         self.overrides: dict[str, tuple[float | None, float | None]] = {}
         self.abandoned_threads = 0
         self._failures = 0
+        #: Are processes told how full the lanes are? Only spans say it.
+        self.tells_slots = True
         #: Calls that this worker may run at once, over all its lanes.
         self.capacity = 0
         #: Whether calls are admitted, and by whom; ``None`` without a memory guard.
@@ -148,6 +150,8 @@ class Roster:
         that takes longer than all the rest.
         """
         lane, limits = request.lane, request.limits
+        if not self.tells_slots:
+            return lane.name, limits.soft, limits.hard, request.ceiling
         return (
             lane.name, limits.soft, limits.hard, request.ceiling,
             self.active[lane.name] + 1, self.limit_of(lane), self.running + 1, self.capacity,
@@ -158,12 +162,6 @@ class Roster:
         if self.flights is None:
             return recorder().take(request.id)
         return self.flights.read(request.worker_pid, request.id)
-
-    def _record_of(self, request: BudgetedRequest) -> Flight | bytes | None:
-        """Return what its process wrote down before it writes of another; read when counted."""
-        if self.flights is None:
-            return recorder().take(request.id)
-        return self.flights.copy(request.worker_pid)
 
     def ended(
         self,
@@ -195,7 +193,13 @@ class Roster:
             self._remember(key, outcome, final=not lost_and_back)
         self.leaves(request)
         try:
-            record = self._record_of(request) if flight is None and ran else flight
+            record: Flight | bytes | None = flight
+            if flight is None and ran:
+                # Before its process writes of another; read when it is counted.
+                record = (
+                    recorder().take(request.id) if self.flights is None
+                    else self.flights.copy(request.worker_pid)
+                )  # fmt: skip
             self.tally.note(Ended.of(request, outcome, record))
             if outcome in _ENDED_HERE:
                 if isinstance(record, bytes):

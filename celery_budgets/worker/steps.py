@@ -60,6 +60,7 @@ class BudgetsStep(bootsteps.StartStopStep):
             # Before the pool forks, so that its processes print their records so too.
             print_json_lines()
         self.roster.capacity = worker.concurrency
+        self.roster.tells_slots = self.settings.tracing
         failures.listen(self.roster.count_failure)
         self.interrupt = self._interrupt(worker)
         self.report = Report(
