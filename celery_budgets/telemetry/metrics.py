@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from celery_budgets.errors import ConfigurationError
@@ -168,9 +169,12 @@ def export_to_meter(read: Callable[[], Iterable[Sample]]) -> Callable[[str, Any,
         )
         make(full, [_observer(name, read)], metric.unit, metric.help)
 
+    @lru_cache(1024)  # lanes and tasks, of which no more than 200 have labels of their own
+    def attributes_of(name: str, labels: tuple[str, ...]) -> dict[str, str]:
+        return dict(zip(METRICS[name].labels, labels, strict=True))
+
     def record(name: str, labels: tuple[str, ...], value: float) -> None:
-        attributes = dict(zip(METRICS[name].labels, labels, strict=True))
-        histograms[name].record(value, attributes)
+        histograms[name].record(value, attributes_of(name, labels))
 
     return record
 
