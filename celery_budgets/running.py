@@ -166,7 +166,7 @@ def _end(task: BudgetedTask, request: Any, call: Call, span: Span | None, outcom
     now = monotonic()
     short = now - call.started_mono <= SHORTEST
     call.close(now, call.rss_before if short else memory.recent_rss(now, 0.0))
-    recorder().end(call, *(spans.span_ids(span) if span is not None else ()))
+    recorder().end(call)
     if call.hard_sent and dog.interrupt.abandons:
         spans.leave_open(task, call.task_id)  # ended by the worker when it was given up
     elif span is not None:

@@ -15,7 +15,7 @@ from celery_budgets.process.call import Call
 __all__ = [
     "DEADLINES", "DEADLINES_OFFSET", "FAILURES", "FAILURES_OFFSET", "HOW_IT_WENT", "PEAK",
     "PEAK_OFFSET", "REASON_OFFSET", "SIZE", "WAITS_OFFSET", "Flight", "Reason", "flight_in",
-    "pack", "pack_how_it_went", "unpack",
+    "pack", "pack_how_it_went", "unpack", "with_its_end",
 ]  # fmt: skip
 
 _TASK_ID_BYTES = 128
@@ -81,10 +81,10 @@ class Flight(NamedTuple):
         return self.task_key.decode(errors="replace")
 
 
-def pack(call: Call, trace_id: bytes, span_id: bytes, *, ended: bool) -> bytes:
-    """Return the whole record of *call*."""
+def pack(call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> bytes:
+    """Return the record of *call*, which runs."""
     return _LAYOUT.pack(
-        call.task_id.encode()[:_TASK_ID_BYTES], _ENDED if ended else _RUNNING, Reason.NONE,
+        call.task_id.encode()[:_TASK_ID_BYTES], _RUNNING, Reason.NONE,
         call.soft_exceeded, call.twin, False,
         call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
         call.rss_before, call.rss_peak, call.rss_after, trace_id, span_id,
@@ -98,6 +98,11 @@ def pack_how_it_went(call: Call) -> bytes:
         call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
         call.rss_before, call.rss_peak, call.rss_after,
     )  # fmt: skip
+
+
+def with_its_end(record: bytes, call: Call) -> bytes:
+    """Return the *record* of *call*, which has ended, with that."""
+    return record[: HOW_IT_WENT.start] + pack_how_it_went(call) + record[HOW_IT_WENT.stop :]
 
 
 def unpack(data: bytes | mmap.mmap) -> Flight | None:

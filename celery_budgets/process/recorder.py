@@ -39,6 +39,7 @@ from celery_budgets.process.flight import (
     pack,
     pack_how_it_went,
     unpack,
+    with_its_end,
 )
 from celery_budgets.process.folder import lock, make, map_file, sweep
 from celery_budgets.telemetry import failures
@@ -78,7 +79,11 @@ class FlightRecorder:
     def begin(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
         """Write down that *call* runs, and the span it runs under."""
         self._call = call
-        self._write(call, pack(call, trace_id, span_id, ended=False))
+        record = pack(call, trace_id, span_id)
+        if self._map is not None:
+            self._map[:SIZE] = record
+        else:
+            self._keep(call, record)
 
     def peak(self, call: Call) -> None:
         """Write down the call's highest sample of RSS so far."""
@@ -102,18 +107,18 @@ class FlightRecorder:
         if self._map is not None:
             self._map[REASON_OFFSET] = reason
 
-    def end(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
-        """Write down what *call* has used."""
+    def end(self, call: Call) -> None:
+        """Write down what *call* has used; under its span, as it began."""
         begun, self._call = self._call, None
-        if begun is call and self._map is not None:
+        if self._map is None:
+            record = self._local.pop((call.task_id, call.thread_id), None)
+            self._keep(call, with_its_end(record or pack(call), call))
+        elif begun is call:
             self._map[HOW_IT_WENT] = pack_how_it_went(call)
         else:
-            self._write(call, pack(call, trace_id, span_id, ended=True))
+            self._map[:SIZE] = with_its_end(pack(call), call)
 
-    def _write(self, call: Call, record: bytes) -> None:
-        if self._map is not None:
-            self._map[:SIZE] = record
-            return
+    def _keep(self, call: Call, record: bytes) -> None:
         self._local[call.task_id, call.thread_id] = record
         if len(self._local) > _LOCAL_RECORDS:
             self._local.popitem(last=False)

@@ -50,7 +50,7 @@ def fly_and_die(how, task_id, ready):
     if how == "ended":
         call.soft_exceeded = True
         call.wall_seconds, call.rss_after = 2.5, 300
-        recorder().end(call, TRACE, SPAN)
+        recorder().end(call)
     ready.send(os.getpid())
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -144,11 +144,12 @@ def test_calls_of_this_very_process_need_no_file(reader):
     """On threads, gevent and solo the worker is the process: a table, taken from once."""
     writer = recorder()
     call = new_call()
-    writer.begin(call)
+    writer.begin(call, TRACE, SPAN)
     call.wall_seconds = 2.5
     writer.end(call)
     assert reader.pids() == []
-    assert writer.take("some-id").wall_seconds == 2.5
+    flight = writer.take("some-id")
+    assert (flight.wall_seconds, flight.trace_id, flight.span_id) == (2.5, TRACE, SPAN)
     assert writer.take("some-id") is None
 
 

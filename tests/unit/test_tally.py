@@ -13,7 +13,7 @@ import pytest
 from celery_budgets import Outcome
 from celery_budgets.budget import Budget, TimeLimits
 from celery_budgets.process.call import Call
-from celery_budgets.process.flight import pack
+from celery_budgets.process.flight import pack, with_its_end
 from celery_budgets.worker.facts import Ended, facts_of
 from celery_budgets.worker.tally import LONGEST, MOST, Tally
 
@@ -167,7 +167,7 @@ def test_a_record_is_read_when_its_call_is_counted():
     """A copy of it: the process may have written of its next call meanwhile."""
     call = Call("some-id", "critic", Budget(), TimeLimits(10, 15), rss=100)
     call.close(call.started_mono + 2.5, 300)
-    record = pack(call, b"\1" * 16, b"", ended=True)
+    record = with_its_end(pack(call, b"\1" * 16), call)
     facts = facts_of(ended(flight=record))
     assert (facts["seconds"], facts["rss_before_bytes"], facts["rss_peak_bytes"]) == (2.5, 100, 300)
     assert facts["trace_id"] == "01" * 16
