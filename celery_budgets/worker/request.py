@@ -38,6 +38,9 @@ __all__ = ["BudgetedRequest"]
 
 logger = logging.getLogger(__name__)
 
+#: Queues whose place is remembered for a task.
+MOST_PLACES = 1_000
+
 
 class BudgetedRequest(Request):
     """A delivery that knows its lane and limits, and ends in exactly one outcome."""
@@ -85,7 +88,8 @@ class BudgetedRequest(Request):
         place = self._places.get(queue) if self._places is not None else None
         if place is None:
             place = Place.of(self._app, self._task, self._type, queue)
-            if self._places is not None:
+            # A producer may give each message a routing key of its own.
+            if self._places is not None and len(self._places) < MOST_PLACES:
                 self._places[queue] = place
         return place
 
