@@ -56,8 +56,8 @@ def recent_rss(now: float, age: float) -> int:
 
     Args:
         now: Monotonic seconds.
-        age: How old the last reading may be, seconds. In a millisecond a process gains some MiB
-            at most: it takes about as long to fault in 4 MiB.
+        age: How old the last reading may be, seconds. In a millisecond a process can touch 5 to
+            10 MB of new memory.
     """
     global _last
     at, size = _last
