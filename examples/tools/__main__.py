@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.tools.files import python_files
+from examples.tools.interrupts import plain_interrupts
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         files, root, output = _read(arguments)
         # Here, because this import takes a second, in which Ctrl-C may come too.
-        from examples.tools.run import Run
+        with plain_interrupts():
+            from examples.tools.run import Run
 
         run = Run(files, root, output)
         return EXIT_DONE if run.execute() else EXIT_FAILED

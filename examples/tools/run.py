@@ -20,6 +20,7 @@ from rich.text import Text
 from celery_budgets.errors import BudgetsError
 from examples.tools import report
 from examples.tools.broker import broker
+from examples.tools.interrupts import plain_interrupts
 from examples.tools.traces import DIRECTORY_VARIABLE, RecordedSpan, read_traces
 from examples.tools.workers import LaneWorkers, WorkerFailed
 
@@ -55,7 +56,8 @@ class Run:
     def execute(self) -> bool:
         """Run it, show what came of it, and return whether every call has an outcome."""
         try:
-            statistics = self._execute()
+            with plain_interrupts():
+                statistics = self._execute()
         except KeyboardInterrupt:
             self._say(f"interrupted after {self._seconds()}; all processes have ended", "yellow")
             self._say(self._progress_so_far())
@@ -82,10 +84,11 @@ class Run:
             stack.callback(workers.stop)
             self._introduce(server)
             try:
-                self._start(workers)
-                self.job.send()
-                self._follow(workers)
-                return self.job.statistics()
+                with plain_interrupts():
+                    self._start(workers)
+                    self.job.send()
+                    self._follow(workers)
+                    return self.job.statistics()
             except KeyboardInterrupt:
                 self._say("stopping the workers; Ctrl-C again kills them", "yellow")
                 with suppress(Exception):

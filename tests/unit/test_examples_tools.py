@@ -16,6 +16,7 @@ from celery_budgets.lanes import Lane
 from celery_budgets.telemetry import names
 from celery_budgets.telemetry.statistics import Statistics
 from examples.tools import files, forecast, misbehave, report, traces
+from examples.tools.interrupts import plain_interrupts
 
 
 def test_forecast_beats_repeating_the_year_before() -> None:
@@ -194,3 +195,21 @@ def test_lane_table_has_every_lane_and_outcome() -> None:
     assert " ".join(row.split()) == "critic 3 100 98 succeeded 250 ms 250 ms 250 ms 100 MiB"
     assert below.split() == ["2", "hard_time_limit"]
     assert idle.split() == ["idle", "1", "0", "-", "none", "-", "-", "-", "-"]
+
+
+class Interrupts:
+    """An attribute whose class is interrupted when it is made."""
+
+    def __set_name__(self, owner, name):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_a_class_is_made_is_ctrl_c():
+    """Celery imports modules with cached properties at its first message: the demo failed so."""
+    with pytest.raises(KeyboardInterrupt), plain_interrupts():
+        type("Made", (), {"attribute": Interrupts()})
+
+
+def test_another_error_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="broken"), plain_interrupts():
+        raise RuntimeError("broken")
