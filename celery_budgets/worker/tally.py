@@ -51,8 +51,9 @@ class Tally:
         self._noted: deque[Ended] = deque()
         self._statistics = Statistics()
         self._scopes = Scopes()
-        # Pool threads, the event loop and a thread that is asked for metrics all come here.
-        self._lock = threading.Lock()
+        # Pool threads, the event loop and a thread that is asked for metrics all come here. Entered
+        # again where the garbage collector, inside of it, ends a generator with a block.
+        self._lock = threading.RLock()
 
     def note(self, ended: Ended) -> None:
         """Count a call that has ended: in a moment, or now where it is no mere success."""
@@ -67,24 +68,28 @@ class Tally:
         """Count the calls that have been noted, and tell of them."""
         with self._lock:
             counted = list(self._counted())
-        for facts, ended_at in counted:
+        # Not under the lock: handlers of the log, and listeners, have locks of their own.
+        for ended, facts in counted:
             try:
-                self._tell(facts, ended_at)
+                if isinstance(facts, Exception):
+                    raise facts
+                self._tell(facts, ended.ended_at)
             except Exception:
-                self._has_failed(facts["task_id"])
+                self._failed()
+                logger.exception("budgets.telemetry_failed task_id=%s", ended.task_id)
 
-    def _counted(self) -> Iterator[tuple[dict[str, Any], float]]:
-        """Count what is noted; yield the facts of each call, and when it ended."""
+    def _counted(self) -> Iterator[tuple[Ended, dict[str, Any] | Exception]]:
+        """Count what is noted; yield each call with its facts, or with why there are none."""
         while self._noted:
             ended = self._noted.popleft()
             try:
                 facts = facts_of(ended)
                 self._statistics.add(facts)
                 self._scopes.add(facts)
-            except Exception:
-                self._has_failed(ended.task_id)
+            except Exception as exc:
+                yield ended, exc
             else:
-                yield facts, ended.ended_at
+                yield ended, facts
 
     def count(self, facts: Mapping[str, Any], reason: str | None = None) -> None:
         """Count and tell of a call that is no delivery: a block in a pool of this process.
@@ -124,7 +129,3 @@ class Tally:
         logs.call_ended(facts, ended_at)
         for listener in self.listeners:
             listener(facts)
-
-    def _has_failed(self, task_id: str) -> None:
-        self._failed()
-        logger.exception("budgets.telemetry_failed task_id=%s", task_id)
