@@ -164,8 +164,12 @@ def _end(task: BudgetedTask, request: Any, call: Call, span: Span | None, outcom
     call.outcome = outcome
     dog.release(call)
     now = monotonic()
-    short = now - call.started_mono <= SHORTEST
-    call.close(now, call.rss_before if short else memory.recent_rss(now, 0.0))
+    if now - call.started_mono <= SHORTEST:
+        call.close(now, call.rss_before)
+    else:
+        call.close(now, memory.rss())
+        # Its arguments and its result go after this: not what the next call begins with.
+        memory.forget_recent()
     recorder().end(call)
     if call.hard_sent and dog.interrupt.abandons:
         spans.leave_open(task, call.task_id)  # ended by the worker when it was given up

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 
-__all__ = ["recent_rss", "rss", "rss_of"]
+__all__ = ["forget_recent", "recent_rss", "rss", "rss_of"]
 
 try:
     _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -58,6 +58,8 @@ def recent_rss(now: float, age: float) -> int:
         now: Monotonic seconds.
         age: How old the last reading may be, seconds. In a millisecond a process can touch 5 to
             10 MB of new memory.
+
+    See also :func:`forget_recent`, for after a call that may have taken memory and freed it.
     """
     global _last
     at, size = _last
@@ -65,6 +67,12 @@ def recent_rss(now: float, age: float) -> int:
         size = rss()
         _last = (now, size)
     return size
+
+
+def forget_recent() -> None:
+    """Have the next :func:`recent_rss` read anew."""
+    global _last
+    _last = (-math.inf, 0)
 
 
 def rss_of(pid: int) -> int | None:

@@ -73,7 +73,8 @@ class Recycling:
         if call.budget is not self._budget:
             self._budget, self._limit = call.budget, largest_size(call.budget, self._started)
         limit = self._limit
-        # After a call under a budget it was read just now; after a plain task it was not.
+        # After a call under a budget it was read just now, or just before a very short one; after
+        # a plain task it was not.
         rss = call.rss_after if call is not self._asked_after else memory.rss()
         self._asked_after = call
         if rss > limit:

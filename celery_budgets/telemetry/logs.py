@@ -38,6 +38,10 @@ SCHEMA: dict[str, str] = {
 }
 
 
+#: Attributes that each record has, or that stand on the line in another form.
+_USUAL = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message", "asctime", "taskName", "budgets",
+}  # fmt: skip
 #: Once for all records: json.dumps makes an encoder for each where it is given any option.
 _encode = json.JSONEncoder(default=str).encode
 
@@ -82,6 +86,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": message,
             "event": message.partition(" ")[0].rstrip(":"),
+            # What a program's own filters and record factories say, such as OpenTelemetry's ids.
+            **{key: value for key, value in vars(record).items() if key not in _USUAL},
             **getattr(record, "budgets", {}),
         }
         if record.exc_info:

@@ -160,7 +160,8 @@ class Statistics:
     def copy(self) -> Statistics:
         """Return statistics of the same calls, which change no more with these."""
         twin = Statistics(self.silent)
-        twin.calls = {key: calls.copy() for key, calls in self.calls.items()}
+        # Of a copy: the garbage collector may end a block meanwhile, which is counted too.
+        twin.calls = {key: calls.copy() for key, calls in tuple(self.calls.items())}
         return twin
 
     def relabelled(self, label: Callable[[str], str]) -> Statistics:

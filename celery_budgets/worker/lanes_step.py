@@ -117,7 +117,8 @@ class LanesStep(bootsteps.StartStopStep):
             c.connection.drain_events = partial(_drain_soon, c.connection.drain_events)
         self._disarm(c)
         self._timer_entries = [c.timer.call_repeatedly(TICK, c.call_soon, (self._look,))]
-        if c.hub is not None:
+        if c.hub is not None and pool_name(c.controller.pool_cls) == "prefork":
+            # On solo a body keeps the event loop from its timers, and threads do not wake it.
             self._roster.tally.call_later = c.hub.call_later
         if self._low is not None:
             look = c.timer.call_repeatedly(LOOK, c.call_soon, (self._low.look,))
@@ -127,14 +128,7 @@ class LanesStep(bootsteps.StartStopStep):
         """Start nothing any more; what is kept goes back to the broker with its channel."""
         self._disarm(c)
         self.slots.give_up_held()
-        self._count_at_once()
-
-    def terminate(self, c: Any) -> None:
-        """Count what has ended: a cold stop comes here instead."""
-        self._count_at_once()
-
-    def _count_at_once(self) -> None:
-        """Have the tally wait for no timer: without its consumer the event loop stands still."""
+        # Without its consumer the event loop stands still, and fires no timer.
         self._roster.tally.call_later = None
         self._roster.tally.count_noted()
 

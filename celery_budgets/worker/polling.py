@@ -51,8 +51,7 @@ def _is_known(cycle: Any) -> bool:
         and type(cycle) is redis.MultiChannelPoller
         and hasattr(redis.Channel, "_in_poll")
         and all(
-            hasattr(cycle, name)
-            for name in ("_channels", "_chan_to_sock", "_fd_to_chan", "_paused_brpop")
+            hasattr(cycle, name) for name in ("_channels", "_chan_to_sock", "_paused_brpop", "fds")
         )
     )
 
@@ -110,15 +109,12 @@ class _Turn:
             return
         self._visit()
         told = self._told
-        if (
-            told.keys() != self._cycle._fd_to_chan.keys()
-            or not told.items() <= self._readers.items()
-        ):
+        if told.keys() != self._cycle.fds.keys() or not told.items() <= self._readers.items():
             self._tell()
 
     def _tell(self) -> None:
         self._whole()
-        known = self._cycle._fd_to_chan.keys() & self._readers.keys()
+        known = self._cycle.fds.keys() & self._readers.keys()
         self._told = {fd: self._readers[fd] for fd in known}
 
     def _visit(self) -> None:

@@ -62,7 +62,8 @@ class BudgetedRequest(Request):
         That function makes a subclass for each task and does not call ``super()`` in them.
         """
         super().__init_subclass__(**kwargs)
-        cls._places = {}
+        # Celery's own subclass of a task, and no user's, which may be of many tasks.
+        cls._places = {} if "execute_using_pool" in cls.__dict__ else None
         for name, wrap in (("execute_using_pool", executing), ("on_success", succeeding)):
             if name in cls.__dict__:
                 setattr(cls, name, wrap(cls.__dict__[name]))

@@ -31,7 +31,7 @@ REMEMBERED = 256
 
 
 class Scopes:
-    """Statistics by scope; whoever calls holds the lock of the roster."""
+    """Statistics by scope; whoever calls holds the lock of the tally."""
 
     def __init__(self) -> None:
         self._by_path: OrderedDict[str, Statistics] = OrderedDict()
@@ -49,7 +49,8 @@ class Scopes:
     def statistics(self, path: str) -> Statistics:
         """Return what the calls of a scope, and of those inside of it, added up to."""
         merged = Statistics()
-        for other, statistics in self._by_path.items():
+        # A copy: the garbage collector may end a block meanwhile, which is counted too.
+        for other, statistics in tuple(self._by_path.items()):
             if path in paths_above(other):
                 merged.merge(statistics)
         return merged

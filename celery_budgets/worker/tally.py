@@ -44,8 +44,8 @@ class Tally:
     def __init__(self, failed: Callable[[], None]) -> None:
         #: Told the facts of every call that has ended (telemetry.logs.SCHEMA).
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
-        #: Has a function called that many seconds from now, in the event loop; ``None`` where
-        #: there is none: every call is counted at once then.
+        #: Has a function called that many seconds from now, in the event loop, which notes all
+        #: calls then; ``None``: every call is counted at once, as on all pools but prefork.
         self.call_later: Callable[[float, Callable[[], None]], Any] | None = None
         self._failed = failed
         self._noted: deque[Ended] = deque()
