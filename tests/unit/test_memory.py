@@ -44,3 +44,10 @@ def test_a_forked_process_does_not_take_its_parents_size(monkeypatch):
     child.start()
     assert here.recv() < 10_000
     child.join(30)
+
+
+def test_what_was_read_can_be_forgotten(sizes):
+    """As after a call that may give memory back: the next one begins with a size of its own."""
+    assert memory.recent_rss(10.0, 0.005) == 100
+    memory.forget_recent()
+    assert memory.recent_rss(10.001, 0.005) == 200
