@@ -29,7 +29,6 @@ from celery_budgets.process.watchdog import watchdog
 from celery_budgets.settings import settings_of
 from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.names import (
-    HEADER_DEADLINE,
     HEADER_IDEMPOTENCY_KEY,
     HEADER_WAITED_FOR,
     seconds_waited,
@@ -102,8 +101,6 @@ def run_in_budget(
 
 
 def _at_start(task: BudgetedTask, request: Any, terms: Terms) -> Terms:
-    if HEADER_DEADLINE not in vars(request):
-        return terms
     try:
         return terms_at_start(terms, request)
     except RejectedByBudget:
@@ -132,7 +129,7 @@ def _begin(task: BudgetedTask, request: Any, terms: Terms) -> tuple[Call | None,
     Without a call where that fails: the body then runs unmeasured.
     """
     try:
-        settings = task._held.settings or settings_of(task.app)
+        settings = settings_of(task.app)
         lane = settings.lanes[terms.lane]
         call = Call(
             request.id, lane.name, task.budget_in(lane), TimeLimits(terms.soft, terms.hard),
@@ -143,7 +140,7 @@ def _begin(task: BudgetedTask, request: Any, terms: Terms) -> tuple[Call | None,
         span = spans.span_of(task, call.task_id)
         writer = recorder()
         call.moved = writer.deadlines
-        writer.begin(call, *(spans.span_ids(span) if span is not None else ()))
+        writer.begin(call, *spans.span_ids(span))
         watchdog().watch(call)
     except (Exception, HardLimitReached):
         logger.exception("budgets.begin_failed task=%s: the call is not measured", task.name)

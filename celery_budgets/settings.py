@@ -23,16 +23,7 @@ from celery_budgets.fields import FIELDS
 from celery_budgets.lanes import DEFAULT_LANES, Lane, Lanes
 from celery_budgets.per_process import OncePerProcess
 
-__all__ = [
-    "ENVIRONMENT_PREFIX",
-    "PREFIX",
-    "Held",
-    "Settings",
-    "declare",
-    "held_for",
-    "reread",
-    "settings_of",
-]
+__all__ = ["ENVIRONMENT_PREFIX", "PREFIX", "Settings", "declare", "reread", "settings_of"]
 
 PREFIX = "budgets_"
 ENVIRONMENT_PREFIX = "CELERY_BUDGETS_"
@@ -198,7 +189,7 @@ def _table(listed: tuple[Lane, ...], values: dict[str, Any], problems: list[str]
         return None
 
 
-class Held:
+class _Held:
     """What one app's program has given, and the settings once they are read."""
 
     def __init__(self) -> None:
@@ -208,28 +199,26 @@ class Held:
         self.version = 0
 
     def put_away(self) -> None:
-        """Have the settings read anew."""
         self.version += 1
         self.settings = None
 
 
-_held: WeakKeyDictionary[Any, Held] = WeakKeyDictionary()
+_held: WeakKeyDictionary[Any, _Held] = WeakKeyDictionary()
 # Entered again where the garbage collector, inside of it, ends a generator with a block.
 _lock = OncePerProcess(threading.RLock)
 
 
-def held_for(app: Any) -> Held:
-    """Return what holds the settings of *app*, for code that asks for them at each call."""
+def _held_for(app: Any) -> _Held:
     held = _held.get(app)
     if held is None:
         with _lock():
-            held = _held.setdefault(app, Held())
+            held = _held.setdefault(app, _Held())
     return held
 
 
 def declare(app: Any, lanes: Iterable[Lane] | None) -> None:
     """Note the lanes that the program gives *app* itself."""
-    held, given = held_for(app), None if lanes is None else tuple(lanes)
+    held, given = _held_for(app), None if lanes is None else tuple(lanes)
     with _lock():
         held.lanes = given
         held.put_away()
@@ -241,7 +230,7 @@ def settings_of(app: Any) -> Settings:
     Raises:
         ConfigurationError: Lists everything wrong; raised again at each call.
     """
-    held = held_for(app)
+    held = _held_for(app)
     settings = held.settings
     while settings is None:
         version = held.version

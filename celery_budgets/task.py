@@ -5,7 +5,7 @@ See also: :mod:`celery_budgets.running`, which runs a call under its budget.
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from celery import Task
@@ -16,7 +16,7 @@ from celery_budgets.lanes import Lane
 from celery_budgets.process.current import call_of
 from celery_budgets.routing import lane_of
 from celery_budgets.sending import options_for
-from celery_budgets.settings import Held, held_for, settings_of
+from celery_budgets.settings import settings_of
 from celery_budgets.telemetry.names import HEADER_TERMS
 from celery_budgets.waiting import LaneResult, note_queue
 
@@ -79,10 +79,6 @@ class BudgetedTask(Task):
     max_kills: ClassVar[int] = 0
 
     _budgets: tuple[Lane, Budget] | None = None
-
-    @cached_property
-    def _held(self) -> Held:
-        return held_for(self.app)
 
     def budget_in(self, lane: Lane) -> Budget:
         """Return the budget of this task's calls in *lane*.

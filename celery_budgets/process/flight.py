@@ -1,6 +1,7 @@
 """One flight record: what is written down of a call, byte by byte, and how it is read again.
 
-See also: :mod:`celery_budgets.process.recorder`, which keeps the records.
+Written in the process that runs the call, read in the worker main process. See also:
+:mod:`celery_budgets.process.recorder`, which keeps the records.
 """
 
 from __future__ import annotations
@@ -120,8 +121,13 @@ def unpack(data: bytes | mmap.mmap) -> Flight | None:
     )  # fmt: skip
 
 
-def flight_in(record: bytes | mmap.mmap, task_id: str) -> Flight | None:
-    """Return what *record* says of *task_id*; ``None`` where it is of another call, or empty."""
+def flight_in(record: Flight | bytes | mmap.mmap | None, task_id: str) -> Flight | None:
+    """Return what *record* says of *task_id*; ``None`` where it is of another call, or empty.
+
+    One that has been read already is returned as it is.
+    """
+    if record is None or isinstance(record, Flight):
+        return record
     flight = unpack(record)
     # As bytes: a long id is cut, and a cut may go through a character.
     mine = flight is not None and flight.task_key == task_id.encode()[:_TASK_ID_BYTES]

@@ -24,8 +24,8 @@ _last = (-math.inf, 0)
 
 def _forget_statm() -> None:
     """Drop the descriptor in a forked child, which still reads the parent's size, and that."""
-    global _statm, _last
-    _last = (-math.inf, 0)
+    global _statm
+    forget_recent()
     if _statm is not None:
         os.close(_statm)
         _statm = None

@@ -161,8 +161,7 @@ class FlightReader:
 
     def read(self, pid: int | None, task_id: str) -> Flight | None:
         """Return what process *pid* wrote of *task_id*; ``None`` where it wrote of another."""
-        record = self._map_of(pid)
-        return flight_in(record, task_id) if record is not None else None
+        return flight_in(self._map_of(pid), task_id)
 
     def copy(self, pid: int | None) -> bytes | None:
         """Return the newest record of process *pid* as it is, for :func:`flight_in`."""

@@ -1,10 +1,10 @@
 """The ledger: what the blocks of this process added up to.
 
-In a worker whose calls run in its own process the roster counts them too, among the tasks. A pool
+In a worker whose calls run in its own process the tally counts them too, among the tasks. A pool
 process on prefork, a web process and a script have only this.
 
 Covers: counting, the record of the log, metrics of a process that is no worker.
-Does not cover: tasks (:mod:`celery_budgets.worker.roster`).
+Does not cover: tasks (:mod:`celery_budgets.worker.tally`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Ledger:
             with self._lock:
                 self._statistics.add(facts)
                 if reason is not None:
-                    self._statistics.of(facts["lane"], facts["task"]).rejections[reason] += 1
+                    self._statistics.reject(facts["lane"], facts["task"], reason)
             if self.worker is not None:
                 self.worker(facts, reason)
                 return

@@ -3,7 +3,7 @@
 Percentiles come from merged histograms, never from averaged percentiles.
 
 Covers: counting, merging, the form that travels between processes.
-Does not cover: who counts (:mod:`celery_budgets.worker.roster`) and who asks
+Does not cover: who counts (:mod:`celery_budgets.worker.tally`) and who asks
 (:meth:`celery_budgets.Budgets.statistics`).
 """
 
@@ -120,6 +120,10 @@ class Statistics:
         if found is None:
             found = self.calls[lane, task] = CallStatistics()
         return found
+
+    def reject(self, lane: str, task: str, reason: str) -> None:
+        """Count a call of *task* that was not admitted."""
+        self.of(lane, task).rejections[reason] += 1
 
     def add(self, facts: Mapping[str, Any]) -> None:
         """Count a call that has ended.

@@ -63,8 +63,7 @@ class Admission:
         self._fail = fail
         self._renew = renew
         self._let = 0
-        #: Does the pool have a queue of its own?
-        self.keeps_calls = keeps_calls
+        self._keeps_calls = keeps_calls
         #: The call that was let through last.
         self._passing: BudgetedRequest | None = None
 
@@ -104,7 +103,7 @@ class Admission:
 
         Only a pool of threads keeps calls; from the others they come here at once.
         """
-        if self.gate.is_open or request is self._passing:
+        if self.gate.is_open or request is self._passing or not self._keeps_calls:
             return True
         self.turn_away(request)
         return False

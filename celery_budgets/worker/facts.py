@@ -39,17 +39,17 @@ class Ended(NamedTuple):
     #: Headers of its message; producers may send anything.
     due_at: Any
     scope: Any
-    #: What its process wrote down: as it is, or a copy that nobody has read yet.
-    flight: Flight | bytes | None
+    #: What its process wrote down; a copy that nobody has read yet, or as it was read.
+    record: Flight | bytes | None
 
     @classmethod
-    def of(cls, request: BudgetedRequest, outcome: Outcome, flight: Flight | bytes | None) -> Self:
+    def of(cls, request: BudgetedRequest, outcome: Outcome, record: Flight | bytes | None) -> Self:
         """Return what is kept of *request*, whose call has ended now."""
         headers = request._request_dict
         return cls(
             outcome, time(), request.time_start, request.limits.soft, request.lane.name,
             request._type, request.id, request._hostname, headers.get(HEADER_DUE_AT),
-            headers.get(HEADER_SCOPE), flight,
+            headers.get(HEADER_SCOPE), record,
         )  # fmt: skip
 
 
@@ -58,9 +58,7 @@ def facts_of(ended: Ended) -> dict[str, Any]:
 
     Time and memory are ``None`` where it never ran or nobody could tell.
     """
-    flight = ended.flight
-    if isinstance(flight, bytes):
-        flight = flight_in(flight, ended.task_id)
+    flight = flight_in(ended.record, ended.task_id)
     seconds = _seconds(ended, flight)
     if flight is not None and flight.ended:
         exceeded = flight.soft_exceeded

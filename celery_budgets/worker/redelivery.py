@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def is_settled(request: BudgetedRequest) -> bool:
-    """Say whether *request*, which comes again, needs no run: the first has ended or is in hand."""
+    """Say whether *request* needs no run: its first delivery has ended here, or is in hand."""
+    if not request.delivery_info.get("redelivered"):
+        return False
     ended = request.roster.already_ended(request)
     if ended is None:
         return _joins_first(request)

@@ -115,7 +115,7 @@ class BudgetedRequest(Request):
                 Before its body: celery.concurrency.base.apply_target calls this first.
         """
         admission = self.roster.admission
-        if admission is not None and admission.keeps_calls and not admission.admit_start(self):
+        if admission is not None and not admission.admit_start(self):
             self.roster.leaves(self)
             raise TaskRevokedError(self.id)
         super().on_accepted(pid, time_accepted)

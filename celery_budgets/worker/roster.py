@@ -3,8 +3,9 @@
 Lives in the worker main process, which survives its pool processes: so it can give every
 delivery exactly one outcome, also when the process that ran it is gone.
 
-Covers: counting, the end of a call, settling a second delivery of a call that has ended.
-Does not cover: when Celery tells a request what happened (:mod:`celery_budgets.worker.request`).
+Covers: calls that run, the end of a call, settling a second delivery of one that has ended.
+Does not cover: when Celery tells a request what happened (:mod:`celery_budgets.worker.request`),
+and what calls add up to (:mod:`celery_budgets.worker.tally`).
 """
 
 from __future__ import annotations
@@ -68,9 +69,8 @@ class Roster:
         self.flights = flights
         #: What they added up to, once they have ended.
         self.tally = Tally(self.count_failure)
-        #: Calls that run now, by lane, and over all of them.
+        #: Calls that run now, by lane.
         self.active: Counter[str] = Counter()
-        self.running = 0
         #: Deliveries that run, by message: twins with one idempotency key share their id.
         self.in_hand: dict[tuple[str, float | None], BudgetedRequest] = {}
         #: Limits set by `celery control time_limit`: (soft, hard) by task name, seconds.
@@ -113,7 +113,6 @@ class Roster:
                 return  # revoked while it was on its way into the pool
             request.counted = True
             self.active[request.lane.name] += 1
-            self.running += 1
             self.in_hand[request.message_key] = request
 
     def rejected(self, request: BudgetedRequest, reason: str) -> None:
@@ -154,14 +153,18 @@ class Roster:
             return lane.name, limits.soft, limits.hard, request.ceiling
         return (
             lane.name, limits.soft, limits.hard, request.ceiling,
-            self.active[lane.name] + 1, self.limit_of(lane), self.running + 1, self.capacity,
+            self.active[lane.name] + 1, self.limit_of(lane),
+            self.active.total() + 1, self.capacity,
         )  # fmt: skip
 
     def flight_of(self, request: BudgetedRequest) -> Flight | None:
         """Return what the process of *request* wrote down of it."""
+        return flight_in(self._record_of(request), request.id)
+
+    def _record_of(self, request: BudgetedRequest) -> Flight | bytes | None:
         if self.flights is None:
             return recorder().take(request.id)
-        return self.flights.read(request.worker_pid, request.id)
+        return self.flights.copy(request.worker_pid)
 
     def ended(
         self,
@@ -188,23 +191,15 @@ class Roster:
             ran = request.time_start is not None
             if request.counted:
                 self.active[request.lane.name] -= 1
-                self.running -= 1
             lost_and_back = outcome is Outcome.WORKER_LOST and request.task.reject_on_worker_lost
             self._remember(key, outcome, final=not lost_and_back)
         self.leaves(request)
         try:
-            record: Flight | bytes | None = flight
-            if flight is None and ran:
-                # Before its process writes of another; read when it is counted.
-                record = (
-                    recorder().take(request.id) if self.flights is None
-                    else self.flights.copy(request.worker_pid)
-                )  # fmt: skip
+            # Before its process writes of another call; read when this one is counted.
+            record = self._record_of(request) if flight is None and ran else flight
             self.tally.note(Ended.of(request, outcome, record))
             if outcome in _ENDED_HERE:
-                if isinstance(record, bytes):
-                    record = flight_in(record, request.id)
-                self._tell(request, outcome, record, reason)
+                self._tell(request, outcome, flight_in(record, request.id), reason)
         except Exception:
             self.count_failure()
             logger.exception("budgets.telemetry_failed task_id=%s", request.id)

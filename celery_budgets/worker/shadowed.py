@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import TaskRevokedError
 
 from celery_budgets.outcomes import Outcome
-from celery_budgets.telemetry.names import HEADER_DEADLINE, HEADER_SCOPE, HEADER_TERMS
+from celery_budgets.telemetry.names import HEADER_TERMS
 from celery_budgets.worker.inherited import in_time
 from celery_budgets.worker.redelivery import is_settled
 from celery_budgets.worker.scopes import revoke_if_cancelled
@@ -30,7 +30,7 @@ def executing(execute: Callable[..., Any]) -> Callable[..., Any]:
         """Hand an admitted call to the pool; without one, give its slot back."""
         try:
             _admit(self)
-            self._request_dict[HEADER_TERMS] = self.roster.terms(self)
+            self.request_dict[HEADER_TERMS] = self.roster.terms(self)
             return execute(self, pool, **kwargs)
         except BaseException:
             self.roster.leaves(self)
@@ -45,12 +45,8 @@ def _admit(request: BudgetedRequest) -> None:
     Raises:
         TaskRevokedError: It is not; Celery gives its place in the pool back, and does no more.
     """
-    admission, headers = request.roster.admission, request._request_dict
-    if (
-        (request._delivery_info["redelivered"] and is_settled(request))
-        or (HEADER_SCOPE in headers and revoke_if_cancelled(request))
-        or (HEADER_DEADLINE in headers and not in_time(request))
-    ):
+    admission = request.roster.admission
+    if is_settled(request) or revoke_if_cancelled(request) or not in_time(request):
         raise TaskRevokedError(request.id)
     if admission is not None and not admission.admit(request):
         raise TaskRevokedError(request.id)

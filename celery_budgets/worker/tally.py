@@ -84,8 +84,7 @@ class Tally:
             ended = self._noted.popleft()
             try:
                 facts = facts_of(ended)
-                self._statistics.add(facts)
-                self._scopes.add(facts)
+                self._add(facts)
             except Exception as exc:
                 yield ended, exc
             else:
@@ -99,16 +98,15 @@ class Tally:
             reason: Why it was rejected, where it was.
         """
         with self._lock:
-            self._statistics.add(facts)
-            self._scopes.add(facts)
+            self._add(facts)
             if reason is not None:
-                self._reject(facts["lane"], facts["task"], reason)
+                self._statistics.reject(facts["lane"], facts["task"], reason)
         self._tell(facts, time())
 
     def reject(self, lane: str, task: str, reason: str) -> None:
         """Count a delivery that is not admitted: handed back, or failed."""
         with self._lock:
-            self._reject(lane, task, reason)
+            self._statistics.reject(lane, task, reason)
 
     def statistics(self) -> Statistics:
         """Return the statistics of now, which change no more."""
@@ -122,8 +120,9 @@ class Tally:
         with self._lock:
             return self._scopes.statistics(path)
 
-    def _reject(self, lane: str, task: str, reason: str) -> None:
-        self._statistics.of(lane, task).rejections[reason] += 1
+    def _add(self, facts: Mapping[str, Any]) -> None:
+        self._statistics.add(facts)
+        self._scopes.add(facts)
 
     def _tell(self, facts: Mapping[str, Any], ended_at: float) -> None:
         logs.call_ended(facts, ended_at)

@@ -1,4 +1,7 @@
-"""Ctrl-C, which may come at any place: also while a class is made, as imports do."""
+"""Ctrl-C, which may come at any place: also while a class is made, as imports do.
+
+Runs in the demo's own process.
+"""
 
 from __future__ import annotations
 

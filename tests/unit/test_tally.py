@@ -52,7 +52,7 @@ def ended(task_id="some-id", outcome=Outcome.SUCCEEDED, **changes):
     facts = {
         "outcome": outcome, "ended_at": 1_000_000.5, "started_at": 1_000_000.0, "soft": 300.0,
         "lane": "critic", "task": "critics_run", "task_id": task_id, "worker": "w@host",
-        "due_at": 999_999.0, "scope": None, "flight": None,
+        "due_at": 999_999.0, "scope": None, "record": None,
     }  # fmt: skip
     return Ended(**(facts | changes))
 
@@ -168,10 +168,10 @@ def test_a_record_is_read_when_its_call_is_counted():
     call = Call("some-id", "critic", Budget(), TimeLimits(10, 15), rss=100)
     call.close(call.started_mono + 2.5, 300)
     record = with_its_end(pack(call, b"\1" * 16), call)
-    facts = facts_of(ended(flight=record))
+    facts = facts_of(ended(record=record))
     assert (facts["seconds"], facts["rss_before_bytes"], facts["rss_peak_bytes"]) == (2.5, 100, 300)
     assert facts["trace_id"] == "01" * 16
-    other = facts_of(ended("another-id", flight=record))
+    other = facts_of(ended("another-id", record=record))
     assert (other["seconds"], other["rss_peak_bytes"]) == (0.5, None), "as the worker saw it"
 
 

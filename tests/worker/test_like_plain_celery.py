@@ -86,8 +86,15 @@ def results(app):
         ended(app.add.delay(2, 3)),
         ended(app.add.delay("a", y="b")),
         ended(app.add.apply_async(([1], [2]))),
-        *((result.state, sorted(result.result or ())) for result in (ignored, per_call)),
-    ]
+        *kept(ignored), *kept(per_call),
+    ]  # fmt: skip
+
+
+def kept(result):
+    """Return what is stored of a call whose result is ignored: before 5.7 that it has started."""
+    # Not which process and host it started on, which are the twins' own.
+    value = sorted(result.result) if result.state == "STARTED" else result.result
+    return result.state, value
 
 
 def errors(app):

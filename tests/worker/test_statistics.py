@@ -68,3 +68,14 @@ def test_a_worker_that_does_not_answer_is_named(worker, load_app):
     silent = wait_until(lambda: app.budgets.statistics().silent, "the other is named")
     assert [name.partition("@")[0] for name in silent] == [goes.name]
     assert stays.returncode is None
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_success_is_told_while_the_next_call_runs(worker, load_app, pool):
+    """Only prefork counts several at a time: on solo no timer fires while a body runs."""
+    app = load_app(APP)
+    running = worker(APP, "-P", pool, "-c", "1")
+    first, second = app.spend.delay(0.0), app.spend.delay(15)
+    running.wait_for_log("budgets.call_ended outcome=succeeded", first.id)
+    told = [line for line in running.log.splitlines() if "budgets.call_ended" in line]
+    assert not any(second.id in line for line in told), "else this test shows nothing"
