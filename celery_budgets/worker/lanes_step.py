@@ -32,6 +32,7 @@ from celery_budgets.worker.low_queue import LOOK, AgingSteps, LowQueues
 from celery_budgets.worker.pauses import Pauses
 from celery_budgets.worker.polling import lighten
 from celery_budgets.worker.pool_size import slots_of
+from celery_budgets.worker.redis_client import keep_client
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.slots import Slots
 from celery_budgets.worker.untracked import Untracked
@@ -90,7 +91,7 @@ class LanesStep(bootsteps.StartStopStep):
         self._hand_over, c.on_task_request = c.on_task_request, self.take_in
         if c.hub is not None:
             connect = c.connection_for_read
-            c.connection_for_read = lambda **options: lighten(connect(**options))
+            c.connection_for_read = lambda **options: keep_client(lighten(connect(**options)))
         queues = c.app.amqp.queues.consume_from
         served = lanes_of_queues(self._lanes, queues)
         for slots in self.slots.lanes.values():
