@@ -29,6 +29,7 @@ from celery_budgets.process.watchdog import watchdog
 from celery_budgets.settings import settings_of
 from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.names import (
+    HEADER_DEADLINE,
     HEADER_IDEMPOTENCY_KEY,
     HEADER_WAITED_FOR,
     seconds_waited,
@@ -101,6 +102,8 @@ def run_in_budget(
 
 
 def _at_start(task: BudgetedTask, request: Any, terms: Terms) -> Terms:
+    if HEADER_DEADLINE not in vars(request):
+        return terms
     try:
         return terms_at_start(terms, request)
     except RejectedByBudget:

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from celery_budgets.budget import Budget
 from celery_budgets.errors import ConfigurationError, nearest
@@ -203,17 +202,15 @@ class _Held:
         self.settings = None
 
 
-_held: WeakKeyDictionary[Any, _Held] = WeakKeyDictionary()
+#: Attribute of an app that has its :class:`_Held`: every call looks there.
+_HELD = "_celery_budgets"
 # Entered again where the garbage collector, inside of it, ends a generator with a block.
 _lock = OncePerProcess(threading.RLock)
 
 
 def _held_for(app: Any) -> _Held:
-    held = _held.get(app)
-    if held is None:
-        with _lock():
-            held = _held.setdefault(app, _Held())
-    return held
+    held: _Held | None = app.__dict__.get(_HELD)
+    return held if held is not None else app.__dict__.setdefault(_HELD, _Held())
 
 
 def declare(app: Any, lanes: Iterable[Lane] | None) -> None:
@@ -245,7 +242,5 @@ def settings_of(app: Any) -> Settings:
 
 def reread(app: Any) -> None:
     """Read the settings of *app* anew the next time that they are asked for."""
-    held = _held.get(app)
-    if held is not None:
-        with _lock():
-            held.put_away()
+    with _lock():
+        _held_for(app).put_away()

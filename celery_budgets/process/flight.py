@@ -85,7 +85,7 @@ class Flight(NamedTuple):
 def pack(call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> bytes:
     """Return the record of *call*, which runs."""
     return _LAYOUT.pack(
-        call.task_id.encode()[:_TASK_ID_BYTES], _RUNNING, Reason.NONE,
+        call.task_id.encode()[:_TASK_ID_BYTES], _RUNNING, 0,
         call.soft_exceeded, call.twin, False,
         call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
         call.rss_before, call.rss_peak, call.rss_after, trace_id, span_id,

@@ -100,7 +100,7 @@ def _make_provider(sample_rate: float) -> bool:
 
 def span_of(task: Any, task_id: str) -> Span | None:
     """Return the open span of the running call, or ``None`` where nobody records one."""
-    spans = getattr(task, _SPANS_OF_TASK, None)
+    spans = vars(task).get(_SPANS_OF_TASK)
     if not spans:
         return None
     entry = spans.get((task_id, False))
@@ -229,7 +229,7 @@ def leave_open(task: Any, task_id: str) -> None:
     The worker ends it, under the same span id (:mod:`celery_budgets.telemetry.afterwards`);
     ended in both places it would be exported twice.
     """
-    spans = getattr(task, _SPANS_OF_TASK, None)
+    spans = vars(task).get(_SPANS_OF_TASK)
     if spans and (task_id, False) in spans:
         from opentelemetry.trace import INVALID_SPAN
 
