@@ -18,6 +18,8 @@ from celery_budgets import BudgetedTask, Budgets, Lane
 
 WAY = os.environ.get("WAY", "budgeted")
 BUDGETED = WAY in ("budgeted", "everything")
+#: Has the worker budgets? ``beside``: and yet its tasks are plain.
+WITH_BUDGETS = BUDGETED or WAY == "beside"
 #: Limits of the task that overruns them, seconds.
 SOFT, HARD = 0.5, 0.75
 #: How many lanes, or queues of a plain way: more than are used, to see what they cost.
@@ -47,7 +49,7 @@ if WAY in ("instrumented", "everything"):
     from tests.benchmarks import exporters
 
     exporters.provide()
-if BUDGETED:
+if WITH_BUDGETS:
     SLOTS = int(os.environ.get("SLOTS", "16"))
     #: Slots of the lane of slow calls, where they are not as many as the others'.
     SLOW_SLOTS = int(os.environ.get("SLOW_SLOTS", SLOTS))

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median, quantiles
 from typing import Any, TypeVar
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -100,9 +101,9 @@ def percentile(samples: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def in_turn(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+def in_turn(ways: Mapping[K, Callable[[], T]], rounds: int) -> dict[K, list[T]]:
     """Measure each way once per round, A B A B, and return the measurements by way."""
-    measured: dict[str, list[T]] = {way: [] for way in ways}
+    measured: dict[K, list[T]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, measure in ways.items():
             gc.collect()
