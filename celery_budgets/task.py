@@ -86,12 +86,13 @@ class BudgetedTask(Task):
         Raises:
             ConfigurationError: What the task sets does not go with the lane's budget.
         """
-        if self._budgets is None or self._budgets[0] is not lane:
+        budgets = self._budgets
+        if budgets is None or budgets[0] is not lane:
             own = {name: getattr(self, name) for name in _BUDGET_ATTRIBUTES}
             changes = {name: value for name, value in own.items() if value is not None}
             budget = lane.budget.over(f"task {self.name!r}", changes) if changes else lane.budget
-            self._budgets = lane, budget
-        return self._budgets[1]
+            self._budgets = budgets = lane, budget
+        return budgets[1]
 
     @property
     def budget(self) -> Call:

@@ -41,7 +41,7 @@ def note_call(request: Any, call: Call) -> None:
 
 def call_of(request: Any) -> Call | None:
     """Return the call of a task's request; ``None`` where it runs under no budget."""
-    return cast("Call | None", getattr(request, _CALL, None))
+    return cast("Call | None", vars(request).get(_CALL))
 
 
 def worker_request() -> Any | None:
