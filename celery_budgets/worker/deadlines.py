@@ -189,15 +189,27 @@ class Deadlines:
         return self._flights.read(result._worker_pid, result.correlation_id or "")
 
     def on_process_exit(self, hub: Any, process: Any) -> None:
-        """Let Celery replace the process, and look again until it has."""
-        self._celery_exit(hub, process)
+        """Let Celery replace the process, and look again until it has.
+
+        Mirrors AsynPool._event_process_exit (5.7) where calls are due.
+        """
+        if self._calls_are_due():
+            self._pool._untrack_child_process(process, hub)
+        else:
+            self._celery_exit(hub, process)
         self._nudge()
+
+    def _calls_are_due(self) -> bool:
+        """Say whether calls are looked at now: to start a process first would make them late."""
+        return -LONGEST < self._next_look - monotonic() <= TURN
 
     def _nudge(self) -> None:
         for seconds in NUDGES:
             self._hub.call_later(seconds, self._maintain)
 
     def _maintain(self) -> None:
+        if self._calls_are_due():
+            return  # it is asked again
         pool = self._pool
         if len(pool._pool) < pool._processes or not all(p._is_alive() for p in pool._pool):
             pool.maintain_pool()

@@ -46,6 +46,14 @@ class FakeHub:
     def delays(self):
         return [timer.seconds for timer in self.timers]
 
+    def turn(self):
+        """Fire all that is due by the time that the first timer is, as kombu's hub does."""
+        self.clock.now = max(self.clock.now, min(timer.at for timer in self.timers))
+        for due in sorted(self.timers, key=lambda timer: timer.at):
+            if due.at <= self.clock.now and due in self.timers:
+                self.timers.remove(due)
+                due.fire()
+
     def run_until(self, instant):
         """Fire what is due until then, each at its time."""
         while due := sorted((t for t in self.timers if t.at <= instant), key=lambda t: t.at):
@@ -77,6 +85,9 @@ class FakePool:
 
     def _event_process_exit(self, hub, process):
         self.done.append(("exit", process.pid))
+
+    def _untrack_child_process(self, process, hub):
+        self.done.append(("untracked", process.pid))
 
     def maintain_pool(self):
         self.done.append("maintain")
@@ -327,6 +338,21 @@ def test_many_kills_let_the_event_loop_turn(bench):
     assert max(later - earlier for earlier, later in pairwise(instants)) <= LATE + 0.06
 
 
+def test_kills_that_are_due_come_before_new_processes(bench):
+    """To start a process holds the event loop for as long as a kill."""
+    bench.pool.seconds_per_kill = LATE + 0.01
+    for job in range(3):
+        bench.accept(job, soft=None)
+    bench.hub.run_until(1014.99)
+    bench.pool._pool.pop()
+    while bench.pool._cache:
+        bench.hub.turn()
+        bench.pool._event_process_exit(bench.hub, process(3))
+    gone = ("untracked", 3)
+    assert bench.pool.done[:5] == [("hard", 0), gone, ("hard", 1), gone, ("hard", 2)]
+    assert set(bench.pool.done[5:]) == {"maintain", ("exit", 3)}, "the places are filled then"
+
+
 def test_a_call_that_cannot_be_settled_does_not_end_the_looks(bench, monkeypatch):
     """Its acknowledgement finds the connection lost, say; the others keep their limits."""
 
@@ -403,10 +429,11 @@ def test_celery_still_has_what_is_stood_in_front_of():
 
     assert parameters("_create_timelimit_handlers") == ["self", "hub"]
     assert parameters("_event_process_exit") == ["self", "hub", "proc"]
+    assert parameters("_untrack_child_process") == ["self", "proc", "hub"]
     source = inspect.getsource(AsynPool)
     for name in (
         "_create_timelimit_handlers", "_event_process_exit", "on_timeout_set",
-        "on_timeout_cancel", "on_soft_timeout", "on_hard_timeout",
+        "on_timeout_cancel", "on_soft_timeout", "on_hard_timeout", "_untrack_child_process",
     ):  # fmt: skip
         assert f"self.{name}" in source
     # Nothing else asks for the table of timers, which is not there any more.
