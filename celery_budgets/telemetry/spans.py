@@ -133,10 +133,17 @@ def begin(span: Span, call: Call, task: Any, terms: Terms, name: str | None) -> 
     span.add_event(names.EVENT_STARTED)
 
 
-def shared_attributes(resource: Any) -> dict[str, Any]:
+def shared_attributes(resource: Any) -> Mapping[str, Any]:
     """Return what a span repeats of its resource, for where resources are dropped."""
-    known = resource.attributes if resource is not None else {}
-    return {key: known[key] for key in names.RESOURCE_ATTRIBUTES if key in known}
+    global _shared
+    if resource is not _shared[0]:
+        known = resource.attributes if resource is not None else {}
+        _shared = resource, {key: known[key] for key in names.RESOURCE_ATTRIBUTES if key in known}
+    return _shared[1]
+
+
+#: The resource that was asked for last, which a process has one of, and what is repeated of it.
+_shared: tuple[Any, dict[str, Any]] = (None, {})
 
 
 def call_attributes(
