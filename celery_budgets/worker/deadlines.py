@@ -140,12 +140,20 @@ class Deadlines:
             # Also where settling one of them fails, with a connection that is lost.
             self._look_at(now + LONGEST)
         for result in running:
-            if monotonic() > now + LATE:
-                # Many kills take their time: the event loop has its turn in between, which fires
-                # all timers that are due first.
-                self._look_at(monotonic() + TURN)
-                break
-            self._look_at(self._settle(result, now))
+            act = self._settle if monotonic() <= now + LATE else self._due_at
+            self._look_at(act(result, now))
+        self._give_turn(now)
+
+    def _give_turn(self, began: float) -> None:
+        """Let the event loop have its turn before the next look, where this one has killed.
+
+        A kill takes a tenth of a second. That the next look would be late is known, then, and no
+        reason to hold it off further.
+        """
+        now = monotonic()
+        if now > began + LATE and self._next_look < now + TURN:
+            self._disarm()
+            self._look_at(now + TURN)
 
     def _settle(self, result: Any, now: float) -> float:
         """Do what is due for one call; return when there may be more to do (monotonic)."""
@@ -160,6 +168,9 @@ class Deadlines:
             self._nudge()
             return inf
         return min(soft_at, hard_at)
+
+    def _due_at(self, result: Any, now: float) -> float:
+        return min(self._soft_at(result, now), self._hard_at(result, now))
 
     def _soft_at(self, result: Any, now: float) -> float:
         if not result._soft_timeout or result._job in self._told:

@@ -20,6 +20,7 @@ from celery_budgets.worker.deadlines import (
     NUDGES,
     RESULT_POLL,
     RESULT_SECONDS,
+    TURN,
     Deadlines,
 )
 from celery_budgets.worker.request import BudgetedRequest
@@ -336,6 +337,30 @@ def test_many_kills_let_the_event_loop_turn(bench):
         timer.fire()
     assert bench.pool.done == [("hard", job) for job in range(10)]
     assert max(later - earlier for earlier, later in pairwise(instants)) <= LATE + 0.06
+
+
+def test_a_call_that_becomes_due_during_a_kill_is_next(bench):
+    """Not held off as after a loop that was held up by others: its results were being read."""
+    bench.pool.seconds_per_kill = LATE + 0.01
+    bench.accept(2, soft=None, hard=HARD + 0.001)
+    bench.accept(1, soft=None)
+    bench.hub.run_until(1014.99)
+    bench.hub.turn()
+    assert bench.pool.done == [("hard", 1)]
+    while bench.pool._cache:
+        bench.hub.turn()
+    killed_at = bench.clock.now - bench.pool.seconds_per_kill
+    assert killed_at <= 1000 + HARD + bench.pool.seconds_per_kill + 2 * TURN
+
+
+def test_after_the_last_kill_its_process_is_replaced_at_once(bench):
+    bench.pool.seconds_per_kill = LATE + 0.01
+    bench.accept(1, soft=None)
+    bench.accept(2, soft=None, hard=2 * HARD)
+    bench.hub.run_until(1000 + HARD - 0.01)
+    bench.hub.turn()
+    bench.pool._event_process_exit(bench.hub, process(3))
+    assert bench.pool.done == [("hard", 1), ("exit", 3)]
 
 
 def test_kills_that_are_due_come_before_new_processes(bench):
