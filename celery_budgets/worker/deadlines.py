@@ -211,7 +211,10 @@ class Deadlines:
         self._nudge()
 
     def _calls_are_due(self) -> bool:
-        """Say whether calls are looked at now: to start a process first would make them late."""
+        """Say whether calls are looked at now: to start a process first would make them late.
+
+        Not where that look is long overdue: its timer may be lost until the next reconnect.
+        """
         return -LONGEST < self._next_look - monotonic() <= TURN
 
     def _nudge(self) -> None:

@@ -1,7 +1,7 @@
-"""One Redis client per channel, where kombu makes a new one for each message, and each time twice.
+"""One Redis client per channel, where kombu makes two for each message.
 
-A message's delivery and its acknowledgement are noted with a client that is made for just that,
-out of the channel's pool of connections. Making one fills a table of some 170 callbacks (redis-py
+A message's delivery and its acknowledgement are noted with a client each, made for just that on
+the channel's pool of connections. Making one fills a table of some 170 callbacks (redis-py
 issue 3624): 75 us, twice, of the 900 us that a call takes in the worker main process.
 
 Runs in the worker main process. Other transports are left as they are. See also:

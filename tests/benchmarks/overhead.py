@@ -67,7 +67,10 @@ def _cpu(
         ]
         for way, base in (*AGAINST.items(), ("budgeted", "beside"))
     }
-    targets = {name: Target(bound) for name, bound in zip(beyond, most, strict=False)}
+    targets = {
+        f"{way} - {base}": Target(bound)
+        for (way, base), bound in zip(AGAINST.items(), most, strict=True)
+    }
     return [
         Figure(f"CPU per call, {where}", "µs", taken, AGAINST),
         Figure(f"CPU per call of the budget, {where}", "µs", beyond, targets=targets),

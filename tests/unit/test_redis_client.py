@@ -111,10 +111,10 @@ def test_the_client_that_waits_for_messages_is_kombus(connection):
 
 
 def test_a_key_prefix_stays(redis_url):
-    url, options = redis_url, {"global_keyprefix": "mine."}
-    with keep_client(Connection(url, transport_options=options)) as connection:
+    prefixed = Connection(redis_url, transport_options={"global_keyprefix": "mine."})
+    with keep_client(prefixed) as connection:
         connection.SimpleQueue("critic").put("extra")
-        with Redis.from_url(url) as redis:
+        with Redis.from_url(redis_url) as redis:
             assert redis.llen("mine.critic") == 1
         Queue("critic")(connection.default_channel).purge()
 
