@@ -4,6 +4,12 @@ The broker tells nobody how many workers listen. So silence is found out in two 
 that has answered this process before; and, where the transport keeps the table of mailboxes
 itself (Redis does, RabbitMQ does not), one whose mailbox was never taken down: it hangs, was
 killed, or runs without budgets.
+
+Each question has a connection of its own. One of Celery's pool would keep the command by which
+it waits for answers (Redis, BRPOP), and of a process that forks then each child reads the reply
+to it as it closes what it has inherited (kombu, ``resource._after_fork_cleanup_resource``): the
+second child waits for ever, and the parent never hears of a worker again. Nor does a question
+fail for a connection that the broker has closed meanwhile.
 """
 
 from __future__ import annotations
@@ -54,18 +60,25 @@ class Asking:
         Raises:
             kombu.exceptions.OperationalError: The broker does not answer.
         """
-        mailboxes = self._mailboxes()
+        with self._app.connection_for_write() as connection:
+            return self._ask(connection, timeout, set(also), dict(arguments or {}))
+
+    def _ask(
+        self, connection: Any, timeout: float, also: set[str], arguments: dict[str, Any]
+    ) -> Answers:
+        mailboxes = self._mailboxes(connection)
         # Where the broker can tell, a worker without a mailbox has left properly.
-        expected = (mailboxes or set(self._seen)) | set(also)
+        expected = (mailboxes or set(self._seen)) | also
         limit = len(expected) if mailboxes else None
         replies = self._app.control.broadcast(
-            "budgets", arguments=dict(arguments or {}), reply=True, timeout=timeout, limit=limit
-        )
+            "budgets", arguments=arguments, reply=True, timeout=timeout, limit=limit,
+            connection=connection,
+        )  # fmt: skip
         by_worker = {name: answer for reply in replies or () for name, answer in reply.items()}
         self._seen.update(by_worker)
         if limit and not set(by_worker) <= expected:
             # A newcomer's answer took the place of one that was still to come.
-            return self.ask(timeout, {*also, *by_worker}, arguments)
+            return self._ask(connection, timeout, {*also, *by_worker}, arguments)
         return Answers(dict(sorted(by_worker.items())), tuple(sorted(expected - set(by_worker))))
 
     def tell(
@@ -86,25 +99,25 @@ class Asking:
         Raises:
             kombu.exceptions.OperationalError: The broker does not answer.
         """
-        replies = self._app.control.broadcast(
-            command, arguments=dict(arguments), destination=list(workers), reply=True,
-            timeout=timeout, limit=len(workers),
-        )  # fmt: skip
+        with self._app.connection_for_write() as connection:
+            replies = self._app.control.broadcast(
+                command, arguments=dict(arguments), destination=list(workers), reply=True,
+                timeout=timeout, limit=len(workers), connection=connection,
+            )  # fmt: skip
         by_worker = {name: answer for reply in replies or () for name, answer in reply.items()}
         return Answers(dict(sorted(by_worker.items())), tuple(sorted({*workers} - {*by_worker})))
 
-    def _mailboxes(self) -> set[str]:
+    def _mailboxes(self, connection: Any) -> set[str]:
         """Return the names of workers whose mailbox stands at the broker, where it can tell."""
         mailbox = self._app.control.mailbox
-        with self._app.connection_or_acquire() as connection:
-            try:
-                get_table = getattr(connection.default_channel, "get_table", None)
-                table = get_table(mailbox.exchange.name) if get_table is not None else ()
-            except OperationalError:
-                raise
-            except Exception as exc:
-                # Only a convenience of some transports; without it silence is known from before.
-                logger.debug("budgets.no_mailbox_table: %s", exc)
-                return set()
+        try:
+            get_table = getattr(connection.default_channel, "get_table", None)
+            table = get_table(mailbox.exchange.name) if get_table is not None else ()
+        except OperationalError:
+            raise
+        except Exception as exc:
+            # Only a convenience of some transports; without it silence is known from before.
+            logger.debug("budgets.no_mailbox_table: %s", exc)
+            return set()
         ending = f".{mailbox.namespace}.pidbox"
         return {row[-1].removesuffix(ending) for row in table if row[-1].endswith(ending)}

@@ -25,17 +25,21 @@ class FakeApp:
         #: One list of workers for each question to come.
         self.answering: list[list[str]] = []
         self.limits: list[int | None] = []
+        self.connection: Any = None
 
     @contextmanager
-    def connection_or_acquire(self) -> Any:
+    def connection_for_write(self) -> Any:
         channel = SimpleNamespace()
         if self.mailboxes is not None:
             rows = [("", "", f"{name}.celery.pidbox") for name in self.mailboxes]
             channel.get_table = {"celery.pidbox": [*rows, ("", "", "another.queue")]}.__getitem__
-        yield SimpleNamespace(default_channel=channel)
+        self.connection = SimpleNamespace(default_channel=channel)
+        yield self.connection
+        self.connection = None
 
     def _broadcast(self, command: str, **options: Any) -> list[dict[str, Any]]:
         assert (command, options["reply"]) == ("budgets", True)
+        assert options["connection"] is self.connection is not None
         self.limits.append(options["limit"])
         answering = self.answering.pop(0)[: options["limit"]]
         return [{name: {"uptime": 1.0}} for name in answering]
@@ -89,9 +93,10 @@ def test_a_broker_that_is_away_is_an_error_and_a_table_that_fails_is_not(monkeyp
 
         @contextmanager
         def connection() -> Any:
-            yield SimpleNamespace(default_channel=SimpleNamespace(get_table=fail))
+            app.connection = SimpleNamespace(default_channel=SimpleNamespace(get_table=fail))
+            yield app.connection
 
-        monkeypatch.setattr(app, "connection_or_acquire", connection)
+        monkeypatch.setattr(app, "connection_for_write", connection)
 
     refuse(NotImplementedError())
     app.answering = [["a@h"]]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 
-from tests.support import wait_until
+from tests.outage import Outage
+from tests.support import ROOT, wait_until
 from tests.worker.statistics_app import LANES
 
 APP = "tests.worker.statistics_app"
+PROGRAM = "tests.worker.asking_program"
 CALLS = 60
 
 
@@ -68,6 +74,39 @@ def test_a_worker_that_does_not_answer_is_named(worker, load_app):
     silent = wait_until(lambda: app.budgets.statistics().silent, "the other is named")
     assert [name.partition("@")[0] for name in silent] == [goes.name]
     assert stays.returncode is None
+
+
+def test_a_program_may_fork_after_it_has_asked(worker, servers, broker_url):
+    """A child closes the pools that it inherits: it must find no answer there that is awaited."""
+    worker(APP, "-c", "1")
+    gone = worker(APP, "-c", "1")
+    gone.kill()  # whoever does not answer is waited for, and on Redis that wait is cut off
+    asked = subprocess.run(
+        [sys.executable, "-m", PROGRAM], capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env=os.environ | servers.environment,
+    )  # fmt: skip
+    assert asked.returncode == 0, asked.stderr
+    before, after = json.loads(asked.stdout)
+    # RabbitMQ has no table of those that should answer.
+    expected = [gone.name] if broker_url.startswith("redis") else []
+    assert [[name.partition("@")[0] for name in silent] for silent in (before, after)] == [
+        expected, expected,
+    ]  # fmt: skip
+
+
+def test_an_outage_between_two_questions_is_not_noticed(worker, load_app, servers, broker_url):
+    """No connection is kept that the broker may close."""
+    running = worker(APP, "-c", "1")
+    outage = Outage(servers.broker)
+    app = load_app(APP, CELERY_BROKER_URL=outage.url)
+    app.spend.delay(0.0).get(timeout=30)
+    for _ in range(2):
+        wait_until(
+            lambda: app.budgets.statistics().total.total == 1, "it is counted",
+            detail=running.tail,
+        )  # fmt: skip
+        outage.begin()
+        outage.end()
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
