@@ -6,6 +6,7 @@ for ``broker_url`` runs once on Redis and once on RabbitMQ; results are kept in 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -14,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import ModuleType
+from typing import Any
 
 import pytest
 from celery import _state
@@ -33,7 +35,45 @@ RABBITMQ = ("127.0.0.1", 5672)
 Apps = Callable[..., ModuleType]
 
 
+class Failures:
+    """Names each failed test at once: a run that is cut off prints no summary."""
+
+    def __init__(self, terminal: Any) -> None:
+        self._terminal = terminal
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write_line("")
+            self._terminal.write_line(f"{report.nodeid} failed ({report.when})")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Register the hook of :class:`Failures`, where there is a terminal to write to."""
+    plugins = session.config.pluginmanager
+    terminal = plugins.get_plugin("terminalreporter")
+    if terminal is not None:  # none in a process of pytest-xdist
+        plugins.register(Failures(terminal))
+
+
 def pytest_configure() -> None:
+    """Set up the process that the tests run in."""
+    _hear_signals()
+    os.register_at_fork(before=_close_pooled_connections)
+
+
+def _close_pooled_connections() -> None:
+    """Leave none to a child, which would close it: on Redis by reading the next reply to it.
+
+    ``app.control.inspect`` of a test before may wait for that reply; without it whoever closes
+    the connection next, be it a fixture hours later, waits for ever (kombu, redis.Channel.close).
+    """
+    for pool in (*pools.connections.values(), *pools.producers.values()):
+        with contextlib.suppress(Exception):  # as pools.reset, but the pool can be used on
+            pool.force_close_all(close_pool=False)
+
+
+def _hear_signals() -> None:
     """Have signals that tests send heard here and in children, also below ``nohup`` and ``&``."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
