@@ -150,7 +150,7 @@ def _begin(task: BudgetedTask, request: Any, terms: Terms) -> tuple[Call | None,
         return None, None
     if span is None or not settings.tracing:
         return call, None
-    guarded(spans.begin, span, call, task, terms, settings.span_name)
+    guarded(spans.begin, span, call, task, request, terms, settings.span_name)
     return call, span
 
 

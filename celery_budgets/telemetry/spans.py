@@ -115,9 +115,8 @@ def span_ids(span: Span | None) -> tuple[bytes, bytes]:
     return context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
 
 
-def begin(span: Span, call: Call, task: Any, terms: Terms, name: str | None) -> None:
+def begin(span: Span, call: Call, task: Any, request: Any, terms: Terms, name: str | None) -> None:
     """Name *span* after its lane and say what runs, and under which limits."""
-    request = task.request
     if name is not None:
         span.update_name(name.format(lane=call.lane, task=task.name))
     slot = {
