@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -64,6 +64,20 @@ def wait_until(
             more = f"\n{detail()}" if detail else ""
             raise AssertionError(f"not within {timeout:g} s: {what}; last seen: {value!r}{more}")
         time.sleep(interval)
+
+
+def values_of(
+    results: Sequence[Any], timeout: float, detail: Callable[[], str] | None = None
+) -> list[Any]:
+    """Return what all of many *results* are, once all are there.
+
+    Before Celery 5.7 ``get`` of one that is there already may wait for a second.
+    """
+    wait_until(
+        lambda: all(result.ready() for result in results), "all end", timeout=timeout,
+        interval=0.1, detail=detail,
+    )  # fmt: skip
+    return [result.get() for result in results]
 
 
 def in_loop(test: Callable[..., Any]) -> Callable[..., None]:

@@ -12,7 +12,7 @@ from kombu import Connection
 from tests.brokers.gap import kill_outside
 from tests.brokers.gate import APP, FAT, FAT_CALL, close_gate, gate_of, open_gate, waiting_in
 from tests.outage import Outage
-from tests.support import wait_until
+from tests.support import values_of, wait_until
 from tests.worker.test_memory_calls import calls_of, runs_of
 
 
@@ -102,7 +102,7 @@ def test_a_thousand_calls_under_a_flapping_gate(worker, app, broker_url):
     app.flap.delay(FAT_CALL, 7)
     running.wait_for_log("budgets.gate_closed", timeout=20)
     results = [app.short.delay(0.001) for _ in range(1000)]
-    assert all(result.get(timeout=60) for result in results)
+    assert all(values_of(results, timeout=60, detail=running.tail))
     assert [runs_of(app, result) for result in results] == [1] * 1000
     assert dict(calls_of(app, "short", 1000).outcomes) == {"succeeded": 1000}
     closed = running.log.count("budgets.gate_closed")
@@ -121,7 +121,7 @@ def test_a_quorum_queue_loses_nothing_under_a_flapping_gate(
     try:
         app.flap.delay(FAT_CALL, 5)
         results = [app.short_quorum.delay(0.1) for _ in range(60)]
-        assert all(result.get(timeout=60) for result in results), running.tail()
+        assert all(values_of(results, timeout=60, detail=running.tail))
         assert [runs_of(app, result) for result in results] == [1] * 60
         assert "budgets.gate_closed" in running.log
     finally:

@@ -11,7 +11,7 @@ import pytest
 
 from celery_budgets.idempotency import task_id_of
 from tests.brokers.test_gate_crashes import give_back_what_the_dead_held
-from tests.support import wait_until
+from tests.support import values_of, wait_until
 from tests.worker.test_keyed import delete_queues
 
 APP = "tests.worker.keyed_app"
@@ -101,7 +101,7 @@ def test_holders_killed_at_random(worker, app, broker_url):
     chance.shuffle(kills)
     for kill in kills:
         wait_until(kill, "a holder to kill", timeout=30, detail=running[0].tail)
-    values = [result.get(timeout=90) for result in results]
+    values = values_of(results, timeout=90, detail=running[0].tail)
     assert values == [1] * len(calls), running[0].tail()
     assert [int(app.redis().get(f"effect:{key}")) for key in KEYS] == [1] * len(KEYS)
     begun = sum(int(app.redis().get(f"begun:{key}")) for key in KEYS)

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests.outage import Outage
-from tests.support import wait_until
+from tests.support import values_of, wait_until
 
 APP = "tests.brokers.together_app"
 EACH_POOL = pytest.mark.parametrize("pool", ["prefork", "threads"])
@@ -47,12 +47,9 @@ def send(app, counts, seconds):
 
 def spans_of(sent, running):
     """Wait for the end of all that was sent; return when the calls of each lane ran."""
-    everything = [result for results in sent.values() for result in results]
-    wait_until(
-        lambda: all(r.ready() for r in everything), "every call ends", timeout=120,
-        interval=0.5, detail=running.tail,
-    )  # fmt: skip
-    return {lane: [result.get() for result in results] for lane, results in sent.items()}
+    return {
+        lane: values_of(results, timeout=120, detail=running.tail) for lane, results in sent.items()
+    }
 
 
 def state_of(app, running):
@@ -175,10 +172,7 @@ def test_1000_calls_at_once_on_threads_and_each_within_its_limit(worker, load_ap
         )  # fmt: skip
     finally:
         together.app.backend.client.set("go", 1)
-    everything = [result for results in sent.values() for result in results]
-    wait_until(
-        lambda: all(r.ready() for r in everything), "all end", timeout=60, detail=running.tail
-    )
+    values_of([r for results in sent.values() for r in results], timeout=60, detail=running.tail)
 
 
 def test_a_reconnect_keeps_the_limits(worker, together, servers):

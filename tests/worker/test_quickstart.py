@@ -55,7 +55,9 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
         detail=log_path.read_text,
     )
     process.send_signal(signal.SIGINT)
-    assert process.wait(PATIENCE) == 130, log_path.read_text()
+    # To a shell both are 130. Python itself ends by the signal where it came while something was
+    # imported that makes its code as it loads, as dataclasses do (Py_RunMain, exit_sigint).
+    assert process.wait(PATIENCE) in (130, -signal.SIGINT), log_path.read_text()
     assert "interrupted; worker and server have ended" in log_path.read_text()
     assert processes_with(mark) == []
 
