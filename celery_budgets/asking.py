@@ -61,20 +61,16 @@ class Asking:
             kombu.exceptions.OperationalError: The broker does not answer.
         """
         with self._app.connection_for_write() as connection:
-            return self._ask(connection, timeout, set(also), dict(arguments or {}))
+            return self._ask(connection, timeout, set(also), arguments or {})
 
     def _ask(
-        self, connection: Any, timeout: float, also: set[str], arguments: dict[str, Any]
+        self, connection: Any, timeout: float, also: set[str], arguments: Mapping[str, Any]
     ) -> Answers:
         mailboxes = self._mailboxes(connection)
         # Where the broker can tell, a worker without a mailbox has left properly.
         expected = (mailboxes or set(self._seen)) | also
         limit = len(expected) if mailboxes else None
-        replies = self._app.control.broadcast(
-            "budgets", arguments=arguments, reply=True, timeout=timeout, limit=limit,
-            connection=connection,
-        )  # fmt: skip
-        by_worker = {name: answer for reply in replies or () for name, answer in reply.items()}
+        by_worker = self._broadcast(connection, "budgets", arguments, timeout, limit)
         self._seen.update(by_worker)
         if limit and not set(by_worker) <= expected:
             # A newcomer's answer took the place of one that was still to come.
@@ -100,12 +96,25 @@ class Asking:
             kombu.exceptions.OperationalError: The broker does not answer.
         """
         with self._app.connection_for_write() as connection:
-            replies = self._app.control.broadcast(
-                command, arguments=dict(arguments), destination=list(workers), reply=True,
-                timeout=timeout, limit=len(workers), connection=connection,
-            )  # fmt: skip
-        by_worker = {name: answer for reply in replies or () for name, answer in reply.items()}
+            by_worker = self._broadcast(
+                connection, command, arguments, timeout, len(workers), list(workers)
+            )
         return Answers(dict(sorted(by_worker.items())), tuple(sorted({*workers} - {*by_worker})))
+
+    def _broadcast(
+        self,
+        connection: Any,
+        command: str,
+        arguments: Mapping[str, Any],
+        timeout: float,
+        limit: int | None,
+        destination: list[str] | None = None,
+    ) -> dict[str, Any]:
+        replies = self._app.control.broadcast(
+            command, arguments=dict(arguments), destination=destination, reply=True,
+            timeout=timeout, limit=limit, connection=connection,
+        )  # fmt: skip
+        return {name: answer for reply in replies or () for name, answer in reply.items()}
 
     def _mailboxes(self, connection: Any) -> set[str]:
         """Return the names of workers whose mailbox stands at the broker, where it can tell."""

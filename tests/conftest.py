@@ -66,7 +66,7 @@ def _close_pooled_connections() -> None:
     """Leave none to a child, which would close it: on Redis by reading the next reply to it.
 
     ``app.control.inspect`` of a test before may wait for that reply; without it whoever closes
-    the connection next, be it a fixture hours later, waits for ever (kombu, redis.Channel.close).
+    the connection next, be it a fixture much later, waits for ever (kombu, redis.Channel.close).
     """
     for pool in (*pools.connections.values(), *pools.producers.values()):
         with contextlib.suppress(Exception):  # as pools.reset, but the pool can be used on

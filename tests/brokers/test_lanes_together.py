@@ -47,9 +47,8 @@ def send(app, counts, seconds):
 
 def spans_of(sent, running):
     """Wait for the end of all that was sent; return when the calls of each lane ran."""
-    return {
-        lane: values_of(results, timeout=120, detail=running.tail) for lane, results in sent.items()
-    }
+    values_of([r for results in sent.values() for r in results], timeout=120, detail=running.tail)
+    return {lane: [result.get() for result in results] for lane, results in sent.items()}
 
 
 def state_of(app, running):
