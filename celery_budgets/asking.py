@@ -2,8 +2,9 @@
 
 The broker tells nobody how many workers listen. So silence is found out in two ways: a worker
 that has answered this process before; and, where the transport keeps the table of mailboxes
-itself (Redis does, RabbitMQ does not), one whose mailbox was never taken down: it hangs, was
-killed, or runs without budgets.
+itself (Redis does, RabbitMQ does not), one whose mailbox was never taken down: it hangs or was
+killed. A worker without budgets, or of a version that lacks the command, replies with an error:
+that is no answer either, and it is called plain.
 
 Each question has a connection of its own. One of Celery's pool would keep the command by which
 it waits for answers (Redis, BRPOP), and of a process that forks then each child reads the reply
@@ -29,7 +30,10 @@ class Answers(NamedTuple):
     """What the workers answered, by the name of each, and who did not."""
 
     by_worker: Mapping[str, Mapping[str, Any]]
+    #: Those that said nothing, and the plain ones.
     silent: tuple[str, ...]
+    #: Those of the silent that replied, and do not know what they were asked.
+    plain: tuple[str, ...] = ()
 
 
 class Asking:
@@ -70,12 +74,16 @@ class Asking:
         # Where the broker can tell, a worker without a mailbox has left properly.
         expected = (mailboxes or set(self._seen)) | also
         limit = len(expected) if mailboxes else None
-        by_worker = self._broadcast(connection, "budgets", arguments, timeout, limit)
-        self._seen.update(by_worker)
-        if limit and not set(by_worker) <= expected:
+        replies = self._broadcast(connection, "budgets", arguments, timeout, limit)
+        if limit and not set(replies) <= expected:
             # A newcomer's answer took the place of one that was still to come.
-            return self._ask(connection, timeout, {*also, *by_worker}, arguments)
-        return Answers(dict(sorted(by_worker.items())), tuple(sorted(expected - set(by_worker))))
+            self._seen.update(_ours(replies, arguments))
+            return self._ask(connection, timeout, {*also, *replies}, arguments)
+        by_worker = _ours(replies, arguments)
+        self._seen.update(by_worker)
+        plain = set(replies) - set(by_worker)
+        silent = (expected | plain) - set(by_worker)
+        return Answers(by_worker, tuple(sorted(silent)), tuple(sorted(plain)))
 
     def tell(
         self,
@@ -130,3 +138,18 @@ class Asking:
             return set()
         ending = f".{mailbox.namespace}.pidbox"
         return {row[-1].removesuffix(ending) for row in table if row[-1].endswith(ending)}
+
+
+def _ours(replies: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the *replies* to ``inspect budgets`` that are answers to it, by worker."""
+    is_answer = _tells_scope if "scope" in arguments else _tells_all
+    return {name: reply for name, reply in sorted(replies.items()) if is_answer(reply)}
+
+
+def _tells_scope(reply: Any) -> bool:
+    return isinstance(reply, Mapping) and isinstance(reply.get("scope"), list)
+
+
+def _tells_all(reply: Any) -> bool:
+    """Say whether *reply* tells of lanes: an error does not, nor what another command says."""
+    return isinstance(reply, Mapping) and isinstance(reply.get("lanes"), Mapping)

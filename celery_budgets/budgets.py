@@ -63,6 +63,7 @@ class Budgets:
         declare(self.app, self._lanes)
         _budgets[self.app] = self
         self.app.steps["worker"].add("celery_budgets.worker.steps:BudgetsStep")
+        self.app.steps["worker"].add("celery_budgets.worker.control_step:ControlStep")
         self.app.steps["consumer"].add("celery_budgets.worker.lanes_step:LanesStep")
         self.app.steps["consumer"].add("celery_budgets.worker.gate_step:GateStep")
         self.app.GroupResult = group_result(self.app)
@@ -121,7 +122,6 @@ class Budgets:
         """Give a worker its lanes' concurrency, before it has looked at it."""
         if instance.app is not self.app:
             return
-        from celery_budgets.worker import control, lane_control  # noqa: F401  register commands
         from celery_budgets.worker.checks import capacity, check_queues, lanes_of_queues
 
         try:
@@ -163,13 +163,14 @@ class Budgets:
             timeout: How long workers may take to answer, seconds.
 
         Returns:
-            Merged statistics; ``silent`` names workers that did not answer.
+            Merged statistics; ``silent`` names workers that did not answer, or that run
+            without budgets.
         """
         from celery_budgets.telemetry.statistics import Statistics
 
-        answers, silent = self._asking.ask(timeout)
-        merged = Statistics(silent)
-        for answer in answers.values():
+        answers = self._asking.ask(timeout)
+        merged = Statistics(answers.silent)
+        for answer in answers.by_worker.values():
             merged.merge(Statistics.from_json(answer.get("statistics", ())))
         return merged
 
@@ -238,7 +239,8 @@ class Budgets:
         """
         from celery_budgets.telemetry.snapshots import Concurrency
 
-        return Concurrency.of(*self._asking.ask(timeout))
+        answers = self._asking.ask(timeout)
+        return Concurrency.of(answers.by_worker, answers.silent)
 
     def memory(self, timeout: float = 1.0) -> Memory:
         """Return the memory of all workers as it is now, bytes, with its levels and gates.
@@ -248,7 +250,8 @@ class Budgets:
         """
         from celery_budgets.telemetry.snapshots import Memory
 
-        return Memory.of(*self._asking.ask(timeout))
+        answers = self._asking.ask(timeout)
+        return Memory.of(answers.by_worker, answers.silent)
 
     def scope(
         self,

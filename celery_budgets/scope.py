@@ -117,9 +117,9 @@ class Scope:
         """
         from celery_budgets.telemetry.statistics import Statistics  # most programs only send
 
-        answers, silent = self._asking.ask(timeout, arguments={"scope": self.path})
-        merged = Statistics(silent)
-        for answer in answers.values():
+        answers = self._asking.ask(timeout, arguments={"scope": self.path})
+        merged = Statistics(answers.silent)
+        for answer in answers.by_worker.values():
             merged.merge(Statistics.from_json(answer.get("scope", ())))
         return merged
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from celery_budgets.cli.alerts import CRITICAL_SHARE
 from celery_budgets.cli.overview import Overview, Row
+from celery_budgets.cli.telling import why_silent
 from celery_budgets.units import MIB, format_duration
 
 __all__ = ["WIDE", "drawn"]
@@ -125,7 +126,7 @@ def _below(overview: Overview) -> Iterator[Text]:
         f"{total.active} of {total.limit} slots active, {total.waiting} waiting"
     )
     for worker in overview.silent:
-        text = f"no answer from {worker}: it hangs, was killed, or runs without budgets"
-        yield Text(text, style=_STYLES["critical"])
+        style = _STYLES["warning" if worker in overview.plain else "critical"]
+        yield Text(why_silent(worker, overview.plain), style=style)
     if overview.unserved:
         yield Text(f"no worker serves: {', '.join(overview.unserved)}", style=_STYLES["warning"])

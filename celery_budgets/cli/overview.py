@@ -60,6 +60,8 @@ class Overview:
     rows: tuple[Row, ...]
     answered: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
+    #: Those of the silent that replied, and run without budgets.
+    plain: tuple[str, ...] = ()
     unserved: tuple[str, ...] = ()
 
     @classmethod
@@ -91,6 +93,7 @@ class Overview:
             rows=tuple(rows),
             answered=tuple(answers.by_worker),
             silent=answers.silent,
+            plain=answers.plain,
             unserved=tuple(lane for lane in order if lane not in served),
         )
 
@@ -105,6 +108,7 @@ class Overview:
             "lanes": [asdict(row) for row in self.rows],
             "workers": list(self.answered),
             "silent": list(self.silent),
+            "plain": list(self.plain),
             "unserved": list(self.unserved),
         }
 

@@ -6,7 +6,7 @@ asked for first: then it is known who has to answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -16,7 +16,7 @@ from celery_budgets.cli.findings import require_broker
 from celery_budgets.cli.options import seconds_option
 from celery_budgets.settings import settings_of
 
-__all__ = ["of_workers", "tell"]
+__all__ = ["of_workers", "tell", "why_silent"]
 
 #: Seconds that workers have for the change itself: the processes of a pool start meanwhile.
 CHANGE_SECONDS = 10.0
@@ -79,14 +79,14 @@ def tell(
     said = Answers({}, ())
     if told:
         said = asking.tell(command, {"lane": lane, **arguments}, told, CHANGE_SECONDS)
-    done = [_print_answer(name, answer) for name, answer in said.by_worker.items()]
+    done = [_print_answer(name, command, answer) for name, answer in said.by_worker.items()]
     missing = [*said.silent, *(name for name in workers if name not in heard.by_worker)]
     for name in missing:
-        click.echo(f"Error: no answer from {name}", err=True)
+        text = why_silent(name, heard.plain) if name in heard.plain else f"no answer from {name}"
+        click.echo(f"Error: {text}", err=True)
     if not workers:
         for name in heard.silent:
-            text = f"no answer from {name}: it hangs, was killed, or runs without budgets"
-            click.echo(text, err=True)
+            click.echo(why_silent(name, heard.plain), err=True)
     if not told and not missing:
         text = f"no worker that serves {lane} answered within {timeout:g} s"
         click.echo(f"Error: {text}", err=True)
@@ -102,10 +102,22 @@ def _recipients(heard: Answers, lane: str, workers: Sequence[str]) -> list[str]:
     return [name for name, answer in answers if lane in answer.get("lanes", ())]
 
 
-def _print_answer(worker: str, answer: Any) -> bool:
-    """Print what *worker* says to a command, and return whether it has done it."""
-    if "ok" in answer:
-        click.echo(f"{worker}: {answer['ok']}")
+def why_silent(worker: str, plain: Sequence[str]) -> str:
+    """Return what to say of a *worker* that did not answer; *plain* are those that replied."""
+    if worker in plain:
+        return f"{worker} runs without budgets, or with an older version of them"
+    return f"no answer from {worker}: it hangs, was killed, or runs without budgets"
+
+
+def _print_answer(worker: str, command: str, answer: Any) -> bool:
+    """Print what *worker* says to *command*, and return whether it has done it."""
+    said = answer if isinstance(answer, Mapping) else {"error": answer}
+    if "ok" in said:
+        click.echo(f"{worker}: {said['ok']}")
         return True
-    click.echo(f"Error: {worker}: {answer.get('error', answer)}", err=True)
+    text = said.get("error", answer)
+    if text == repr(KeyError(command)):
+        # kombu.pidbox.Node.dispatch, where no such command is registered.
+        text = f"it does not know {command}; it runs an older version of celery-budgets"
+    click.echo(f"Error: {worker}: {text}", err=True)
     return False

@@ -1,7 +1,7 @@
 """Remote control: what an operator can ask a worker and tell it.
 
 Registered for every worker of a process in which this module is imported; a worker whose app
-has no budgets answers as plain Celery does.
+has no budgets answers as plain Celery does, and says so where only budgets are asked for.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ _celery_time_limit = Panel.data["time_limit"]
 
 
 @inspect_command(args=[("scope", str)], signature="[scope]")
-def budgets(state: Any, scope: str | None = None, **_: Any) -> dict[str, Any]:
+def budgets(state: Any, scope: str | None = None, **_: Any) -> Any:
     """Calls, limits and memory of this worker, per lane and task; or the calls of one scope."""
+    controller = getattr(state.consumer, "controller", None)
+    steps = [step for step in getattr(controller, "steps", ()) if isinstance(step, BudgetsStep)]
+    if not steps:
+        return nok("this worker runs without budgets: its app has no Budgets(app)")
     roster = roster_of(state.app)
     if scope is not None:
         return {"scope": roster.tally.of_scope(scope).to_json()}
-    controller = getattr(state.consumer, "controller", None)
-    steps = [step for step in getattr(controller, "steps", ()) if isinstance(step, BudgetsStep)]
     return {
-        **(steps[0].report.in_full() if steps else {}),
+        **steps[0].report.in_full(),
         "gate": roster.gate.to_json() if roster.gate is not None else None,
         "time_limits": {name: list(pair) for name, pair in roster.overrides.items()},
         "statistics": roster.tally.statistics().to_json(),

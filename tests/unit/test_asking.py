@@ -28,6 +28,8 @@ class FakeApp:
             self.get_table = {"celery.pidbox": [*rows, ("", "", "another.queue")]}.__getitem__
         #: One list of workers for each question to come.
         self.answering: list[list[str]] = []
+        #: What a worker replies, where it is no answer.
+        self.replies: dict[str, Any] = {}
         self.limits: list[int | None] = []
         self.connection: Any = None
 
@@ -43,7 +45,7 @@ class FakeApp:
         assert options["connection"] is self.connection is not None
         self.limits.append(options["limit"])
         answering = self.answering.pop(0)[: options["limit"]]
-        return [{name: {"uptime": 1.0}} for name in answering]
+        return [{name: self.replies.get(name, {"lanes": {}})} for name in answering]
 
 
 def test_the_broker_knows_who_should_answer():
@@ -80,7 +82,7 @@ def test_nobody_answers():
     """Nothing is made up."""
     app = FakeApp(mailboxes=[])
     app.answering = [[]]
-    assert Asking(app).ask() == ({}, ())
+    assert Asking(app).ask() == ({}, (), ())
     assert app.limits == [None]
 
 
@@ -100,3 +102,44 @@ def test_a_broker_that_is_away_is_an_error_and_a_table_that_fails_is_not():
     refuse(OperationalError("away"))
     with pytest.raises(OperationalError, match="away"):
         Asking(app).ask()
+
+
+NO_ANSWERS = [
+    {"error": "KeyError('budgets')"},
+    {"ok": "done"},
+    {},
+    {"lanes": None, "statistics": []},
+    {"lanes": []},
+    {"statistics": []},
+    None,
+    [],
+    "pong",
+    3,
+]
+
+
+@pytest.mark.parametrize("mailboxes", [["a@h", "plain@h"], None], ids=["redis", "rabbitmq"])
+@pytest.mark.parametrize("reply", NO_ANSWERS, ids=repr)
+def test_a_reply_of_another_shape_is_no_answer(reply, mailboxes):
+    """It is named among the silent, at the first question as well as later."""
+    app = FakeApp(mailboxes)
+    app.replies["plain@h"] = reply
+    app.answering = [["plain@h", "a@h"]] * 2 + [["a@h"]]
+    asking = Asking(app)
+    for _ in range(2):
+        answers = asking.ask()
+        assert list(answers.by_worker) == ["a@h"]
+        assert answers.silent == answers.plain == ("plain@h",)
+    # Without a table of mailboxes nobody expects one that has never answered.
+    silent = ("plain@h",) if mailboxes else ()
+    assert asking.ask() == ({"a@h": {"lanes": {}}}, silent, ())
+
+
+@pytest.mark.parametrize("reply", [*NO_ANSWERS, {"lanes": {}}, {"scope": None}], ids=repr)
+def test_a_scope_is_told_of_by_those_that_know_scopes(reply):
+    """An older worker may know the command, and not this argument of it."""
+    app = FakeApp(["a@h", "plain@h"])
+    app.replies = {"plain@h": reply, "a@h": {"scope": []}}
+    app.answering = [["plain@h", "a@h"]]
+    answers = Asking(app).ask(arguments={"scope": "req-42"})
+    assert answers == ({"a@h": {"scope": []}}, ("plain@h",), ("plain@h",))

@@ -116,3 +116,31 @@ def test_what_is_missing_is_an_error_of_usage(run, arguments):
     """Code 2, as for all commands."""
     result, told = run(*arguments, says=DONE)
     assert (result.exit_code, told) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ({"error": "KeyError('pause_lane')"}, "it does not know pause_lane; it runs an older"),
+        ({"error": "not mine"}, "not mine"),
+        ({"active": 0}, "{'active': 0}"),
+        (None, "None"),
+        (["ok"], "['ok']"),
+    ],
+)
+def test_what_is_no_answer_to_a_command_is_a_failure(run, reply, said):
+    """Whatever another version, or another package, replies."""
+    result, _ = run("pause", "quick", says=DONE | {"a@h": reply})
+    assert result.stdout == "b@h: done\n"
+    assert f"Error: a@h: {said}" in result.stderr
+    assert result.exit_code == 1
+
+
+def test_workers_without_budgets_are_told_from_those_that_hang(run):
+    """They are no failure either, but where one was named."""
+    heard = HEARD._replace(silent=("d@h", "e@h"), plain=("e@h",))
+    plain = "e@h runs without budgets, or with an older version of them\n"
+    result, _ = run("pause", "quick", heard=heard, says=DONE)
+    assert (result.stderr, result.exit_code) == (NO_ANSWER + plain, 0)
+    result, told = run("pause", "quick", "-d", "e@h", heard=heard, says=DONE)
+    assert (result.stderr, result.exit_code, told) == (f"Error: {plain}", 1, [])
