@@ -71,6 +71,8 @@ def _close_pooled_connections() -> None:
     for pool in (*pools.connections.values(), *pools.producers.values()):
         with contextlib.suppress(Exception):  # as pools.reset, but the pool can be used on
             pool.force_close_all(close_pool=False)
+            # What was closed is out of the pool, and who asks an empty one waits for ever.
+            pool.setup()
 
 
 def _hear_signals() -> None:
