@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from celery_budgets.cli.invocation import python_command, scaled, shell_line, worker_arguments
 from celery_budgets.cli.printer import Printer
 from celery_budgets.cli.supervisor import Supervisor, stopped_by_signals
+from celery_budgets.cli.worker_options import WithWorkerOptions, worker_options
 from celery_budgets.embedded import EmbeddedBroker, no_server_error
 from celery_budgets.lanes import Lane
 from celery_budgets.settings import settings_of
@@ -28,7 +29,7 @@ def _part(_ctx: click.Context, _parameter: click.Parameter, value: float) -> flo
     return value
 
 
-@click.command("up")
+@click.command("up", cls=WithWorkerOptions, options_metavar="[OPTIONS] [-- WORKER_OPTIONS]")
 @click.option("--lane", "names", multiple=True, metavar="NAME", help="Only this lane; repeatable.")
 @click.option(
     "--concurrency-scale",
@@ -57,6 +58,9 @@ def command(
     A worker that dies is started again, after 1 s, then 2 s, and so on up to 30 s, for as
     long as it takes. Ctrl-C and SIGTERM let running calls end; a second one kills the workers.
 
+    What stands after -- goes to every worker: options of `celery worker`, but those that name
+    its queues, its name and its concurrency.
+
     Exits with 0 when all workers stopped by themselves, with 1 when one had to be killed or
     the configuration is wrong.
 
@@ -65,9 +69,11 @@ def command(
       $ celery -A tools lanes up --embedded-broker
       $ celery -A tools lanes up --lane critic --lane file_read
       $ celery -A tools lanes up --concurrency-scale 0.5 --loglevel WARNING
+      $ celery -A tools lanes up -- -E -P threads
     """
     chosen = _lanes(ctx.obj.app, names)
-    arguments = {lane.name: _arguments(ctx, lane, scale, loglevel) for lane in chosen}
+    options = worker_options(ctx, scaled=scale < 1)
+    arguments = {lane.name: _arguments(ctx, lane, scale, loglevel, options) for lane in chosen}
     printer = Printer(arguments, color=_color(ctx))
     with _broker(ctx, printer, embedded=embedded_broker) as environment:
         for name, line in arguments.items():
@@ -88,11 +94,14 @@ def _lanes(app: Any, names: Sequence[str]) -> list[Lane]:
     return [lanes[name] for name in dict.fromkeys(names)] or list(lanes.values())
 
 
-def _arguments(ctx: click.Context, lane: Lane, scale: float, loglevel: str) -> list[str]:
+def _arguments(
+    ctx: click.Context, lane: Lane, scale: float, loglevel: str, options: Sequence[str]
+) -> list[str]:
     extra = ["-l", loglevel]
     if scale < 1:
         extra += ["-c", str(scaled(lane, scale))]
-    return worker_arguments(ctx, [lane], extra)
+    # Behind ours: of two log levels the last one counts.
+    return worker_arguments(ctx, [lane], [*extra, *options])
 
 
 @contextmanager

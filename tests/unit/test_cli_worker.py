@@ -192,6 +192,71 @@ def test_up_refuses(run, supervised, arguments, code, message):
     assert supervised == []
 
 
+OPTIONS = [
+    ["-E", "-P", "threads"],
+    ["--task-events", "--pool=threads", "-Ofair", "--max-tasks-per-child", "10"],
+    ["-l", "DEBUG", "--without-mingle"],
+    ["--pidfile", "/run/%n.pid", "-S", "state-%p", "--autoscale", "1,1"],
+    ["--logfile", "a b.log"],
+    [],
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+def test_up_hands_options_on_to_each_worker(run, supervised, options):
+    """Those after the two dashes, as they stand."""
+    result = run("-A", APP, "-b", "redis://broker/0", "lanes", "up", "--", *options)
+    assert result.exit_code == 0, result.output
+    (made,) = supervised
+    for lane in ("quick", "slow"):
+        own = ["worker", "-Q", lane, "-n", f"{lane}@%h", "-l", "INFO"]
+        assert made["commands"][lane][-len(own) - len(options) :] == [*own, *options]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--", "-Q", "other"], "choose lanes with --lane before --"),
+        (["--", "--queues=other"], "choose lanes with --lane before --"),
+        (["--", "-Qother"], "choose lanes with --lane before --"),
+        (["--", "-E", "-X", "slow"], "choose lanes with --lane before --"),
+        (["--", "-n", "mine@%h"], "lanes worker LANE -- -n NAME"),
+        (["--", "--hostname=mine@%h"], "lanes worker LANE -- -n NAME"),
+        (["--", "-c", "1"], "lower all with --concurrency-scale before --"),
+        (["--", "-Ec1"], "lower all with --concurrency-scale before --"),
+        (["--", "--concurrency", "1"], "lower all with --concurrency-scale before --"),
+        (["--concurrency-scale", "0.5", "--", "--autoscale", "2,1"], "drop one"),
+        (["--", "-A", "other"], "give it before lanes"),
+        (["--", "--broker", "redis://"], "give it before lanes"),
+        (["--", "-D"], "start that in the background"),
+        (["--", "-B"], "run celery beat beside them"),
+        (["--", "--beat"], "run celery beat beside them"),
+        (["--", "--help"], "see celery worker --help"),
+        (["--", "--pidfile", "/run/worker.pid"], "put %n into it"),
+        (["--", "--statedb=/run/state"], "put %n into it"),
+        (["--", "--evnets"], "for celery worker: No such option"),
+        (["--", "-P"], "for celery worker: Option '-P' requires an argument"),
+        (["-E"], "Options of the workers go after --"),
+        (["--pool", "threads"], "Options of the workers go after --"),
+        (["quick"], "unexpected extra argument"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_up_refuses_options_that_not_every_worker_can_have(run, supervised, arguments, message):
+    """With what to do instead, and nothing is started."""
+    result = run("-A", APP, "-b", "redis://broker/0", "lanes", "up", *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert supervised == []
+
+
+def test_up_shows_how_options_go_to_the_workers(run):
+    """In the line of its usage, and in an example."""
+    output = run("-A", APP, "lanes", "up", "--help").output
+    assert "up [OPTIONS] [-- WORKER_OPTIONS]" in output
+    assert "$ celery -A tools lanes up -- -E -P threads" in output
+
+
 def test_up_without_a_broker_has_three_remedies(run, supervised):
     """And the option that needs none of them."""
     result = run("-A", APP, "lanes", "up")

@@ -142,6 +142,20 @@ def test_up_serves_every_lane_and_ctrl_c_stops_all(up):
     running.wait_nothing_left()
 
 
+def test_options_after_two_dashes_reach_each_worker(up):
+    """Here: events on, and a pool of threads, which says its name and has no processes."""
+    running = up("--embedded-broker", "--", "-E", "-P", "threads")
+    running.wait_ready()
+    for lane in ("quick", "slow "):
+        assert running.lines(f"{lane} |", "(thread)"), running.log
+        assert running.lines(f"{lane} |", "task events: ON"), running.log
+    with calls_to(running.servers()) as module:
+        assert module.pid.delay().get(timeout=10) == running.worker_pid("quick")
+    running.interrupt()
+    assert running.wait_exit() == 0, running.log
+    running.wait_nothing_left()
+
+
 def test_a_running_call_may_end_and_a_second_ctrl_c_kills_it(up):
     """First warm, then hard: code 1, and no process left, not even the broker."""
     running = up("--embedded-broker", "--lane", "slow")
