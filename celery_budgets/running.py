@@ -87,8 +87,7 @@ def run_in_budget(
             call = None
         raise
     except BaseException as exc:
-        given_up = call is not None and call.hard_sent
-        outcome = Outcome.HARD_TIME_LIMIT if given_up else outcome_of(exc)
+        outcome = _outcome_in(call, exc)
         if outcome is Outcome.MEMORY_LIMIT:
             # Its traceback would keep alive what the body held, until the next call.
             clear_frames(exc.__traceback__)
@@ -99,6 +98,15 @@ def run_in_budget(
     finally:
         if call is not None:
             guarded(_end, task, request, call, span, outcome)
+
+
+def _outcome_in(call: Call | None, exc: BaseException) -> Outcome:
+    outcome = outcome_of(exc)
+    if call is not None and call.hard_sent:
+        return Outcome.HARD_TIME_LIMIT
+    if call is not None and call.terminated and outcome is Outcome.SOFT_TIME_LIMIT:
+        return Outcome.REVOKED
+    return outcome
 
 
 def _at_start(task: BudgetedTask, request: Any, terms: Terms) -> Terms:

@@ -70,7 +70,7 @@ class Call:
         "memory_due", "memory_guarded", "memory_sent", "memory_warned",
         "moved", "open", "outcome", "parent",
         "rss_after", "rss_before", "rss_peak", "slot", "soft_at", "soft_exceeded", "soft_sent",
-        "started_at", "started_mono", "task_id", "thread_id", "twin", "wall_seconds",
+        "started_at", "started_mono", "task_id", "terminated", "thread_id", "twin", "wall_seconds",
     )  # fmt: skip
 
     def __init__(
@@ -108,17 +108,17 @@ class Call:
         self.started_at = time()
         self.started_mono = now = monotonic()
         #: Monotonic instants of the two limits.
-        self.soft_at = now + soft
-        self.hard_at = now + hard
+        self.soft_at, self.hard_at = now + soft, now + hard
         #: True while the body runs: only then may a limit interrupt the thread.
         self.open = True
         #: Told when :meth:`extend` has moved the limits.
         self.moved: Callable[[Call], None] | None = None
         self.soft_sent = self.hard_sent = self.memory_warned = self.soft_exceeded = False
+        #: Has somebody revoked it by the soft signal, to which its body may listen?
+        self.terminated = False
         self.memory_guarded = memory_guarded
         #: RSS for which MemoryLimitExceeded is to be raised in the body, bytes; 0: it is not.
-        self.memory_due = 0
-        self.memory_sent = False
+        self.memory_due, self.memory_sent = 0, False
         self._happened: tuple[str, ...] = ()
         #: Bytes of RSS; the peak is the highest sample.
         self.rss_before = self.rss_after = self.rss_peak = rss

@@ -15,8 +15,8 @@ from celery_budgets.process.call import Call
 
 __all__ = [
     "DEADLINES", "DEADLINES_OFFSET", "FAILURES", "FAILURES_OFFSET", "HOW_IT_WENT", "PEAK",
-    "PEAK_OFFSET", "REASON_OFFSET", "SIZE", "WAITS_OFFSET", "Flight", "Reason", "flight_in",
-    "pack", "pack_how_it_went", "unpack", "with_its_end",
+    "PEAK_OFFSET", "REASON_OFFSET", "SIZE", "TERMINATED", "WAITS_OFFSET", "Flight", "Reason",
+    "flight_in", "key_of", "pack", "pack_how_it_went", "unpack", "with_its_end",
 ]  # fmt: skip
 
 _TASK_ID_BYTES = 128
@@ -37,6 +37,8 @@ DEADLINES_OFFSET = struct.calcsize("<128sBBB5x1d")
 #: Failures of telemetry in the process, behind the record.
 FAILURES = struct.Struct("<Q")
 FAILURES_OFFSET = 512
+#: Id of the call that the worker terminates, padded with zeros; written by the worker.
+TERMINATED = slice(1024, 1024 + _TASK_ID_BYTES)
 
 _IDLE, _RUNNING, _ENDED = range(3)
 
@@ -80,6 +82,11 @@ class Flight(NamedTuple):
     def task_id(self) -> str:
         """Id of the task, cut where it is long."""
         return self.task_key.decode(errors="replace")
+
+
+def key_of(task_id: str) -> bytes:
+    """Return *task_id* as it stands in a record: in UTF-8, cut where it is long."""
+    return task_id.encode()[:_TASK_ID_BYTES].ljust(_TASK_ID_BYTES, b"\0")
 
 
 def pack(call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> bytes:

@@ -1,4 +1,4 @@
-"""How a running call is interrupted on each pool: the only module that knows them apart.
+"""How a running call is interrupted on each pool, of which solo has a module of its own.
 
 An interrupt has a soft way (an exception in the call) and a hard one (the call is over, whether
 or not its code stops). What a pool cannot do is in its :attr:`Interrupt.enforces`, which the
@@ -23,19 +23,16 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_budgets.errors import MemoryLimitExceeded
 from celery_budgets.process.call import Call, HardLimitReached
 from celery_budgets.process.flight import Reason
+from celery_budgets.process.hearing import hear, is_heard
 from celery_budgets.process.recorder import recorder
 from celery_budgets.process.thread_exception import held_off, raise_in, take_back
 from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.names import HEADER_TERMS
 
 __all__ = [
-    "EXIT_CODE",
-    "GreenletInterrupt",
-    "Interrupt",
-    "MainThreadInterrupt",
-    "ProcessInterrupt",
-    "ThreadInterrupt",
-]
+    "EXIT_CODE", "AsynchronousInterrupt", "GreenletInterrupt", "Interrupt", "ProcessInterrupt",
+    "ThreadInterrupt", "raise_for_memory",
+]  # fmt: skip
 
 #: Exit code of a pool process that ended itself at a hard limit (``EX_SOFTWARE``).
 EXIT_CODE = 70
@@ -43,6 +40,8 @@ EXIT_CODE = 70
 FLUSH_SECONDS = 0.08
 #: A soft signal this much ahead of the deadline is still meant for this call, seconds.
 _EARLY = 0.1
+#: A soft signal that was meant for an earlier call comes within this of a call's start, seconds.
+_STRAY = 1.0
 
 
 class Interrupt:
@@ -85,7 +84,29 @@ class Interrupt:
         """End the call for its memory."""
 
 
-class ProcessInterrupt(Interrupt):
+class AsynchronousInterrupt(Interrupt):
+    """What can raise an asynchronous exception in the thread of a call."""
+
+    def __init__(self) -> None:
+        # Entered again where a block in the call, at the end of its shield, is interrupted.
+        self._lock = threading.RLock()
+
+    def leave(self, call: Call) -> None:
+        """Close the call, then take back an exception that has not arrived yet."""
+        with self._lock:
+            call.open = False
+        take_back(call)
+
+    def raise_in_thread(
+        self, call: Call, error: type[BaseException], again: Callable[[Call], object]
+    ) -> None:
+        """Raise *error* in the thread of *call* as soon as it runs Python code, if it is open."""
+        with self._lock:
+            if call.open:
+                raise_in(call, error, again)
+
+
+class ProcessInterrupt(AsynchronousInterrupt):
     """Prefork: second line behind the worker's own timers; ends the process."""
 
     enforces: ClassVar = {
@@ -98,21 +119,34 @@ class ProcessInterrupt(Interrupt):
     attributes_memory = True
     ends_process = True
 
+    #: That of billiard, which installs its own handler after worker_process_init.
+    _SIGNAL = getattr(signal, "SIGUSR1", None)
+
     def __init__(self) -> None:
+        super().__init__()
         self._call: Call | None = None
-        self._installed = False
+        self._handler = self._on_soft_signal
+        #: Has a soft signal come since the last call?
+        self._early = False
 
     def enter(self, call: Call) -> None:
-        """Take over billiard's handler of the soft signal, at the first call."""
+        """Hear the soft signal: a program may have taken it, or blocked it, since the last call."""
+        if self._SIGNAL is not None:
+            hear(self._SIGNAL, self._handler)
         self._call = call
-        if not self._installed and hasattr(signal, "SIGUSR1"):
-            # billiard installs its own after worker_process_init, so not any earlier.
-            signal.signal(signal.SIGUSR1, self._on_soft_signal)
-            self._installed = True
+        if self._early:
+            self._early = False
+            _raise_if_terminated(call)
 
     def soft(self, call: Call) -> None:
-        """Send the soft signal to the main thread, so that it ends a blocking system call."""
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        """Send the soft signal to the main thread, so that it ends a blocking system call.
+
+        Where the body has taken it for itself, the exception comes without.
+        """
+        if self._SIGNAL is not None and is_heard(self._SIGNAL, self._handler):
+            signal.pthread_kill(threading.main_thread().ident or 0, self._SIGNAL)
+        elif not call.memory_due:
+            self.raise_in_thread(call, SoftTimeLimitExceeded, self.soft)
 
     def hard(self, call: Call) -> None:
         """End this process; the worker reads the reason from the flight recorder."""
@@ -138,61 +172,23 @@ class ProcessInterrupt(Interrupt):
         if call is None or not call.open:
             if task is not None and getattr(task.request, HEADER_TERMS, None) is None:
                 raise SoftTimeLimitExceeded  # a task that is not budgeted: as billiard does
+            self._early = True
             return  # between two calls, or around the body of one
         if held_off(call, self.soft):
             return
-        _raise_for_memory(call)
+        _raise_if_terminated(call)
+        raise_for_memory(call)
+        if monotonic() < call.soft_at - _EARLY:
+            if _is_of_others(call):
+                raise SoftTimeLimitExceeded
+            return  # extended, or meant for an earlier call
         if call.soft_sent or call.budget.soft == "warn":
             return
-        if monotonic() < call.soft_at - _EARLY:
-            return  # extended, or meant for an earlier call
         call.soft_sent = True
         raise SoftTimeLimitExceeded(call.limits.soft)
 
 
-class MainThreadInterrupt(Interrupt):
-    """Solo: the call runs in the worker's main thread, which cannot be ended."""
-
-    enforces: ClassVar = {
-        "soft": "yes",
-        "hard": "in Python code and blocking system calls; not in C code that does not return",
-        "memory": "the soft one in Python code; above the hard one the worker pauses",
-    }
-    attributes_memory = True
-    judges_late = True
-    #: Celery itself uses SIGUSR1 in the worker main process.
-    _SIGNAL = getattr(signal, "SIGVTALRM", None)
-
-    def __init__(self) -> None:
-        self._call: Call | None = None
-
-    def enter(self, call: Call) -> None:
-        """Install the handler; a program may have replaced it since the last call."""
-        self._call = call
-        if self._SIGNAL is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(self._SIGNAL, self._on_signal)
-
-    def soft(self, call: Call) -> None:
-        """Send the signal to the main thread, so that it ends a blocking system call."""
-        if self._SIGNAL is not None:
-            signal.pthread_kill(threading.main_thread().ident or 0, self._SIGNAL)
-
-    hard = soft
-
-    def _on_signal(self, signum: int, frame: Any) -> None:
-        call, now = self._call, monotonic()
-        if call is None or not call.open or held_off(call, self.soft):
-            return
-        if now >= call.hard_at:
-            call.hard_sent = True
-            raise HardLimitReached
-        _raise_for_memory(call)
-        if now >= call.soft_at and not call.soft_sent and call.budget.soft == "raise":
-            call.soft_sent = True
-            raise SoftTimeLimitExceeded(call.limits.soft)
-
-
-class ThreadInterrupt(Interrupt):
+class ThreadInterrupt(AsynchronousInterrupt):
     """Threads: an asynchronous exception; at the hard limit the call is given up.
 
     Args:
@@ -211,24 +207,19 @@ class ThreadInterrupt(Interrupt):
     def __init__(
         self, on_abandon: Callable[[Call], None], on_return: Callable[[Call], None]
     ) -> None:
+        super().__init__()
         self._on_abandon = on_abandon
         self._on_return = on_return
-        # Entered again where a block in the call, at the end of its shield, is interrupted.
-        self._lock = threading.RLock()
 
     def leave(self, call: Call) -> None:
         """Close the call, then take back an exception that has not arrived yet."""
-        with self._lock:
-            call.open = False
-        take_back(call)
+        super().leave(call)
         if call.hard_sent:
             self._on_return(call)
 
     def soft(self, call: Call) -> None:
         """Raise in the thread as soon as it runs Python code."""
-        with self._lock:
-            if call.open:
-                raise_in(call, SoftTimeLimitExceeded, self.soft)
+        self.raise_in_thread(call, SoftTimeLimitExceeded, self.soft)
 
     def hard(self, call: Call) -> None:
         """Give the call up, and keep asking its thread to end."""
@@ -282,8 +273,21 @@ class GreenletInterrupt(Interrupt):
         gevent.get_hub().loop.run_callback(throw)
 
 
-def _raise_for_memory(call: Call) -> None:
+def raise_for_memory(call: Call) -> None:
     """Raise once per call, in a signal's handler, where the watchdog has asked for it."""
     if call.memory_due and not call.memory_sent:
         call.memory_sent = True
         raise MemoryLimitExceeded(call.memory_due, call.budget.max_rss)
+
+
+def _raise_if_terminated(call: Call) -> None:
+    """Raise where somebody has terminated the call by the soft signal, as plain Celery does."""
+    if recorder().is_terminated(call):
+        call.terminated = True
+        raise SoftTimeLimitExceeded
+
+
+def _is_of_others(call: Call) -> bool:
+    """Say whether a soft signal so long before the limit comes from neither us nor the worker."""
+    extended = call.soft_at != call.started_mono + call.limits.soft
+    return not extended and not call.memory_due and monotonic() > call.started_mono + _STRAY

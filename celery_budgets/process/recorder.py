@@ -32,10 +32,12 @@ from celery_budgets.process.flight import (
     PEAK_OFFSET,
     REASON_OFFSET,
     SIZE,
+    TERMINATED,
     WAITS_OFFSET,
     Flight,
     Reason,
     flight_in,
+    key_of,
     pack,
     pack_how_it_went,
     unpack,
@@ -106,6 +108,13 @@ class FlightRecorder:
         """Write down why this process is about to end itself."""
         if self._map is not None:
             self._map[REASON_OFFSET] = reason
+
+    def is_terminated(self, call: Call) -> bool:
+        """Say whether the worker has sent a signal to terminate *call*; once per signal."""
+        if self._map is None or self._map[TERMINATED] != key_of(call.task_id):
+            return False
+        self._map[TERMINATED] = key_of("")
+        return True
 
     def end(self, call: Call) -> None:
         """Write down what *call* has used; under its span, as it began."""
@@ -188,6 +197,12 @@ class FlightReader:
         record = self._maps[pid]
         record[REASON_OFFSET] = reason
         PEAK.pack_into(record, PEAK_OFFSET, max(rss, PEAK.unpack_from(record, PEAK_OFFSET)[0]))
+
+    def terminate(self, pid: int | None, task_id: str) -> None:
+        """Write down for process *pid* that the signal which it gets now is for *task_id*."""
+        record = self._map_of(pid)
+        if record is not None:
+            record[TERMINATED] = key_of(task_id)
 
     def forget(self, pid: int) -> None:
         """Drop the record of a process that is gone, so that its pid can come again."""

@@ -20,7 +20,6 @@ from celery.exceptions import (
 )
 from celery.utils.serialization import get_pickled_exception
 from celery.worker import state
-from celery.worker.request import Request
 from kombu.utils.encoding import safe_repr
 
 from celery_budgets.budget import TimeLimits
@@ -32,6 +31,7 @@ from celery_budgets.telemetry.names import HEADER_DUE_AT, REASON_DEADLINE
 from celery_budgets.worker.inherited import came_too_late
 from celery_budgets.worker.place import Place
 from celery_budgets.worker.shadowed import executing, succeeding
+from celery_budgets.worker.terminated import TerminableRequest
 from celery_budgets.worker.twins import expires_alone, shares_result_of_twin
 
 __all__ = ["BudgetedRequest"]
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 MOST_PLACES = 1_000
 
 
-class BudgetedRequest(Request):
+class BudgetedRequest(TerminableRequest):
     """A delivery that knows its lane and limits, and ends in exactly one outcome."""
 
     outcome: Outcome | None = None
@@ -141,6 +141,7 @@ class BudgetedRequest(Request):
             send_failed_event: As in Celery.
             return_ok: True where the exception came from the process of the call itself.
         """
+        self.comes_back()
         if self.outcome is not None or self.given_up:
             return  # its late end changes nothing
         exc = exc_info.exception
@@ -222,6 +223,7 @@ class BudgetedRequest(Request):
             outcome: How the call ended.
             flight: Its record, where it has been read already.
         """
+        self.comes_back()
         if self.outcome is not None:
             return
         state.task_ready(self)

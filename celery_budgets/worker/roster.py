@@ -109,11 +109,27 @@ class Roster:
     def accepted(self, request: BudgetedRequest) -> None:
         """Note that *request* runs now."""
         with self._lock:
-            if request.outcome is not None:
+            if request.outcome is not None and not request.runs_on:
                 return  # revoked while it was on its way into the pool
             request.counted = True
             self.active[request.lane.name] += 1
-            self.in_hand[request.message_key] = request
+            if request.outcome is None:
+                self.in_hand[request.message_key] = request
+
+    def comes_back(self, request: BudgetedRequest) -> None:
+        """Give back what *request* held since it was terminated: the pool is done with it."""
+        with self._lock:
+            request.runs_on = False
+            if request.outcome is None:
+                return
+            if request.counted:
+                self.active[request.lane.name] -= 1
+        self.leaves(request)
+        try:
+            self._tell(request, request.outcome, self.flight_of(request), "terminated")
+        except Exception:
+            self.count_failure()
+            logger.exception("budgets.telemetry_failed task_id=%s", request.id)
 
     def rejected(self, request: BudgetedRequest, reason: str) -> None:
         """Count a delivery that is not admitted: handed back, or failed."""
@@ -189,16 +205,18 @@ class Roster:
             if self.in_hand.get(key) is request:
                 del self.in_hand[key]
             ran = request.time_start is not None
-            if request.counted:
+            runs_on = request.runs_on
+            if request.counted and not runs_on:
                 self.active[request.lane.name] -= 1
             lost_and_back = outcome is Outcome.WORKER_LOST and request.task.reject_on_worker_lost
             self._remember(key, outcome, final=not lost_and_back)
-        self.leaves(request)
+        if not runs_on:
+            self.leaves(request)
         try:
             # Before its process writes of another call; read when this one is counted.
             record = self._record_of(request) if flight is None and ran else flight
             self.tally.note(Ended.of(request, outcome, record))
-            if outcome in _ENDED_HERE:
+            if outcome in _ENDED_HERE and not runs_on:
                 self._tell(request, outcome, flight_in(record, request.id), reason)
         except Exception:
             self.count_failure()

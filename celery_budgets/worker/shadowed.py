@@ -57,6 +57,7 @@ def succeeding(on_success: Callable[..., Any]) -> Callable[..., Any]:
 
     def succeed(self: BudgetedRequest, failed__retval__runtime: Any, **kwargs: Any) -> Any:
         """Count a success; a failure goes on to on_failure, as in Celery."""
+        self.comes_back()
         if self.outcome is not None or self.given_up:
             return None  # its late end changes nothing
         failed = failed__retval__runtime[0]

@@ -19,11 +19,11 @@ from celery_budgets.lanes import Lane
 from celery_budgets.process.interrupt import (
     GreenletInterrupt,
     Interrupt,
-    MainThreadInterrupt,
     ProcessInterrupt,
     ThreadInterrupt,
 )
 from celery_budgets.process.recorder import FlightReader
+from celery_budgets.process.solo_interrupt import MainThreadInterrupt
 from celery_budgets.process.watchdog import install
 from celery_budgets.settings import Settings, settings_of
 from celery_budgets.task import BudgetedTask

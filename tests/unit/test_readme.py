@@ -26,7 +26,7 @@ from celery_budgets.cli import lanes
 from celery_budgets.fields import FIELDS
 from celery_budgets.lanes import DEFAULT_LANES
 from celery_budgets.outcomes import Outcome
-from celery_budgets.process import interrupt, watchdog
+from celery_budgets.process import interrupt, solo_interrupt, watchdog
 from celery_budgets.task import BudgetedTask
 from celery_budgets.telemetry import logs, names, spans
 from celery_budgets.units import format_size, parse_duration, parse_size
@@ -199,7 +199,7 @@ def test_its_table_of_pools():
         "prefork": interrupt.ProcessInterrupt,
         "threads": interrupt.ThreadInterrupt,
         "gevent": interrupt.GreenletInterrupt,
-        "solo": interrupt.MainThreadInterrupt,
+        "solo": solo_interrupt.MainThreadInterrupt,
     }
     assert table("pool", "soft limit", "hard limit", "memory") == [
         [f"`{pool}`", *(kind.enforces[limit] for limit in ("soft", "hard", "memory"))]

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from celery_budgets.process import interrupt
+from celery_budgets.process import interrupt, solo_interrupt
 from tests.support import RunningWorker, Servers, Workers, fresh_app, wait_until
 from tests.worker.limits_app import HARD, LONG, SOFT
 
@@ -64,7 +64,7 @@ ENFORCES = {
     "prefork": interrupt.ProcessInterrupt,
     "threads": interrupt.ThreadInterrupt,
     "gevent": interrupt.GreenletInterrupt,
-    "solo": interrupt.MainThreadInterrupt,
+    "solo": solo_interrupt.MainThreadInterrupt,
 }
 KINDS = ("sleeping", "busy", "swallowing", "in_c_code")
 BROKERS = ("redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq))
