@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Unpack
 from uuid import uuid4
-from weakref import WeakKeyDictionary
 
 from celery import current_app, signals
 
@@ -61,16 +60,17 @@ class Budgets:
         self._asking = Asking(self.app)
         self._lanes = None if lanes is None else tuple(lanes)
         declare(self.app, self._lanes)
-        _budgets[self.app] = self
+        # Kept by the app, and freed with it: signals refer to it weakly.
+        self.app.__dict__[_BUDGETS] = self
         self.app.steps["worker"].add("celery_budgets.worker.steps:BudgetsStep")
         self.app.steps["worker"].add("celery_budgets.worker.control_step:ControlStep")
         self.app.steps["consumer"].add("celery_budgets.worker.lanes_step:LanesStep")
         self.app.steps["consumer"].add("celery_budgets.worker.gate_step:GateStep")
         self.app.GroupResult = group_result(self.app)
-        self.app.on_after_configure.connect(self._on_configured, weak=False)
-        signals.celeryd_init.connect(self._on_worker_init, weak=False)
+        self.app.on_after_configure.connect(self._on_configured)
+        signals.celeryd_init.connect(self._on_worker_init)
         signals.before_task_publish.connect(stamp, weak=False, dispatch_uid=stamp.__name__)
-        signals.worker_process_init.connect(self._on_pool_process, weak=False)
+        signals.worker_process_init.connect(self._on_pool_process)
         signals.worker_process_shutdown.connect(
             _flush, weak=False, dispatch_uid="celery_budgets.flush"
         )
@@ -81,7 +81,7 @@ class Budgets:
     def of(cls, app: Any) -> Budgets:
         """Return the budgets of *app*, made with the default lanes where there are none."""
         app = getattr(app, "_get_current_object", lambda: app)()
-        return _budgets.get(app) or cls(app)
+        return app.__dict__.get(_BUDGETS) or cls(app)
 
     @property
     def settings(self) -> Settings:
@@ -134,7 +134,7 @@ class Budgets:
             raise SystemExit(f"Error: {exc}") from None
         # Again, and so last: a provider may be set by the program's own receiver.
         signals.worker_process_init.disconnect(self._on_pool_process)
-        signals.worker_process_init.connect(self._on_pool_process, weak=False)
+        signals.worker_process_init.connect(self._on_pool_process)
         wanted = [
             queue for queue in wanted if queue not in queue_names(options.get("exclude_queues"))
         ]
@@ -286,7 +286,8 @@ class Budgets:
         return Batch(self.scope(f"batch-{uuid4().hex[:12]}"), signatures, **options)
 
 
-_budgets: WeakKeyDictionary[Any, Budgets] = WeakKeyDictionary()
+#: Attribute of an app that has its budgets.
+_BUDGETS = "_celery_budgets_of_app"
 
 
 def _flush(**_: Any) -> None:

@@ -2,6 +2,9 @@
 
 A forked process starts without those of its parent, of which another thread may have been in
 the middle of something. It is told of the fork, so that a look at them asks no system call.
+
+What belongs to an app is kept by the app itself, and goes with it: in a table of ours, weak as it
+may be, an object that knows its app would keep it for ever.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ import os
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
 
 __all__ = ["OncePerProcess", "PerProcess"]
 
@@ -69,17 +71,25 @@ class PerProcess(Generic[T]):
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self._by_app: OncePerProcess[WeakKeyDictionary[Any, T]]
-        self._by_app = OncePerProcess(WeakKeyDictionary)
+        #: Names what this process has made; a child's is another.
+        self._process = OncePerProcess(object)
         self._lock = OncePerProcess(threading.RLock)
 
     def of(self, app: Any) -> T:
         """Return the object of *app*."""
-        by_app = self._by_app()
-        made = by_app.get(app)
-        if made is None:
+        process = self._process()
+        kept: dict[Any, Any] = app.__dict__.setdefault(_KEPT, {})
+        maker, made = kept.get(self, _NOTHING)
+        if maker is not process:
             with self._lock():
-                made = by_app.get(app)
-                if made is None:
-                    made = by_app[app] = self._make()
-        return made
+                maker, made = kept.get(self, _NOTHING)
+                if maker is not process:
+                    made = self._make()
+                    kept[self] = process, made
+        found: T = made
+        return found
+
+
+#: Attribute of an app that has the objects, with the process that made each, by their PerProcess.
+_KEPT = "_celery_budgets_kept"
+_NOTHING = (None, None)

@@ -14,12 +14,12 @@ import logging
 import threading
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from celery.worker import state
 
 from celery_budgets.lanes import Lane
 from celery_budgets.outcomes import Outcome
+from celery_budgets.per_process import PerProcess
 from celery_budgets.process.call import Terms
 from celery_budgets.process.flight import Flight, flight_in
 from celery_budgets.process.recorder import FlightReader, recorder
@@ -271,12 +271,9 @@ def _members(requests: Any) -> list[Any]:
     return [request for reference in references if (request := reference()) is not None]
 
 
-_rosters: WeakKeyDictionary[Any, Roster] = WeakKeyDictionary()
+_rosters = PerProcess(Roster)
 
 
 def roster_of(app: Any) -> Roster:
     """Return the roster of the worker of *app* in this process."""
-    roster = _rosters.get(app)
-    if roster is None:
-        roster = _rosters.setdefault(app, Roster())
-    return roster
+    return _rosters.of(app)

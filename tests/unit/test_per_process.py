@@ -14,7 +14,7 @@ from tests.support import ROOT
 
 
 class App:
-    """Something that can be referred to weakly."""
+    """Something that has attributes."""
 
 
 #: A program of its own: to fork the process of the tests would share their connections.
@@ -92,8 +92,8 @@ def test_two_threads_get_the_same(kind):
 
 @pytest.mark.parametrize(
     "made",
-    ["made = watchdog", "made = recorder", "by = PerProcess(object)\n"
-     "made = lambda: by.of(App)\nclass App: pass"],
+    ["made = watchdog", "made = recorder", "class App: pass\n"
+     "by, app = PerProcess(object), App()\nmade = lambda: by.of(app)"],
     ids=["watchdog", "recorder", "by app"],
 )  # fmt: skip
 def test_a_forked_process_gets_its_own(made):
