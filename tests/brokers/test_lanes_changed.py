@@ -353,6 +353,8 @@ def test_a_consumer_that_somebody_adds_does_not_end_a_pause(worker, operator):
     operator.done("pause", "critic")
     sent = operator.send(3, "end")
     operator.control("add_consumer", queue="critic")
+    # Celery does what it is told a moment after it has said so, and till then it is paused too.
+    running.wait_for_log("Started consuming from critic")
     operator.waits_for(running, consumed=False, waiting=0)
     operator.stays(1.5, active=0, consumed=False)
     assert running.log.count("budgets.handed_back") <= 6
