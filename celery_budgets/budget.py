@@ -12,7 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from celery_budgets.errors import ConfigurationError, nearest
-from celery_budgets.units import MIB, format_duration, format_size, parse_duration, parse_size
+from celery_budgets.units import (
+    MIB,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+    scaled,
+)
 
 __all__ = ["Budget", "BudgetFields", "TimeLimits", "limits_in_message", "seconds_or_none"]
 
@@ -83,7 +90,7 @@ class Budget:
     @property
     def hard_time_limit(self) -> float:
         """Seconds after which the call is killed."""
-        return self.hard_timeout or self.timeout * self.escalation_factor
+        return self.hard_timeout or scaled(self.timeout, self.escalation_factor)
 
     @property
     def hard_rss(self) -> int:
@@ -108,11 +115,11 @@ class Budget:
         if soft is None:
             soft = self.soft_time_limit
         elif hard is None:
-            hard = soft * self.escalation_factor
+            hard = scaled(soft, self.escalation_factor)
         assert hard is not None
-        hard = min(hard, max(top * self.escalation_factor, self.hard_time_limit))
+        hard = min(hard, max(scaled(top, self.escalation_factor), self.hard_time_limit))
         soft = min(soft, max(top, self.soft_time_limit))
-        return TimeLimits(soft if soft < hard else hard / self.escalation_factor, hard)
+        return TimeLimits(soft if soft < hard else scaled(hard, 1 / self.escalation_factor), hard)
 
     def over(self, subject: str, changes: Mapping[str, Any]) -> Budget:
         """Return this budget with *changes*, checked anew.

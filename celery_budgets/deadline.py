@@ -82,7 +82,9 @@ class Deadline(NamedTuple):
     def left(self) -> TimeLimits:
         """Return the seconds from now to both instants; negative once they are over."""
         now = time()
-        return TimeLimits(self.soft_at - now, self.hard_at - now)
+        soft, hard = self.soft_at - now, self.hard_at - now
+        # In whole microseconds, because they are shown; but what is left is never 0, no limit.
+        return TimeLimits(round(soft, 6) or soft, round(hard, 6) or hard)
 
     def clamp(self, limits: TimeLimits) -> TimeLimits:
         """Return *limits* of a call that starts now, cut where this deadline comes first.

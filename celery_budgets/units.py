@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any
 
-__all__ = ["format_duration", "format_size", "parse_duration", "parse_size"]
+__all__ = ["format_duration", "format_size", "parse_duration", "parse_size", "scaled"]
 
 KIB = 1024
 MIB = 1024**2
@@ -86,6 +86,16 @@ def _quantity(text: str, units: dict[str, Any], what: str, forms: str) -> float:
     if not _is_finite(number):
         raise ValueError(f"{text!r} is not {what}: write it as {forms}")
     return number
+
+
+def scaled(seconds: float, factor: float) -> float:
+    """Return *seconds* x *factor* as people would work it out: 0.15, not 0.15000000000000002.
+
+    In whole microseconds; exactly where those do not tell on which side of *seconds* it is.
+    """
+    product = seconds * factor
+    rounded = round(product, 6)
+    return rounded if (rounded - seconds) * (product - seconds) > 0 else product
 
 
 def format_size(size: float) -> str:

@@ -12,6 +12,7 @@ from celery_budgets.budget import Budget, TimeLimits
 from celery_budgets.errors import RejectedByBudget
 from celery_budgets.process.call import Call, HardLimitReached
 from celery_budgets.telemetry.names import REASON_DEADLINE
+from celery_budgets.units import scaled
 
 __all__ = ["end_no_later", "is_over_hard_limit", "limits_within"]
 
@@ -27,14 +28,14 @@ def limits_within(parent: Call | None, budget: Budget, lane: str) -> tuple[TimeL
     if parent is None:
         return TimeLimits(soft, hard), TimeLimits(top, math.inf)
     now = monotonic()
-    left = TimeLimits(parent.soft_at - now, parent.hard_at - now)
+    left = TimeLimits(round(parent.soft_at - now, 6), round(parent.hard_at - now, 6))
     if left.hard <= 0:
         raise RejectedByBudget(REASON_DEADLINE, lane)
     if left.soft <= 0:
         # The call around was asked to stop, and this is how it tidies up.
-        left = TimeLimits(left.hard / budget.escalation_factor, left.hard)
+        left = TimeLimits(scaled(left.hard, 1 / budget.escalation_factor), left.hard)
     soft, hard = min(soft, left.soft), min(hard, left.hard)
-    limits = TimeLimits(soft if soft < hard else hard / budget.escalation_factor, hard)
+    limits = TimeLimits(soft if soft < hard else scaled(hard, 1 / budget.escalation_factor), hard)
     return limits, TimeLimits(min(top, left.soft), left.hard)
 
 

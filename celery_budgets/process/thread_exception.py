@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,8 @@ __all__ = ["held_off", "is_of", "raise_in", "shielded", "take_back"]
 _set_for: dict[int, Call] = {}
 #: The same, until the thread has raised it.
 _pending: dict[int, Call] = {}
+#: By thread, the exception that it has raised last of those that were set.
+_raised: dict[int, weakref.ref[BaseException]] = {}
 _noticed_classes: dict[type[BaseException], type[BaseException]] = {}
 #: Entered again where the garbage collector, inside of it, ends a generator that has a block.
 _lock = threading.RLock()
@@ -93,24 +96,33 @@ def take_back(call: Call) -> None:
         if _set_for.get(call.thread_id) is call:
             _set(call.thread_id, None)
             _pending.pop(call.thread_id, None)
+            _raised.pop(call.thread_id, None)
             del _set_for[call.thread_id]
 
 
 def is_of(call: Call, error: BaseException) -> bool:
     """Say whether *error*, raised in this thread just now, was set on behalf of *call*."""
-    # Those of a signal's handler come with the limit, these are made by the interpreter.
-    return not error.args and _set_for.get(call.thread_id) is call
+    raised = _raised.get(call.thread_id)
+    return raised is not None and raised() is error and _set_for.get(call.thread_id) is call
 
 
 def _noticed(error: type[BaseException]) -> type[BaseException]:
-    """Return a class that makes plain instances of *error*, and notes that they were raised."""
+    """Return a class that makes plain instances of *error*, and notes that they were raised.
+
+    The interpreter makes them without arguments; that of a soft limit gets its seconds, as from
+    the handlers of signals.
+    """
     if error not in _noticed_classes:
 
         def new(cls: type, *made: BaseException) -> BaseException:
             if made:
                 return made[0]  # Python 3.11 asks a second time, with what it got at the first
-            _pending.pop(threading.get_ident(), None)
-            return error()
+            thread_id = threading.get_ident()
+            call = _pending.pop(thread_id, None)
+            limits = () if call is None or error is HardLimitReached else (call.limits.soft,)
+            raised = error(*limits)
+            _raised[thread_id] = weakref.ref(raised)
+            return raised
 
         _noticed_classes[error] = type(error.__name__, (error,), {"__new__": new})
     return _noticed_classes[error]

@@ -85,6 +85,14 @@ class Histogram:
         self.minimum = min(self.minimum, other.minimum)
         self.maximum = max(self.maximum, other.maximum)
 
+    def __repr__(self) -> str:
+        if not self.count:
+            return "<Histogram count=0>"
+        return (
+            f"<Histogram count={self.count} mean={self.mean:.4g} p50={self.quantile(0.5):.4g} "
+            f"p95={self.quantile(0.95):.4g} max={self.maximum:.4g}>"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return this histogram in values that JSON has."""
         if not self.count:

@@ -53,7 +53,8 @@ def call_ended(facts: Mapping[str, Any], ended_at: float) -> None:
         facts: By the fields of :data:`SCHEMA`, but for the event.
         ended_at: Seconds since the epoch; the record has this time, and may be made later.
     """
-    good = facts["outcome"] in ("succeeded", "retried") and not facts["soft_limit_exceeded"]
+    outcome = facts["outcome"]
+    good = outcome == "retried" or (outcome == "succeeded" and not facts["soft_limit_exceeded"])
     level = logging.INFO if good else logging.WARNING
     if not logger.isEnabledFor(level):
         return

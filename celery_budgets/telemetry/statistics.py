@@ -175,6 +175,10 @@ class Statistics:
             copy.of(lane, label(task)).merge(calls)
         return copy
 
+    def __repr__(self) -> str:
+        ended = ", ".join(f"{lane}: {dict(calls.outcomes)}" for lane, calls in self.lanes.items())
+        return f"<Statistics {{{ended}}} silent={list(self.silent)}>"
+
     def _merged(self, part: int) -> dict[str, CallStatistics]:
         merged: dict[str, CallStatistics] = {}
         for key, calls in sorted(self.calls.items()):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from celery_budgets import Budget, ConfigurationError
 from celery_budgets.budget import TimeLimits
+from celery_budgets.units import scaled
 
 MIB = 1024**2
 
@@ -117,7 +118,7 @@ def test_limits_are_always_ordered_and_bounded(
     assert 0 < limits.soft < limits.hard < math.inf
     top = budget.max_timeout or ceiling or math.inf
     assert limits.soft <= max(top, budget.soft_time_limit)
-    assert limits.hard <= max(top * factor, budget.hard_time_limit)
+    assert limits.hard <= max(scaled(top, factor), budget.hard_time_limit)
     if soft is not None and (hard is None or soft < hard):
         assert limits.soft <= soft or limits.soft == budget.soft_time_limit
     if hard is not None:
