@@ -20,20 +20,22 @@ __all__ = [
 ]  # fmt: skip
 
 _TASK_ID_BYTES = 128
-#: State, reason, soft exceeded, twin, waits, started (epoch), soft and hard deadline (monotonic),
-#: wall seconds, RSS before, peak, after (bytes): what changes while the call runs.
-_CHANGING = "BBBBB3x4d3Q"
+#: State, reason, soft exceeded, twin, waits.
+_FLAGS = "BBBBB3x"
+#: Those, started (epoch), soft and hard deadline (monotonic), wall seconds, RSS before, peak,
+#: after (bytes): what changes while the call runs.
+_CHANGING = f"{_FLAGS}4d3Q"
 #: Behind the id; then trace id and span id.
 _LAYOUT = struct.Struct(f"<{_TASK_ID_BYTES}s{_CHANGING}16s8s")
 _CHANGES = struct.Struct(f"<{_CHANGING}")
 SIZE = _LAYOUT.size
 HOW_IT_WENT = slice(_TASK_ID_BYTES, _TASK_ID_BYTES + _CHANGES.size)
-REASON_OFFSET = 129
-WAITS_OFFSET = 132
+REASON_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}sB")
+WAITS_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}sBBBB")
 PEAK = struct.Struct("<Q")
-PEAK_OFFSET = struct.calcsize("<128sBBB5x4d1Q")
+PEAK_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}s{_FLAGS}4d1Q")
 DEADLINES = struct.Struct("<2d")
-DEADLINES_OFFSET = struct.calcsize("<128sBBB5x1d")
+DEADLINES_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}s{_FLAGS}1d")
 #: Failures of telemetry in the process, behind the record.
 FAILURES = struct.Struct("<Q")
 FAILURES_OFFSET = 512
@@ -83,6 +85,10 @@ class Flight(NamedTuple):
         """Id of the task, cut where it is long."""
         return self.task_key.decode(errors="replace")
 
+    def is_of(self, task_id: str) -> bool:
+        """Say whether the record is of that task; as bytes: a cut may go through a character."""
+        return self.task_key == key_of(task_id).rstrip(b"\0")
+
 
 def key_of(task_id: str) -> bytes:
     """Return *task_id* as it stands in a record: in UTF-8, cut where it is long."""
@@ -92,7 +98,7 @@ def key_of(task_id: str) -> bytes:
 def pack(call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> bytes:
     """Return the record of *call*, which runs."""
     return _LAYOUT.pack(
-        call.task_id.encode()[:_TASK_ID_BYTES], _RUNNING, 0,
+        key_of(call.task_id), _RUNNING, 0,
         call.soft_exceeded, call.twin, False,
         call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
         call.rss_before, call.rss_peak, call.rss_after, trace_id, span_id,
@@ -136,6 +142,4 @@ def flight_in(record: Flight | bytes | mmap.mmap | None, task_id: str) -> Flight
     if record is None or isinstance(record, Flight):
         return record
     flight = unpack(record)
-    # As bytes: a long id is cut, and a cut may go through a character.
-    mine = flight is not None and flight.task_key == task_id.encode()[:_TASK_ID_BYTES]
-    return flight if mine else None
+    return flight if flight is not None and flight.is_of(task_id) else None

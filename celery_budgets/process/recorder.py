@@ -94,7 +94,7 @@ class FlightRecorder:
 
     def deadlines(self, call: Call) -> None:
         """Write down that the call's limits have moved."""
-        if self._map is not None:
+        if self._map is not None and call is self._call:
             DEADLINES.pack_into(self._map, DEADLINES_OFFSET, call.soft_at, call.hard_at)
 
     def waits(self, call: Call, *, waits: bool) -> None:
@@ -105,8 +105,9 @@ class FlightRecorder:
             self._map[WAITS_OFFSET] = waits
 
     def killed(self, call: Call, reason: Reason) -> None:
-        """Write down why this process is about to end itself."""
-        if self._map is not None:
+        """Write down why this process is about to end itself, in the middle of *call*."""
+        # A watchdog may be late: by then the record is that of the next call.
+        if self._map is not None and call is self._call:
             self._map[REASON_OFFSET] = reason
 
     def is_terminated(self, call: Call) -> bool:

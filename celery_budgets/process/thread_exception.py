@@ -9,11 +9,13 @@ Runs in the process that runs the call.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from celery_budgets.per_process import OncePerProcess
 from celery_budgets.process.call import Call, HardLimitReached
 
 __all__ = ["held_off", "is_of", "raise_in", "shielded", "take_back"]
@@ -26,7 +28,7 @@ _pending: dict[int, Call] = {}
 _raised: dict[int, weakref.ref[BaseException]] = {}
 _noticed_classes: dict[type[BaseException], type[BaseException]] = {}
 #: Entered again where the garbage collector, inside of it, ends a generator that has a block.
-_lock = threading.RLock()
+_lock = OncePerProcess(threading.RLock)
 #: Threads in bookkeeping of ours: an exception there may leave a lock of logging taken for ever.
 _shielded: set[int] = set()
 #: By thread, the limit that its shield held off first, and its call.
@@ -47,7 +49,7 @@ def shielded() -> Iterator[None]:
 
 
 def _unshield(thread_id: int) -> None:
-    with _lock:
+    with _lock():
         _shielded.discard(thread_id)
         first = _held_off.pop(thread_id, None)
     if first is not None:
@@ -58,7 +60,7 @@ def _unshield(thread_id: int) -> None:
 
 def held_off(call: Call, again: Callable[[Call], object]) -> bool:
     """Say whether the thread of *call* is shielded; if so *again* is called at the shield's end."""
-    with _lock:
+    with _lock():
         if call.thread_id not in _shielded:
             return False
         _held_off.setdefault(call.thread_id, (again, call))
@@ -75,7 +77,7 @@ def raise_in(call: Call, error: type[BaseException], again: Callable[[Call], obj
         error: The exception's class.
         again: Called with *call* at the end of a shield that has held this off.
     """
-    with _lock:
+    with _lock():
         if held_off(call, again):
             return
         replaced = _pending.get(call.thread_id)
@@ -92,7 +94,7 @@ def raise_in(call: Call, error: type[BaseException], again: Callable[[Call], obj
 
 def take_back(call: Call) -> None:
     """Take back what was set on behalf of *call* and not raised yet; in its own thread."""
-    with _lock:
+    with _lock():
         if _set_for.get(call.thread_id) is call:
             _set(call.thread_id, None)
             _pending.pop(call.thread_id, None)
@@ -132,3 +134,16 @@ def _set(thread_id: int, error: type[BaseException] | None) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread_id), ctypes.py_object(error) if error else None
     )
+
+
+def _forget_other_threads() -> None:
+    """Forget, in a forked process, the threads that are not there: a new one may be named alike."""
+    here = threading.get_ident()
+    for table in (_set_for, _pending, _held_off):
+        for thread_id in [other for other in table if other != here]:
+            table.pop(thread_id, None)
+    _shielded.intersection_update({here})
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)

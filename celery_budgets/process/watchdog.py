@@ -55,6 +55,8 @@ class Watchdog:
         self._wake = threading.Event()
         self._idle = False
         self._thread: threading.Thread | None = None
+        # Entered again where the garbage collector, inside of it, ends a generator with a block.
+        self._lock = threading.RLock()
         self._last = (0.0, 0)
         #: The call that was let go of last.
         self.released: Call | None = None
@@ -63,12 +65,18 @@ class Watchdog:
         """Hold *call* to its limits until :meth:`release`; in the thread that runs it."""
         self._calls[id(call)] = call
         if self._thread is None:
+            self._start()
+        if self._idle:
+            self._wake.set()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is not None:
+                return  # another thread was first
             self._thread = threading.Thread(
                 target=self._run, name="celery-budgets-watchdog", daemon=True
             )
             self._thread.start()
-        elif self._idle:
-            self._wake.set()
 
     def release(self, call: Call) -> None:
         """Let go of *call*."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakMethod
 
 __all__ = ["CountingExporter", "count", "listen"]
 
-_listeners: list[Callable[[], None]] = []
+_listeners: list[WeakMethod[Any]] = []
 
 
 def listen(listener: Callable[[], None]) -> None:
-    """Have *listener* told of each failure in this process."""
-    _listeners.append(listener)
+    """Have *listener*, a method, told of each failure in this process, once, while it is there."""
+    reference = WeakMethod(listener)
+    _listeners[:] = [known for known in _listeners if known() is not None and known != reference]
+    _listeners.append(reference)
 
 
 def count() -> None:
     """Note one failure."""
-    for listener in _listeners:
-        listener()
+    for reference in list(_listeners):
+        listener = reference()
+        if listener is not None:
+            listener()
 
 
 class CountingExporter:

@@ -123,8 +123,9 @@ class Admission:
 
     def give_up_held(self, lane: Lane) -> list[BudgetedRequest]:
         """Return the deliveries of *lane* that are held, and hold them no more."""
-        given_up = [request for request in self.held if request.lane.name == lane.name]
-        self.held = [request for request in self.held if request.lane.name != lane.name]
+        given_up = [request for request in list(self.held) if request.lane.name == lane.name]
+        for request in given_up:
+            self.held.remove(request)  # in place: a thread of the pool may add one meanwhile
         return given_up
 
     def lose_connection(self) -> None:

@@ -101,7 +101,7 @@ class LanesStep(bootsteps.StartStopStep):
             self._low = LowQueues(served, consuming, self.slots)
         _restore_consumer(c.app)
         if served and (len(queues) > 1 or self._broker is not None):
-            signals.task_received.connect(self._on_received, sender=c, weak=False)
+            signals.task_received.connect(self._on_received, sender=c)
             c.app.amqp.Consumer = partial(self._consumer_of, c.app.amqp.Consumer)
 
     def start(self, c: Any) -> None:

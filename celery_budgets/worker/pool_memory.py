@@ -72,10 +72,17 @@ class PoolMemory:
     def _request_of(self, pid: int, task_id: str | None = None) -> Any:
         """Return the call that runs in process *pid*; ``None`` where its body has ended."""
         flight = self._flights.current(pid)
-        if flight is None or flight.ended or task_id not in (None, flight.task_id):
+        if flight is None or flight.ended:
             return None
-        running = list(self._roster.in_hand.values())
-        return next((request for request in running if request.id == flight.task_id), None)
+        if task_id is not None and not flight.is_of(task_id):
+            return None
+        # Twins share their id: one that has begun elsewhere is not the one in this process.
+        candidates = [
+            request
+            for request in list(self._roster.in_hand.values())
+            if flight.is_of(request.id) and request.worker_pid in (None, pid)
+        ]
+        return min(candidates, key=lambda request: request.worker_pid is None, default=None)
 
     def _kill(self, pid: int, task_id: str, rss: int) -> None:
         """Kill the process in the middle of its call, or not at all.

@@ -50,7 +50,7 @@ class AbandonedThreads:
         self._running_on: set[int] = set()
         #: Threads that have come back, each waiting to be needed.
         self._parked: list[tuple[threading.Thread, threading.Event]] = []
-        signals.worker_shutdown.connect(self._part, weak=False)
+        signals.worker_shutdown.connect(self._part, sender=worker)
 
     def abandon(self, call: Call) -> None:
         """End *call* for everybody but its thread; from the watchdog, which must not block."""

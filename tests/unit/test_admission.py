@@ -213,3 +213,24 @@ def test_memory_is_given_back_and_the_gate_stays_closed(join):
     admission.act(Decision.RENEW)
     assert admission.renewed == [True]
     assert not consumer.consumed
+
+
+class Held(list):
+    """To which another thread adds one as soon as somebody has looked at all of it."""
+
+    def __iter__(self):
+        yield from super().__iter__()
+        self.append(Request())
+        self.added.append(self[-1])
+
+    added = []
+
+
+def test_a_call_that_is_held_meanwhile_is_not_lost(join):
+    """A thread of the pool may add one while those of a lane are given up."""
+    admission = join(Consumer())
+    admission.held, mine = Held(), Request()
+    mine.lane = SimpleNamespace(name="mine")
+    admission.held.append(mine)
+    assert admission.give_up_held(mine.lane) == [mine]
+    assert list.__len__(admission.held) == len(Held.added) > 0

@@ -70,7 +70,7 @@ def with_a_scope(app):
 )
 def test_apps_are_freed(used):
     """All of 200 but one, which Celery may keep as the current one."""
-    receivers = {name: len(signal.receivers) for name, signal in all_signals()}
+    receivers = {name: listening(signal) for name, signal in all_signals()}
     apps = []
     for _ in range(APPS):
         app = Celery("freed", broker=NOWHERE, backend="cache+memory://", set_as_current=False)
@@ -80,8 +80,31 @@ def test_apps_are_freed(used):
     gc.collect()
     assert sum(app() is not None for app in apps) <= 1
     for name, signal in all_signals():
-        signal._live_receivers(None)  # drops those that are gone
-        assert len(signal.receivers) <= receivers[name] + 1, name
+        assert listening(signal) <= receivers[name] + 1, name
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_workers_of_an_app_are_freed(pool):
+    """Of five in one process, one after the other, only the last one listens on."""
+    app = Celery("workers", broker=NOWHERE, backend="cache+memory://", set_as_current=False)
+    Budgets(app)
+    workers, received, ended = [], [], []
+    for _ in range(5):
+        worker = app.WorkController(pool=pool, hostname="freed@here", loglevel="ERROR")
+        workers.append(weakref.ref(worker))
+        received.append(listening(signals.task_received))
+        ended.append(listening(signals.worker_shutdown))
+        del worker
+        gc.collect()
+    assert received[0] > 0, "the worker does not listen, so this test sees nothing"
+    assert sum(worker() is not None for worker in workers) <= 1
+    assert received[-1] <= received[1]
+    assert ended[-1] <= ended[1]
+
+
+def listening(signal):
+    signal._live_receivers(None)  # drops those that are gone
+    return len(signal.receivers)
 
 
 def all_signals():

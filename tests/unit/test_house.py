@@ -176,3 +176,8 @@ def test_settings_are_read_in_one_module(module):
 
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def test_what_is_secret_is_not_committed():
+    """A developer's .env may hold passwords; docker compose reads it from here."""
+    assert ".env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()

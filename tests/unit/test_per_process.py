@@ -104,3 +104,33 @@ def test_a_forked_process_gets_its_own(made):
 def test_a_fork_in_the_middle_of_making_one():
     """The lock that another thread holds just then is not that of the child."""
     runs(IN_THE_MIDDLE)
+
+
+OF_THREADS = """
+from celery_budgets.process import thread_exception
+from celery_budgets.process.thread_exception import shielded
+
+locked, forked = threading.Event(), threading.Event()
+
+def keep():
+    with shielded(), thread_exception._lock():
+        locked.set()
+        assert forked.wait(20)
+
+def enter():
+    with shielded():
+        pass
+    return not thread_exception._shielded
+
+keeper = threading.Thread(target=keep)
+keeper.start()
+assert locked.wait(10)
+assert child_says(lambda: threading.Timer(10, os._exit, (1,)).start() or enter() or os._exit(2))
+forked.set()
+keeper.join(10)
+"""
+
+
+def test_a_fork_while_another_thread_holds_limits_off():
+    """Its lock and its shield are not those of the child, whose threads may be named alike."""
+    runs(OF_THREADS)

@@ -8,7 +8,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from celery_budgets.process.flight import Reason
+from celery_budgets import Budget
+from celery_budgets.budget import TimeLimits
+from celery_budgets.process.call import Call
+from celery_budgets.process.flight import Reason, pack, unpack
 from celery_budgets.worker.pool_memory import PoolMemory
 from tests.support import wait_until
 
@@ -29,20 +32,29 @@ class Flights:
 
     def __init__(self, *ended):
         self._ended = list(ended)
+        self.task_id = "call"
         self.condemned = []
 
     def current(self, pid):
         ended = self._ended.pop(0) if len(self._ended) > 1 else self._ended[0]
-        return SimpleNamespace(task_id="call", ended=ended)
+        return SimpleNamespace(is_of=self.task_id.__eq__, ended=ended)
 
     def condemn(self, pid, reason, rss):
         self.condemned.append((pid, reason, rss))
 
 
-def look(process, flights, rss):
-    request = SimpleNamespace(id="call", lane=SimpleNamespace(name="lane"), hard_rss=LIMIT)
-    roster = SimpleNamespace(in_hand={"call": request})
+def request_of(task_id, pid, limit=LIMIT):
+    lane = SimpleNamespace(name="lane")
+    return SimpleNamespace(id=task_id, lane=lane, hard_rss=limit, worker_pid=pid)
+
+
+def kill(process, flights, in_hand, rss=LIMIT + 1):
+    roster = SimpleNamespace(in_hand=in_hand)
     PoolMemory(lambda: [process.pid], flights, roster, lambda pid: rss).look()
+
+
+def look(process, flights, rss):
+    kill(process, flights, {"call": request_of("call", process.pid)}, rss)
 
 
 def test_a_call_above_its_hard_limit_is_killed(process):
@@ -72,3 +84,28 @@ def test_a_body_that_ends_at_the_last_moment_is_left_alone(process):
     assert not flights.condemned
     status = psutil.Process(process.pid).status
     wait_until(lambda: status() == psutil.STATUS_SLEEPING, "it goes on")
+
+
+@pytest.mark.parametrize("task_id", ["call", "x" * 200, "ü" * 100, "x" * 127 + "ü"])
+def test_a_call_with_any_id_is_found(process, task_id):
+    """A record keeps 128 bytes of an id, which may be longer."""
+    flights = Flights(False)
+    written = unpack(pack(Call(task_id, "lane", Budget(), TimeLimits(10.0, 15.0))))
+    flights.current = lambda pid: written
+    kill(process, flights, {"": request_of(task_id, process.pid)})
+    assert process.wait(10) == -9
+
+
+def test_of_two_calls_with_one_id_that_in_the_process_counts(process):
+    """Twins share their id: that in another process may take more, and this one may not."""
+    flights = Flights(False)
+    generous = request_of("call", process.pid + 1, LIMIT * 2)
+    kill(process, flights, {"twin": generous, "": request_of("call", process.pid)})
+    assert process.wait(10) == -9
+
+
+def test_of_two_calls_with_one_id_that_in_another_process_does_not_count(process):
+    """What is in this process may take as much as it does."""
+    mine = request_of("call", process.pid, LIMIT * 2)
+    kill(process, Flights(False), {"twin": request_of("call", process.pid + 1), "": mine})
+    assert process.poll() is None

@@ -109,6 +109,22 @@ def test_a_process_that_wrote_nothing(reader):
     assert reader.current(12345) is None
 
 
+def test_only_the_running_call_is_written_of(reader):
+    """A watchdog that is late for a call does not write into the record of the next one."""
+    own = FlightRecorder(None)
+    own._map = map_file(os.path.join(reader.folder, "12345"), create=True)
+    ended = new_call("ended")
+    own.begin(ended)
+    own.end(ended)
+    own.begin(new_call("next"))
+    ended.soft_at = ended.hard_at = 99.0
+    own.killed(ended, Reason.HARD_TIME_LIMIT)
+    own.deadlines(ended)
+    flight = reader.current(12345)
+    assert (flight.task_id, flight.reason) == ("next", Reason.NONE)
+    assert (flight.soft_deadline, flight.hard_deadline) == (11.5, 16.25)
+
+
 def test_a_pid_that_comes_again(reader):
     """After forget() the record of a process of the same number is its own."""
     context = multiprocessing.get_context("fork")

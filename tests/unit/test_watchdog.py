@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 
@@ -284,3 +285,27 @@ def test_the_watchdog_of_a_process(monkeypatch, in_pool, kind):
     dog = watchdog_module.watchdog()
     assert type(dog.interrupt) is kind
     assert watchdog_module.watchdog() is dog
+
+
+def test_two_threads_start_it_once(monkeypatch):
+    """Two first calls at once: a second thread would look at each call too."""
+    together, started = threading.Barrier(2), []
+
+    class Slow(threading.Thread):
+        def __init__(self, **options):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(timeout=0.5)  # broken where only one comes, as it should be
+            super().__init__(**options)
+
+        def start(self):
+            started.append(self)
+
+    dog = Watchdog(FakeInterrupt())
+    calls = [Call(name, "critic", Budget(), TimeLimits(10.0, 15.0)) for name in "ab"]
+    threads = [threading.Thread(target=dog.watch, args=(call,)) for call in calls]
+    monkeypatch.setattr(threading, "Thread", Slow)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert len(started) == 1
