@@ -8,7 +8,7 @@ the span that is open around it. None of that may fail a call: it is logged and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 from traceback import clear_frames
@@ -51,16 +51,15 @@ SHORTEST = 0.001
 
 
 def run_in_budget(
-    task: BudgetedTask, request: Any, terms: Iterable[Any], args: Any, kwargs: Any
+    task: BudgetedTask, request: Any, terms: Iterable[Any], body: Callable[[], Any]
 ) -> Any:
-    """Run the body of *task* under its budget, and return what it returns.
+    """Run *body* as a call of *task* under its budget, and return what it returns.
 
     Args:
         task: The task.
         request: That of the call: handed on, because ``task.request`` looks it up each time.
         terms: What the worker sent along (:class:`celery_budgets.process.call.Terms`).
-        args: Positional arguments of the call.
-        kwargs: Keyword arguments of the call.
+        body: ``run`` of the task, or what a class has put around it, with its arguments.
 
     Raises:
         RejectedByBudget: Its deadline has passed before it began.
@@ -72,7 +71,7 @@ def run_in_budget(
     call, span = _begin(task, request, _at_start(task, request, Terms(*terms)))
     outcome = Outcome.FAILED
     try:
-        result = _run_once(task, request, call, args, kwargs)
+        result = _run_once(task, request, call, body)
     except MemoryError as exc:
         # A bare MemoryError would stop the whole worker (celery.worker.request.on_failure).
         outcome = Outcome.MEMORY_LIMIT
@@ -125,13 +124,12 @@ def _at_start(task: BudgetedTask, request: Any, terms: Terms) -> Terms:
         raise
 
 
-def _run_once(task: BudgetedTask, request: Any, call: Call | None, args: Any, kwargs: Any) -> Any:
+def _run_once(task: BudgetedTask, request: Any, call: Call | None, body: Callable[[], Any]) -> Any:
     if vars(request).get(HEADER_IDEMPOTENCY_KEY) is None:
-        return run_body(call, task.run, args, kwargs)
+        return run_body(call, body)
     from celery_budgets.idempotency import run_once  # and a client of Redis with it
 
-    body = partial(run_body, call, task.run, args, kwargs)
-    return run_to_end(call, partial(run_once, task, call, body))
+    return run_to_end(call, partial(run_once, task, call, partial(run_body, call, body)))
 
 
 def _begin(task: BudgetedTask, request: Any, terms: Terms) -> tuple[Call | None, Span | None]:

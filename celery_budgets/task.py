@@ -5,19 +5,19 @@ See also: :mod:`celery_budgets.running`, which runs a call under its budget.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from celery import Task
 
+from celery_budgets import mixins
 from celery_budgets.budget import Budget, TimeLimits
+from celery_budgets.calling import call_body, guard_call
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.lanes import Lane
 from celery_budgets.process.current import call_of
 from celery_budgets.routing import lane_of
 from celery_budgets.sending import options_for
 from celery_budgets.settings import settings_of
-from celery_budgets.telemetry.names import HEADER_TERMS
 from celery_budgets.waiting import LaneResult, note_queue
 
 if TYPE_CHECKING:
@@ -28,14 +28,6 @@ __all__ = ["BudgetedTask"]
 _BUDGET_ATTRIBUTES = (
     "timeout", "hard_timeout", "max_timeout", "max_rss", "rss_warning", "soft", "memory",
 )  # fmt: skip
-
-
-@cache
-def _run_in_budget() -> Any:
-    """Return what runs a call; a program that only sends has no use for it."""
-    from celery_budgets.running import run_in_budget
-
-    return run_in_budget
 
 
 class BudgetedTask(Task):
@@ -79,6 +71,8 @@ class BudgetedTask(Task):
     max_kills: ClassVar[int] = 0
 
     _budgets: tuple[Lane, Budget] | None = None
+    #: Does a mix-in between this class and Celery's define ``__call__``, and ``AsyncResult``?
+    _is_called_behind = _results_come_behind = False
 
     def budget_in(self, lane: Lane) -> Budget:
         """Return the budget of this task's calls in *lane*.
@@ -111,14 +105,10 @@ class BudgetedTask(Task):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body under its budget when a worker calls, plainly otherwise.
 
-        Replaces Task.__call__, which trace_task would not call for a plain Task either: it
-        calls ``run``. The span of the call is open here for every way that the body may end.
+        The span of the call is open here for every way that the body may end.
         """
-        request = self.request
-        terms = vars(request).get(HEADER_TERMS)
-        if terms is None or call_of(request) is not None:
-            return super().__call__(*args, **kwargs)
-        return _run_in_budget()(self, request, terms, args, kwargs)
+        behind = super().__call__ if self._is_called_behind else None
+        return call_body(self, args, kwargs, behind)
 
     def apply_async(
         self,
@@ -149,12 +139,33 @@ class BudgetedTask(Task):
         return note_queue(result, turned)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> Any:  # noqa: N802  Celery's name
-        """Return the result of a call of this task."""
+        """Return the result of a call of this task, of the class that a mix-in has for it."""
+        if self._results_come_behind:
+            return mixins.knowing_lane(super().AsyncResult(task_id, **kwargs), self)
         return LaneResult(task_id, self.backend, self.name, self._get_app(), **kwargs)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.join_mixins()
+
+    @classmethod
+    def join_mixins(cls) -> None:
+        """Have what other classes define of this task bypass nothing.
+
+        Again when the task meets its app, and at the start of a worker: a class may be changed.
+        """
+        cls._is_called_behind = mixins.behind(cls, BudgetedTask, "__call__")
+        cls._results_come_behind = mixins.behind(cls, BudgetedTask, "AsyncResult")
+        guard_call(cls, _CALL)
+        mixins.guard_result(cls, _RESULT)
+        if cls.from_config is BudgetedTask.from_config:
+            cls.from_config = mixins.configured_by(cls, BudgetedTask)
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
         """Refuse what no lane could make right, as soon as the task meets its app."""
+        super().on_bound(app)
+        cls.join_mixins()
         problems = []
         if isinstance(cls.max_kills, bool) or not isinstance(cls.max_kills, int):
             problems.append(f"task {cls.name!r}: max_kills {cls.max_kills!r} is no whole number")
@@ -168,3 +179,8 @@ class BudgetedTask(Task):
     def home(self) -> Lane:
         """Return the lane of a call that names no queue."""
         return lane_of(settings_of(self.app).lanes, self.name, self)
+
+
+#: As they stand here, whatever is assigned to the class later.
+_CALL = vars(BudgetedTask)["__call__"]
+_RESULT = vars(BudgetedTask)["AsyncResult"]

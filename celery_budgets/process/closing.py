@@ -7,7 +7,7 @@ Runs in the process that runs the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
@@ -20,9 +20,7 @@ from celery_budgets.process.watchdog import watchdog
 __all__ = ["run_body", "run_to_end"]
 
 
-def run_body(
-    call: Call | None, body: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]
-) -> Any:
+def run_body(call: Call | None, body: Callable[[], Any]) -> Any:
     """Run *body* where limits interrupt it; ``call`` is ``None`` where it is not measured.
 
     Raises:
@@ -30,12 +28,12 @@ def run_body(
         TimeLimitExceeded: It has ended past its hard limit.
     """
     if call is None:
-        return body(*args, **kwargs)
+        return body()
     interrupt = watchdog().interrupt
     try:
         try:
             interrupt.enter(call)
-            result = body(*args, **kwargs)
+            result = body()
         finally:
             interrupt.leave(call)
     except BaseException:

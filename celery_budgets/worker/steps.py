@@ -75,6 +75,7 @@ class BudgetsStep(bootsteps.StartStopStep):
             ledger_of(worker.app).worker = self.roster.tally.count
         for task in worker.app.tasks.values():
             if isinstance(task, BudgetedTask):
+                type(task).join_mixins()
                 _settle_acknowledgement(task)
 
     def _interrupt(self, worker: Any) -> Interrupt:
