@@ -1,5 +1,8 @@
 """What of a worker's state wants looking at: the same levels as the Prometheus rules.
 
+What has happened counts for as long as there: five minutes (``recent`` of a worker's answer; one
+of an older version has none, and no such alerts).
+
 See also: ``examples/observability/rules.yml``, which watches over time what this sees once.
 """
 
@@ -10,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from celery_budgets.telemetry.snapshots import LevelsOfMemory, WorkerMemory
-from celery_budgets.telemetry.statistics import CallStatistics
-from celery_budgets.units import format_size
+from celery_budgets.units import format_duration, format_size
 
 __all__ = ["CRITICAL_SHARE", "Alert", "alerts_of", "is_paused"]
 
@@ -27,18 +29,17 @@ class Alert:
     text: str
 
 
-def alerts_of(lane: str, answer: Mapping[str, Any], calls: CallStatistics) -> tuple[Alert, ...]:
+def alerts_of(lane: str, answer: Mapping[str, Any]) -> tuple[Alert, ...]:
     """Return what wants looking at in *lane* of one worker, the worst first.
 
     Args:
         lane: Name of the lane.
         answer: The worker's, to ``inspect budgets``.
-        calls: Those of the lane that have ended.
     """
     memory = WorkerMemory.of(answer)
     found = [
         *_of_memory(memory, memory.levels[lane]),
-        *_of_calls(calls),
+        *_of_calls(answer["lanes"][lane].get("recent", {}), _lately(answer)),
         *_of_operator(answer["lanes"][lane]),
         *_of_worker(answer),
     ]
@@ -64,16 +65,22 @@ def _of_memory(memory: WorkerMemory, levels: LevelsOfMemory) -> Iterator[Alert]:
         yield Alert("critical", f"gate {memory.gate}: no call is admitted")
 
 
-def _of_calls(calls: CallStatistics) -> Iterator[Alert]:
-    hard = calls.outcomes["hard_time_limit"]
+def _lately(answer: Mapping[str, Any]) -> str:
+    """Return how long something is recent for a worker: ``in the last 5 min``."""
+    seconds = answer.get("recent", {}).get("seconds", 0)
+    whole = seconds and seconds % 60 == 0
+    return f"in the last {f'{seconds / 60:g} min' if whole else format_duration(seconds)}"
+
+
+def _of_calls(recent: Mapping[str, int], lately: str) -> Iterator[Alert]:
+    hard, memory = recent.get("hard_time_limit"), recent.get("memory_limit")
     if hard:
-        yield Alert("critical", f"{hard} killed at the hard time limit")
-    memory = calls.outcomes["memory_limit"]
+        yield Alert("critical", f"{hard} killed at the hard time limit {lately}")
     if memory:
-        yield Alert("critical", f"{memory} killed for memory")
-    rejected = calls.rejections.total()
+        yield Alert("critical", f"{memory} killed for memory {lately}")
+    rejected = recent.get("rejected")
     if rejected:
-        yield Alert("info", f"{rejected} not admitted")
+        yield Alert("info", f"{rejected} not admitted {lately}")
 
 
 def _of_operator(lane: Mapping[str, Any]) -> Iterator[Alert]:
@@ -87,9 +94,9 @@ def _of_worker(answer: Mapping[str, Any]) -> Iterator[Alert]:
     abandoned = answer.get("abandoned_threads", 0)
     if abandoned:
         yield Alert("warning", f"{_counted(abandoned, 'thread')} past the hard limit")
-    failures = answer.get("telemetry_failures", 0)
+    failures = answer.get("recent", {}).get("telemetry_failures", 0)
     if failures:
-        yield Alert("warning", _counted(failures, "telemetry failure"))
+        yield Alert("warning", f"{_counted(failures, 'telemetry failure')} {_lately(answer)}")
 
 
 def _counted(number: int, thing: str) -> str:

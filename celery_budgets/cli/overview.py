@@ -146,7 +146,7 @@ def _rows(
             max_rss=levels.max_rss,
             gate=memory.gate,
             paused=is_paused(answer["lanes"][lane]),
-            alerts=alerts_of(lane, answer, calls),
+            alerts=alerts_of(lane, answer),
         )
 
 

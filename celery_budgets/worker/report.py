@@ -14,6 +14,7 @@ from typing import Any
 from celery_budgets.lanes import Lane
 from celery_budgets.process import memory
 from celery_budgets.settings import Settings
+from celery_budgets.worker import recent
 from celery_budgets.worker.checks import capacity
 from celery_budgets.worker.drift import Difference
 from celery_budgets.worker.pool_size import slots_of
@@ -85,6 +86,7 @@ class Report:
     def in_full(self) -> dict[str, Any]:
         """Return the state of now: slots, memory in bytes, uptime in seconds."""
         roster = self._roster
+        roster.look_at_failures()
         return {
             **self._about,
             "pid": os.getpid(),
@@ -96,6 +98,7 @@ class Report:
             "abandoned_threads": roster.abandoned_threads,
             "drift": [difference.text for difference in self._drift()],
             "telemetry_failures": roster.telemetry_failures,
+            "recent": {"seconds": recent.SECONDS, **roster.tally.recent.of("")},
         }
 
     def _slots(self) -> int:
@@ -113,6 +116,7 @@ class Report:
                 "drift": [found.text for found in drift if found.queue in ("", lane.queue)],
                 "active": self._roster.active[lane.name],
                 "limit": self._roster.limit_of(lane),
+                "recent": self._roster.tally.recent.of(lane.name),
                 "waiting": waiting[lane.name],
                 "rss_warning": lane.budget.rss_warning,
                 "max_rss": lane.budget.max_rss,

@@ -106,6 +106,10 @@ class Roster:
         """Spans and records that could not be made, here and in the pool processes."""
         return self._failures + (self.flights.failures() if self.flights is not None else 0)
 
+    def look_at_failures(self) -> None:
+        """Note when there are more of them than at the last look."""
+        self.tally.recent.follow("telemetry_failures", self.telemetry_failures)
+
     def accepted(self, request: BudgetedRequest) -> None:
         """Note that *request* runs now."""
         with self._lock:

@@ -22,6 +22,7 @@ from celery_budgets.outcomes import Outcome
 from celery_budgets.telemetry import logs
 from celery_budgets.telemetry.statistics import Statistics
 from celery_budgets.worker.facts import Ended, facts_of
+from celery_budgets.worker.recent import Recent
 from celery_budgets.worker.scopes import Scopes
 
 __all__ = ["LONGEST", "MOST", "Tally"]
@@ -47,6 +48,8 @@ class Tally:
         #: Has a function called that many seconds from now, in the event loop, which notes all
         #: calls then; ``None``: every call is counted at once, as on all pools but prefork.
         self.call_later: Callable[[float, Callable[[], None]], Any] | None = None
+        #: What went wrong lately.
+        self.recent = Recent()
         self._failed = failed
         self._noted: deque[Ended] = deque()
         self._statistics = Statistics()
@@ -100,13 +103,14 @@ class Tally:
         with self._lock:
             self._add(facts)
             if reason is not None:
-                self._statistics.reject(facts["lane"], facts["task"], reason)
+                self.reject(facts["lane"], facts["task"], reason)
         self._tell(facts, time())
 
     def reject(self, lane: str, task: str, reason: str) -> None:
         """Count a delivery that is not admitted: handed back, or failed."""
         with self._lock:
             self._statistics.reject(lane, task, reason)
+            self.recent.count(lane, "rejected")
 
     def statistics(self) -> Statistics:
         """Return the statistics of now, which change no more."""
@@ -122,6 +126,7 @@ class Tally:
 
     def _add(self, facts: Mapping[str, Any]) -> None:
         self._statistics.add(facts)
+        self.recent.ended(facts)
         self._scopes.add(facts)
 
     def _tell(self, facts: Mapping[str, Any], ended_at: float) -> None:

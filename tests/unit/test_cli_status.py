@@ -18,14 +18,15 @@ from celery_budgets.cli.alerts import Alert, alerts_of
 from celery_budgets.cli.lanes_table import WIDE, drawn
 from celery_budgets.cli.overview import Overview
 from celery_budgets.cli.top import Looks
-from celery_budgets.telemetry.statistics import CallStatistics
 from celery_budgets.units import MIB
 from tests.answers import ScriptedAsking, answer, ended, lane
 
+FIVE_MINUTES = {"seconds": 300.0}
 BUSY = answer(
-    {"quick": lane(active=1, limit=2, waiting=3)},
+    {"quick": lane(active=1, limit=2, waiting=3, recent={"hard_time_limit": 1})},
     ended("quick", 0.25, succeeded=10, failed=2, soft_time_limit=1, hard_time_limit=1),
     pool_rss=(480 * MIB, 60 * MIB),
+    recent=FIVE_MINUTES,
 )
 IDLE = answer({"slow": lane(limit=1, queue="slow")}, capacity=1, slots=1)
 TWO = Answers({"a@h": BUSY, "b@h": IDLE}, ("c@h",))
@@ -78,7 +79,7 @@ def test_a_row_for_each_lane_of_each_worker(run):
         "quick", "a@h", "████···· 1/2", "3", "14", "3", "1", "250 ms", "250 ms",
         "███████▌ 480 of 512 MiB", "open", "RSS 480 MiB above 90 % of 512 MiB",
     ]  # fmt: skip
-    assert ["1 killed at the hard time limit"] in rows
+    assert ["1 killed at the hard time limit in the last 5 min"] in rows
     assert next(row for row in rows if row[:1] == ["slow"]) == [
         "slow", "b@h", "········ 0/1", "0", "0", "0", "0", "-", "-",
         "█······· 60 of 512 MiB", "open",
@@ -228,23 +229,39 @@ def test_names_are_not_read_as_markup():
             [Alert("critical", "gate paused: no call is admitted")],
         ),
         ({"abandoned_threads": 2}, [Alert("warning", "2 threads past the hard limit")]),
-        ({"telemetry_failures": 1}, [Alert("warning", "1 telemetry failure")]),
+        # What was before is no alert any more, but in the figures since the start.
+        ({"telemetry_failures": 7, "recent": FIVE_MINUTES}, []),
+        (
+            {"telemetry_failures": 7, "recent": {"seconds": 300.0, "telemetry_failures": 1}},
+            [Alert("warning", "1 telemetry failure in the last 5 min")],
+        ),
+        (
+            {
+                "calls": ended("quick", 1, hard_time_limit=4, memory_limit=2),
+                "recent": FIVE_MINUTES,
+            },
+            [],
+        ),
+        (
+            {"lanes": {"quick": lane(recent={"memory_limit": 2})}, "recent": {"seconds": 90.0}},
+            [Alert("critical", "2 killed for memory in the last 90 s")],
+        ),
+        # An older version.
+        ({"telemetry_failures": 7, "calls": ended("quick", 1, hard_time_limit=4)}, []),
     ],
 )
 def test_alerts(more, found):
     """The levels of the Prometheus rules, and what only a look at the worker shows."""
-    assert alerts_of("quick", answer(**more), CallStatistics()) == tuple(found)
+    assert alerts_of("quick", answer(**more)) == tuple(found)
 
 
 def test_the_worst_alert_comes_first():
     """Kills before rejections."""
-    calls = CallStatistics()
-    calls.rejections["memory"] = 4
-    calls.outcomes["memory_limit"] = 1
-    drifted = answer({"quick": lane(drift=["1 slot instead of 2"])})
-    found = alerts_of("quick", drifted, calls)
+    recent = {"rejected": 4, "memory_limit": 1}
+    drifted = lane(drift=["1 slot instead of 2"], recent=recent)
+    found = alerts_of("quick", answer({"quick": drifted}, recent=FIVE_MINUTES))
     assert [alert.text for alert in found] == [
-        "1 killed for memory",
+        "1 killed for memory in the last 5 min",
         "drift: 1 slot instead of 2",
-        "4 not admitted",
+        "4 not admitted in the last 5 min",
     ]

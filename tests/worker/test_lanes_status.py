@@ -16,6 +16,9 @@ from contextlib import contextmanager
 import pytest
 
 from celery_budgets import Budgets
+from celery_budgets.asking import Asking
+from celery_budgets.cli.alerts import Alert
+from celery_budgets.cli.overview import Overview, Row
 from celery_budgets.telemetry.snapshots import Slots
 from celery_budgets.units import MIB
 from tests.support import ROOT, RunningWorker, Servers, wait_until
@@ -270,3 +273,26 @@ def test_piped_top_prints_a_table_per_interval(two, servers):
     assert process.returncode == 0, rest
     assert "\x1b" not in "".join(lines)
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_an_alert_about_a_kill_goes_away(worker, load_app, pool):
+    """Here after 3 s; the kill stays in the figures since the start."""
+    module = load_app("tests.worker.forgetful_app")
+    running = worker("tests.worker.forgetful_app", "-P", pool)
+    asking = Asking(module.app)
+
+    def seen() -> Row:
+        (row,) = Overview.of(asking.ask(timeout=5), ["lane"]).rows
+        return row
+
+    assert seen().alerts == ()
+    module.stubborn.delay()
+    row = wait_until(lambda: (now := seen()).alerts and now, "an alert", detail=running.tail)
+    text = "1 killed at the hard time limit in the last 3 s"
+    assert Alert("critical", text) in row.alerts
+    gone = wait_until(
+        lambda: (now := seen()) and text not in str(now.alerts) and now, "it is over",
+        detail=running.tail,
+    )  # fmt: skip
+    assert gone.killed == 1
