@@ -151,9 +151,10 @@ class Budgets:
         settings = settings_of(app)
         if settings.tracing:
             spans.instrument(settings.span_sample_rate)
-        if settings.memory_guard:
-            from celery_budgets.process import recycle
+        from celery_budgets.process import recycle, slow_start
 
+        slow_start.warn_of_slow_start(app)
+        if settings.memory_guard:
             recycle.install(app)
 
     def statistics(self, timeout: float = 1.0) -> Statistics:

@@ -40,6 +40,7 @@ def alerts_of(lane: str, answer: Mapping[str, Any]) -> tuple[Alert, ...]:
     found = [
         *_of_memory(memory, memory.levels[lane]),
         *_of_calls(answer["lanes"][lane].get("recent", {}), _lately(answer)),
+        *_of_processes(answer.get("processes") or {}),
         *_of_operator(answer["lanes"][lane]),
         *_of_worker(answer),
     ]
@@ -83,6 +84,18 @@ def _of_calls(recent: Mapping[str, int], lately: str) -> Iterator[Alert]:
         yield Alert("info", f"{rejected} not admitted {lately}")
 
 
+def _of_processes(processes: Mapping[str, Any]) -> Iterator[Alert]:
+    missing, size = processes.get("missing", 0), processes.get("size", 0)
+    if not missing:
+        return
+    within = format_duration(processes["alive_timeout"])
+    why = f"not up within worker_proc_alive_timeout ({within})"
+    if processes["up"] == 0:
+        yield Alert("critical", f"no pool process takes calls: {why}")
+    else:
+        yield Alert("warning", f"{missing} of {_counted(size, 'pool process')} missing: {why}")
+
+
 def _of_operator(lane: Mapping[str, Any]) -> Iterator[Alert]:
     if is_paused(lane):
         yield Alert("warning", "paused by an operator")
@@ -100,4 +113,5 @@ def _of_worker(answer: Mapping[str, Any]) -> Iterator[Alert]:
 
 
 def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    ending = "es" if thing.endswith("s") else "s"
+    return f"{number} {thing}{'' if number == 1 else ending}"

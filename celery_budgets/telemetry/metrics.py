@@ -65,6 +65,10 @@ METRICS: dict[str, Metric] = {
     "memory_worker_bytes": Metric("gauge", "By", (), "Worker with its pool, by its gate"),
     "memory_worker_limit_bytes": Metric("gauge", "By", (), "Limit of the worker with its pool"),
     "gate_state": Metric("gauge", "1", ("state",), "1 for the state of the gate, else 0"),
+    "pool_processes": Metric(
+        "gauge", "{process}", ("state",), "Pool processes: up, or missing for too long"
+    ),
+    "pool_process_starts": Metric("counter", "{process}", (), "Pool processes started"),
     "abandoned_threads": Metric("gauge", "{thread}", (), "Threads past their hard limit"),
     "telemetry_failures": Metric("counter", "{failure}", (), "Spans or records not made"),
     "build_info": Metric("gauge", "1", ("version", "worker", "pool"), "What runs here"),

@@ -233,7 +233,7 @@ class LanesStep(bootsteps.StartStopStep):
         for look in (
             self.pauses.look, self.limits.look, self.drift.look, self._waits.look,
             self._untracked.look, self._start_due, self._roster.tally.count_noted,
-            self._roster.look_at_failures,
+            self._roster.look,
         ):  # fmt: skip
             try:
                 look()

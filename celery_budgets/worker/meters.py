@@ -88,6 +88,7 @@ class Meters:
         yield from self._slots()
         yield from self._memory()
         yield from self._gate()
+        yield from self._processes()
         yield Sample("abandoned_threads", (), self._roster.abandoned_threads)
         yield Sample("telemetry_failures", (), self._roster.telemetry_failures)
         yield Sample("build_info", self._about, 1.0)
@@ -132,6 +133,13 @@ class Meters:
             yield Sample("memory_limit_bytes", (lane.name, "warning"), lane.budget.rss_warning)
             yield Sample("memory_limit_bytes", (lane.name, "max"), lane.budget.max_rss)
             yield Sample("memory_limit_bytes", (lane.name, "hard"), lane.budget.hard_rss)
+
+    def _processes(self) -> Iterator[Sample]:
+        processes = self._roster.processes
+        if processes is not None:
+            yield Sample("pool_processes", ("up",), processes.up())
+            yield Sample("pool_processes", ("missing",), processes.missing())
+            yield Sample("pool_process_starts", (), processes.starts)
 
     def _gate(self) -> Iterator[Sample]:
         gate = self._roster.gate

@@ -86,7 +86,7 @@ class Report:
     def in_full(self) -> dict[str, Any]:
         """Return the state of now: slots, memory in bytes, uptime in seconds."""
         roster = self._roster
-        roster.look_at_failures()
+        roster.look()
         return {
             **self._about,
             "pid": os.getpid(),
@@ -95,6 +95,7 @@ class Report:
             "slots": self._slots(),
             "lanes": self._lanes_in_full(),
             "memory": self._memory(),
+            "processes": roster.processes.to_json() if roster.processes is not None else None,
             "abandoned_threads": roster.abandoned_threads,
             "drift": [difference.text for difference in self._drift()],
             "telemetry_failures": roster.telemetry_failures,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from celery_budgets.worker.gate import Gate
     from celery_budgets.worker.lane_limits import LaneLimits
     from celery_budgets.worker.pauses import Pauses
+    from celery_budgets.worker.pool_processes import PoolProcesses
     from celery_budgets.worker.request import BudgetedRequest
     from celery_budgets.worker.slots import Slots
 
@@ -92,6 +93,8 @@ class Roster:
         self.limits: LaneLimits | None = None
         self.pauses: Pauses | None = None
         self.drift: Drift | None = None
+        #: Those of the pool; ``None`` where it has none.
+        self.processes: PoolProcesses | None = None
         self.offenders = Offenders()
         self._ended: OrderedDict[tuple[str, float | None], Outcome] = OrderedDict()
         # Pool threads, the watchdog and the event loop all report here.
@@ -106,9 +109,11 @@ class Roster:
         """Spans and records that could not be made, here and in the pool processes."""
         return self._failures + (self.flights.failures() if self.flights is not None else 0)
 
-    def look_at_failures(self) -> None:
-        """Note when there are more of them than at the last look."""
+    def look(self) -> None:
+        """Note what alerts are about: failures since the last look, processes that stay away."""
         self.tally.recent.follow("telemetry_failures", self.telemetry_failures)
+        if self.processes is not None:
+            self.processes.look()
 
     def accepted(self, request: BudgetedRequest) -> None:
         """Note that *request* runs now."""

@@ -35,6 +35,7 @@ from celery_budgets.worker.begun import Begun
 from celery_budgets.worker.checks import check_worker, pool_name
 from celery_budgets.worker.deadlines import Deadlines
 from celery_budgets.worker.meters import Meters
+from celery_budgets.worker.pool_processes import PoolProcesses
 from celery_budgets.worker.report import Report, pool_pids
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.threads import AbandonedThreads
@@ -114,9 +115,11 @@ class BudgetsStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         """Stand in front of the pool, and say what it enforces."""
         asynpool = getattr(worker.pool, "_pool", None)
+        self.roster.processes = None
         if self.roster.flights is not None and hasattr(asynpool, "_on_hard_timeout"):
             Deadlines(asynpool, worker.hub, self.roster.flights).attach()
             Begun(worker.pool, worker.hub).attach()
+            self.roster.processes = PoolProcesses(asynpool)
         self._start_telemetry(worker)
         enforces = self.interrupt.enforces
         logger.info(
