@@ -24,6 +24,7 @@ from kombu import Connection, pools
 from celery_budgets.embedded import EmbeddedBroker
 from celery_budgets.lanes import DEFAULT_LANES
 from celery_budgets.priority import LOW_SUFFIX
+from tests.marks import ON_RABBITMQ
 from tests.support import Servers, Workers, fresh_app, leaving
 
 # Before any test module is imported: a module that takes a constant from an app's module makes
@@ -179,7 +180,7 @@ def rabbitmq_url(next_rabbitmq_host: Callable[[], str]) -> Iterator[str]:
     pools.reset()
 
 
-@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=ON_RABBITMQ)])
 def broker_url(request: pytest.FixtureRequest) -> str:
     """Each broker in turn."""
     return str(request.getfixturevalue(f"{request.param}_url"))

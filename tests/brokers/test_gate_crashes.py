@@ -15,6 +15,8 @@ from tests.outage import Outage
 from tests.support import values_of, wait_until
 from tests.worker.test_memory_calls import calls_of, runs_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def app(load_app, servers, broker_url):

@@ -18,6 +18,7 @@ def app(load_app, servers, broker_url):
     return load_app(APP)
 
 
+@pytest.mark.slow
 def test_a_closed_gate_leaves_everything_to_its_neighbour(worker, app, broker_url):
     """500 messages, two workers: the paused one starts none; after release both work."""
     paused = worker(APP, "-Q", "lane,roomy", "-c", "2", env={"MAX_WORKER_RSS": FAT})

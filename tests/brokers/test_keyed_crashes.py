@@ -14,6 +14,8 @@ from tests.brokers.test_gate_crashes import give_back_what_the_dead_held
 from tests.support import values_of, wait_until
 from tests.worker.test_keyed import delete_queues
 
+pytestmark = pytest.mark.slow
+
 APP = "tests.worker.keyed_app"
 KEYS = [f"key-{number}" for number in range(50)]
 DUPLICATES = 10

@@ -11,6 +11,7 @@ import time
 import pytest
 from celery.exceptions import TimeoutError as NoResult
 
+from tests.marks import ON_RABBITMQ
 from tests.outage import Outage
 from tests.support import ROOT, wait_until
 
@@ -19,9 +20,9 @@ EACH_POOL = pytest.mark.parametrize("pool", ["prefork", "threads"])
 # Each broker and each pool once, not every pair: what differs is in one or the other.
 _PAIRS = [
     ("redis", "prefork"),
-    pytest.param("rabbitmq", "prefork", marks=pytest.mark.rabbitmq),
-    ("redis", "threads"),
-    pytest.param("rabbitmq", "gevent", marks=pytest.mark.rabbitmq),
+    pytest.param("rabbitmq", "prefork", marks=ON_RABBITMQ),
+    pytest.param("redis", "threads", marks=pytest.mark.slow),
+    pytest.param("rabbitmq", "gevent", marks=ON_RABBITMQ),
 ]
 EACH_BROKER_AND_POOL = pytest.mark.parametrize(
     ("broker_url", "pool"), _PAIRS[:3], indirect=["broker_url"]
@@ -201,6 +202,7 @@ def test_what_a_worker_refuses(worker, operator):
     assert operator.control("lane_limit", lane="critic", concurrency=7)["ok"]
 
 
+@pytest.mark.slow
 def test_another_lanes_worker_refuses_only_if_it_is_asked(worker, operator):
     """By its name; otherwise those are told that serve the lane."""
     critic, other = worker(APP, "-Q", "critic"), worker(APP, "-Q", "file_read")
@@ -243,6 +245,7 @@ def test_without_a_worker_there_is_nobody_to_tell(load_app, servers):
     assert ended.stderr == "Error: no worker that serves critic answered within 0.3 s\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queues", ["critic", "critic,file_read"])
 def test_a_reconnect_keeps_limit_and_pause(worker, operator, servers, queues):
     """Both are the worker's, not the connection's."""
@@ -315,6 +318,7 @@ def test_a_lane_that_is_paused_and_resumed_at_once_goes_on(worker, operator, poo
     assert "undeliverable" not in running.log
 
 
+@pytest.mark.slow
 def test_another_worker_takes_what_a_paused_one_had(worker, operator):
     """It was handed back: nothing waits for the pause to end."""
     paused = worker(APP, "-c", "1")
@@ -329,6 +333,7 @@ def test_another_worker_takes_what_a_paused_one_had(worker, operator):
     ready(first + then)
 
 
+@pytest.mark.slow
 def test_deliveries_that_are_counted_stay_in_the_worker(worker, load_app, rabbitmq_url, servers):
     """A quorum queue drops a message that goes back too often: it is kept, and started later."""
     environment = {"QUORUM": "1"}
@@ -347,6 +352,7 @@ def test_deliveries_that_are_counted_stay_in_the_worker(worker, load_app, rabbit
     ready(then)
 
 
+@pytest.mark.slow
 def test_a_consumer_that_somebody_adds_does_not_end_a_pause(worker, operator):
     """It is paused again, and no call goes back and forth meanwhile."""
     running = worker(APP)
@@ -363,6 +369,7 @@ def test_a_consumer_that_somebody_adds_does_not_end_a_pause(worker, operator):
     ready(sent)
 
 
+@pytest.mark.slow
 def test_drift_is_shown_and_ours_is_none(worker, operator):
     """Changes by `celery control` are told; those by `celery lanes` are not."""
     running = worker(APP)
@@ -403,7 +410,7 @@ def test_drift_is_shown_and_ours_is_none(worker, operator):
 
 
 @EACH_POOL
-@pytest.mark.parametrize("task", ["waits", "joins"])
+@pytest.mark.parametrize("task", ["waits", pytest.param("joins", marks=pytest.mark.slow)])
 def test_a_lane_that_waits_for_itself_is_told_of_once(worker, load_app, servers, pool, task):
     """One slot, and the call in it waits for another of its lane: named, with the remedy."""
     environment = {"LIMITS": '{"critic": 1, "file_read": 3}'}

@@ -89,6 +89,7 @@ def test_fewer_processes_than_slots_are_shared_by_all_lanes(worker, together):
     assert max(firsts.values()) < min(ends.values()), "a lane waited for the end of another"
 
 
+@pytest.mark.slow
 @EACH_POOL
 def test_a_full_lane_with_10000_waiting_is_in_nobodys_way(worker, together, pool):
     """The others run as if it were empty, and the worker holds no more of it than its limit."""
@@ -108,6 +109,7 @@ def test_a_full_lane_with_10000_waiting_is_in_nobodys_way(worker, together, pool
     together.app.backend.client.set("told", 1)
 
 
+@pytest.mark.slow
 def test_the_calls_of_a_lane_keep_their_order(worker, together):
     """Through a full lane too: 200 calls of one slot run as they were sent."""
     running = worker(APP)
@@ -118,6 +120,7 @@ def test_the_calls_of_a_lane_keep_their_order(worker, together):
     assert [name.decode() for name in ran] == names
 
 
+@pytest.mark.slow
 def test_slots_come_back_when_processes_are_killed(worker, together):
     """60 s of SIGKILLs at random: limits hold, no call is lost, and no slot leaks."""
     running = worker(APP)
@@ -148,6 +151,7 @@ def test_slots_come_back_when_processes_are_killed(worker, together):
     assert kills > 40
 
 
+@pytest.mark.slow
 def test_1000_calls_at_once_on_threads_and_each_within_its_limit(worker, load_app, broker_url):
     """Five lanes whose limits add up to 1,000, all of them full at the same time."""
     limits = {
@@ -174,6 +178,7 @@ def test_1000_calls_at_once_on_threads_and_each_within_its_limit(worker, load_ap
     values_of([r for results in sent.values() for r in results], timeout=60, detail=running.tail)
 
 
+@pytest.mark.slow
 def test_a_reconnect_keeps_the_limits(worker, together, servers):
     """Calls that run on through an outage keep their slots, and none is run twice."""
     outage = Outage(servers.broker)
@@ -193,6 +198,7 @@ def test_a_reconnect_keeps_the_limits(worker, together, servers):
     assert all(most[lane] <= limit for lane, limit in together.LIMITS.items()), most
 
 
+@pytest.mark.slow
 def test_a_warm_stop_leaves_what_waits_for_a_slot_to_the_next_worker(worker, together):
     """Late acknowledged and early: what runs ends, the rest is there for others, each runs once."""
     first = worker(APP)
@@ -240,6 +246,7 @@ def test_calls_with_an_eta_do_not_block_their_lane(worker, together):
     assert not any(result.ready() for result in later)
 
 
+@pytest.mark.slow
 def test_idle_slots_are_borrowed_and_given_back(worker, load_app, broker_url):
     """Critic runs on file_read's slots while they are idle; file_read has its minimum at once."""
     environment = {"SHARING": json.dumps({"critic": [3, 12], "file_read": [10, None]})}
@@ -261,6 +268,7 @@ def test_idle_slots_are_borrowed_and_given_back(worker, load_app, broker_url):
     assert most_at_once([span for calls in spans.values() for span in calls]) <= 32
 
 
+@pytest.mark.slow
 def test_long_lanes_are_lent_nothing(worker, load_app, redis_url):
     """A borrowed slot comes back when its call ends: nothing is lent to calls of unknown length."""
     environment = {"SHARING": json.dumps({"critic": [3, 12], "file_read": [0, None]})}

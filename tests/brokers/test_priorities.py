@@ -27,6 +27,7 @@ def ran(app):
     return [name.decode() for name in app.app.backend.client.lrange("ran", 0, -1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queues", [("-Q", "forecast_model"), ()], ids=["lane", "all"])
 def test_a_thousand_that_wait_run_by_priority_and_then_in_order(worker, together, queues):
     """One slot; sent in any order, before the worker is there."""
@@ -52,7 +53,9 @@ def test_what_names_no_priority_is_normal_by_its_own_name_too(worker, together):
     assert ran(together) == ["high", "named high", "None", "name", "low"]
 
 
-@pytest.mark.parametrize("lane", ["forecast_model", "file_write"])
+@pytest.mark.parametrize(
+    "lane", ["forecast_model", pytest.param("file_write", marks=pytest.mark.slow)]
+)
 def test_low_calls_move_while_others_keep_coming(worker, together, lane):
     """Within the aging bound, late acknowledged or early; and only one at a time."""
     running = worker(APP, "-Q", lane, env=ENVIRONMENT | {"AGING": "1"})
@@ -76,6 +79,7 @@ def test_low_calls_move_while_others_keep_coming(worker, together, lane):
     assert before[0] < before[1] < before[2], "one low call at a time"
 
 
+@pytest.mark.slow
 def test_an_idle_lane_runs_its_low_calls_at_full_speed(worker, together):
     """All slots of the lane, one after the other, and others overtake them at once."""
     running = worker(APP, env=ENVIRONMENT)

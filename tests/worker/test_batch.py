@@ -278,6 +278,7 @@ def apart(redis_database):
     return Servers(broker=redis_database(), backend=redis_database())
 
 
+@pytest.mark.slow
 def test_its_memory_does_not_grow_with_its_length(worker, apart):
     """200 calls and 3,000 over a lane of eight, each in a process of its own.
 

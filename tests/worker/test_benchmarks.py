@@ -19,6 +19,7 @@ NEEDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run_gives_numbers(name, tmp_path, capsys):
     """One benchmark with few calls, its table, its samples in a file, its pictures."""

@@ -169,6 +169,7 @@ def test_each_file_has_its_report(finished: Demo) -> None:
     assert "Nothing to report." in (reports / "c.py.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_given_broker_is_used(demo: Callable[..., Demo], sources: Path, servers: Servers) -> None:
     """CELERY_BROKER_URL alone is enough where the broker keeps results too."""
     run = demo(str(sources), "--limit", "1", CELERY_BROKER_URL=servers.broker)
@@ -179,7 +180,9 @@ def test_a_given_broker_is_used(demo: Callable[..., Demo], sources: Path, server
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["terminal", "process"])
 @pytest.mark.parametrize(
-    "sign", ["a server of its own", "workers ready"], ids=["workers-start", "calls-run"]
+    "sign",
+    ["a server of its own", pytest.param("workers ready", marks=pytest.mark.slow)],
+    ids=["workers-start", "calls-run"],
 )
 def test_ctrl_c_leaves_nothing_and_says_what_was_done(
     demo: Callable[..., Demo], sign: str, whole_group: bool
@@ -198,6 +201,7 @@ def test_ctrl_c_leaves_nothing_and_says_what_was_done(
     assert re.search(r"no call was sent|\d+ of \d+ calls have ended", run.text)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(demo: Callable[..., Demo]) -> None:
     """It kills the workers, and the run ends only after they have."""
     run = demo()

@@ -6,6 +6,7 @@ import pytest
 from celery import chain
 
 from celery_budgets import RejectedByBudget
+from tests.marks import ON_RABBITMQ
 from tests.support import Servers, Workers, fresh_app, wait_until
 from tests.worker.deadlines_app import OWN
 
@@ -15,9 +16,7 @@ QUEUES = ("-Q", "lane,early", "-c", "4")
 IN_ALL = 5.0
 
 
-@pytest.fixture(
-    scope="module", params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
-)
+@pytest.fixture(scope="module", params=["redis", pytest.param("rabbitmq", marks=ON_RABBITMQ)])
 def servers_in_turn(request, redis_database):
     """Each broker in turn; results are in Redis."""
     redis = redis_database()

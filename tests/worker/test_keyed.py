@@ -215,6 +215,7 @@ def test_calls_with_other_keys_tasks_or_none_run(worker, app):
     wait_for(app, "begun:a", 2)
 
 
+@pytest.mark.slow
 def test_a_holder_that_is_killed_is_replaced_after_its_lease(worker, app):
     """Its whole worker goes; the twin that waits runs when the lease has run out."""
     first = worker(APP, "-Q", "keyed", "-c", "2")
@@ -232,6 +233,7 @@ def test_a_holder_that_is_killed_is_replaced_after_its_lease(worker, app):
 POINTS = ("before take", "after take", "before done", "after done", "before back", "after back")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broker_url", ["redis"], indirect=True)  # the lines are the lease's
 @pytest.mark.parametrize("point", POINTS)
 def test_no_call_is_lost_between_two_lines(worker, app, point):
@@ -269,6 +271,7 @@ def test_a_holder_is_held_to_its_limits_beside_its_twins(worker, load_app, serve
     assert number(app, "begun:a") == 2
 
 
+@pytest.mark.slow
 def test_a_frozen_holder_changes_nothing_when_it_thaws(worker, app):
     """Stopped for longer than its lease, it finds that it is another's, and is stopped."""
     running = worker(APP, "-Q", "keyed", "-c", "2")
@@ -285,6 +288,7 @@ def test_a_frozen_holder_changes_nothing_when_it_thaws(worker, app):
     assert result.get(timeout=20) == "well"
 
 
+@pytest.mark.slow
 def test_a_holder_that_cannot_renew_is_stopped_before_its_lease_ends(worker, load_app, servers):
     """Redis of the keys away: two bodies are never at it, and the call runs when it is back."""
     outage = Outage(servers.backend)

@@ -106,6 +106,7 @@ def test_memory_and_concurrency_of_all_workers(two, load_app):
     assert memory.silent == slots.silent == budgets.statistics(timeout=10).silent == ()
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_named(two, servers, load_app):
     """Also by a process that has never had an answer from it: its mailbox stands at the broker."""
     budgets = Budgets.of(load_app(APP).app)
@@ -131,6 +132,7 @@ def test_on_rabbitmq_a_worker_is_missed_by_whom_it_has_answered(worker, rabbitmq
         assert silent.startswith(running.name)
 
 
+@pytest.mark.slow
 def test_a_worker_that_stopped_warmly_is_not_missed(two, servers):
     """It took its mailbox down; what is missing is a worker for its lane."""
     assert two[1].stop() == 0
@@ -138,6 +140,7 @@ def test_a_worker_that_stopped_warmly_is_not_missed(two, servers):
     assert (shown["silent"], shown["unserved"]) == ([], ["slow"])
 
 
+@pytest.mark.slow
 def test_drift_is_seen(two, servers, load_app):
     """Somebody has taken a slot and a queue away at run time."""
     module = load_app(APP)
@@ -240,6 +243,7 @@ def test_top_is_live_and_q_quits(two, terminal, load_app):
     quits(terminal)
 
 
+@pytest.mark.slow
 def test_ctrl_c_quits_top(two, terminal):
     """As in every program of this kind."""
     terminal.wait_for("quick")
@@ -247,6 +251,7 @@ def test_ctrl_c_quits_top(two, terminal):
     quits(terminal)
 
 
+@pytest.mark.slow
 def test_q_quits_while_a_worker_is_waited_for(two, terminal):
     """A key does not wait for the answers of workers that hang."""
     terminal.wait_for("slow")
@@ -256,6 +261,7 @@ def test_q_quits_while_a_worker_is_waited_for(two, terminal):
         quits(terminal)
 
 
+@pytest.mark.slow
 def test_piped_top_prints_a_table_per_interval(two, servers):
     """Each is written at once, and Ctrl-C ends it with code 0."""
     process = subprocess.Popen(

@@ -74,6 +74,7 @@ def lane(worker):
     return worker(APP, "-Q", "lane", "-c", "2")
 
 
+@pytest.mark.slow
 def test_every_call_of_two_hundred_has_one_outcome(worker, load_app, broker_url):
     """A tenth goes to 1.2x, a tenth to 2x of the limit: none lost, none twice, none above 1.5x."""
     app = load_app(APP)
@@ -115,6 +116,7 @@ def test_a_call_that_grows_by_a_gigabyte_per_second(lane, load_app):
     assert over <= 300
 
 
+@pytest.mark.slow
 def test_a_call_in_c_that_holds_the_lock_is_killed_by_the_worker(lane, load_app):
     """The second line: the watchdog stands still, the worker's own samples do not."""
     app = load_app(APP)
@@ -143,6 +145,7 @@ def test_memory_that_raises(worker, load_app):
     assert running.pool_pids() == pool, running.tail()
 
 
+@pytest.mark.slow
 def test_without_the_guard_memory_is_only_measured(worker, load_app):
     """budgets_memory_guard=False: no warning and no kill, and the peak is in the statistics."""
     app = load_app(APP)

@@ -6,12 +6,14 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from tests.support import wait_until
 from tests.worker.test_time_limits import APP, calls_of, error_of
 
 
+@pytest.mark.slow
 def test_budgets_hold_in_spawned_processes(worker, load_app):
     """Limits, outcomes and memory of calls, and of one whose process is killed."""
     limits = load_app(APP)

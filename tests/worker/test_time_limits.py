@@ -9,6 +9,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from celery_budgets.process import interrupt, solo_interrupt
+from tests.marks import ON_RABBITMQ
 from tests.support import RunningWorker, Servers, Workers, fresh_app, wait_until
 from tests.worker.limits_app import HARD, LONG, SOFT
 
@@ -67,7 +68,7 @@ ENFORCES = {
     "solo": solo_interrupt.MainThreadInterrupt,
 }
 KINDS = ("sleeping", "busy", "swallowing", "in_c_code")
-BROKERS = ("redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq))
+BROKERS = ("redis", pytest.param("rabbitmq", marks=ON_RABBITMQ))
 
 
 def calls_of(limits, task_name, count=1):

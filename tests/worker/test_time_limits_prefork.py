@@ -163,6 +163,7 @@ def test_a_killed_call_may_run_again_as_often_as_its_task_says(worker, load_app,
     assert int(limits.redis().get(f"runs:{result.id}")) == 3, running.tail()
 
 
+@pytest.mark.slow
 def test_limits_hold_while_the_broker_is_away(worker, load_app, servers, broker_url):
     """Calls end at their limits, not after the reconnect, and once; the worker works on."""
     outage = Outage(servers.broker)
@@ -188,6 +189,7 @@ def test_limits_hold_while_the_broker_is_away(worker, load_app, servers, broker_
     assert calls_of(limits, "stubborn").total == 1, running.tail()
 
 
+@pytest.mark.slow
 def test_limits_hold_during_a_soft_shutdown(worker, load_app):
     """A call limited to 2 s ends between 2 and 3 s, though the worker waits for 8 s."""
     limits = load_app(APP)
@@ -215,6 +217,7 @@ def gaps_after_kills(app, task, quick, kills=20):
     return sorted(gaps)
 
 
+@pytest.mark.slow
 def test_an_extended_call_ends_by_itself_at_a_warm_stop(worker, load_app):
     """The pool looks at limits there that know of no extension: 1.5 s, and the call takes 2.2."""
     limits = load_app(APP)
@@ -228,6 +231,7 @@ def test_an_extended_call_ends_by_itself_at_a_warm_stop(worker, load_app):
     assert running.wait_exit() == 0
 
 
+@pytest.mark.slow
 def test_a_slot_is_back_fast_after_a_kill(worker, load_app):
     """From kill to the next call's result: p95 below 0.5 s; plain Celery's beside it."""
     limits, plain = load_app(APP), load_app(PLAIN)
@@ -243,6 +247,7 @@ def test_a_slot_is_back_fast_after_a_kill(worker, load_app):
     assert p95 < 0.5
 
 
+@pytest.mark.slow
 def test_a_soft_limit_at_a_bad_moment(worker, load_app):
     """200 calls that end within 50 ms of their limit: a clean success or a clean soft limit."""
     limits = load_app(APP)
