@@ -1,0 +1,131 @@
+"""What the names mean that the code has only as names; the tables of facts.py take it from here.
+
+A test holds that each name of the code is here, and no other.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ATTRIBUTES", "LOG_EVENTS", "SPAN_EVENTS"]
+
+ATTRIBUTES = {
+    "celery_budgets.task.id": "id of the task",
+    "celery_budgets.task.name": "name of the task",
+    "celery_budgets.lane": "lane of the call",
+    "celery_budgets.queue": "queue from which the message came",
+    "celery_budgets.worker": "name of the worker",
+    "celery_budgets.attempt": "1, and one more at each retry",
+    "celery_budgets.idempotency_key": "idempotency key that the caller gave, if any",
+    "celery_budgets.twin": "whether a call with the same key ran in its place",
+    "celery_budgets.scope": "request scope of the caller, if any",
+    "celery_budgets.input_size": "size of a block's input, where the caller gave it",
+    "celery_budgets.queue_wait": "time from publishing (or the ETA) to the start",
+    "celery_budgets.lane.active": "calls running in the lane, with this one",
+    "celery_budgets.lane.limit": "concurrency of the lane",
+    "celery_budgets.global.active": "calls running in the worker, with this one",
+    "celery_budgets.global.limit": "slots of the worker",
+    "celery_budgets.outcome": "how the call ended",
+    "celery_budgets.duration": "time from the start to the end",
+    "celery_budgets.time_limit.soft": "soft time limit in force",
+    "celery_budgets.time_limit.hard": "hard time limit in force",
+    "celery_budgets.soft_limit_exceeded": "whether the call ran longer than its soft limit",
+    "celery_budgets.rss.before": "RSS of its process at the start",
+    "celery_budgets.rss.after": "RSS of its process at the end",
+    "celery_budgets.rss.delta": "difference of the two",
+    "celery_budgets.rss.peak": "highest RSS sampled during the call",
+    "celery_budgets.rss.attributed": "whether the process ran this call alone",
+}
+
+SPAN_EVENTS = {
+    "acquired_slot": "the call has a slot of its lane",
+    "execution_started": "the body starts",
+    "execution_succeeded": "the body returned",
+    "execution_failed": "the body raised, or the call was ended",
+    "soft_time_limit": "the call reached its soft time limit",
+    "hard_time_limit": "the call reached its hard time limit",
+    "memory_warning": "the RSS of its process rose above `rss_warning`",
+    "call_completed": "the call has its outcome",
+}
+
+LOG_EVENTS = {
+    "budgets.batch_not_revoked": "A batch ended early, and the broker did not take the request to "
+    "revoke its waiting calls; they will run.",
+    "budgets.begin_failed": "The watchdog could not start to measure a call. The call runs, "
+    "without a watchdog.",
+    "budgets.begun_unknown": "At a stop or a lost connection, a pool process reported something "
+    "unreadable about which calls it has started. One call may run twice.",
+    "budgets.call_ended": "A call has ended. The record has the facts of the call.",
+    "budgets.call_killed": "The worker killed a call's process, or lost it.",
+    "budgets.call_runs_again": "A killed call is sent again, because its task has `max_kills`.",
+    "budgets.cannot_terminate": "`scope.cancel(running=True)` reached a pool that cannot "
+    "terminate calls (threads, solo). The call runs to its end.",
+    "budgets.concurrency_lowered": "The worker was started with fewer slots than its lanes have.",
+    "budgets.consumer_timeout": "RabbitMQ would close the channel of a call that runs up to its "
+    "hard limit. Raise `consumer_timeout` of the broker.",
+    "budgets.drift": "Somebody has changed the pool or the queues at run time. The message has "
+    "the command that takes it back.",
+    "budgets.drift_gone": "The worker is again as it was started.",
+    "budgets.flush_failed": "Spans of a process that ends could not be sent.",
+    "budgets.gate_closed": "Memory is above the limit: the worker admits no calls.",
+    "budgets.gate_failed": "The memory gate could not be evaluated. It keeps its state.",
+    "budgets.gate_lets_one_through": "Nothing runs and memory does not fall: the worker admits one "
+    "call at a time.",
+    "budgets.gate_opened": "Memory has fallen: the worker admits calls again.",
+    "budgets.handed_back": "The worker returned a message to the broker instead of starting it.",
+    "budgets.hard_time_limit": "A call reached its hard time limit; the watchdog ends it.",
+    "budgets.keeper_failed": "Leases could not be renewed this time. The next try is in 1 s.",
+    "budgets.kill_is_final": "A killed call is not sent again: it was killed as often as "
+    "`max_kills` allows.",
+    "budgets.lane_budget_used": "A call came by the queue of another lane, and what its task sets "
+    "contradicts the budget of that lane. The lane's budget holds.",
+    "budgets.lane_limit_set": "An operator changed the concurrency of a lane.",
+    "budgets.lane_paused": "An operator paused a lane.",
+    "budgets.lane_resumed": "An operator resumed a lane.",
+    "budgets.lane_waits_for_itself": "Calls of a full lane wait by `get()` for calls of the same "
+    "lane.",
+    "budgets.lanes_look_failed": "The periodic check of lanes raised. The next one follows.",
+    "budgets.lease_lost": "A call could not renew the lease of its idempotency key. The worker "
+    "stops it, and it comes back.",
+    "budgets.lease_not_let_go": "The lease of a key could not be released. It expires by itself.",
+    "budgets.lease_not_settled": "The result of a key could not be stored. A twin may run the "
+    "body again.",
+    "budgets.lease_not_taken": "Redis did not answer when a call asked for its key. The call "
+    "comes back later.",
+    "budgets.lease_overrun": "A body ended after its lease was lost. A twin may have run too.",
+    "budgets.memory_limit": "A call reached its memory limit; its process is killed, or the "
+    "exception is raised in it.",
+    "budgets.memory_warning": "The RSS of the process that runs a call is above `rss_warning`.",
+    "budgets.metrics_not_sent": "The OpenTelemetry collector did not take the metrics.",
+    "budgets.metrics_not_served": "The metrics port is taken, or `prometheus-client` is missing.",
+    "budgets.metrics_served": "The worker answers Prometheus at this address.",
+    "budgets.misconfigured": "The configuration is wrong. The first use raises the error.",
+    "budgets.no_exporter": "An `OTEL_*` variable asks for an exporter that is not installed.",
+    "budgets.no_flight_record": "The shared memory of a pool process could not be made. After a "
+    "kill of that process less is known of its call.",
+    "budgets.no_mailbox_table": "The broker cannot list the workers, so only workers that have "
+    "answered before are reported as silent.",
+    "budgets.priorities_unchecked": "The broker did not answer when the queue of a lane was "
+    "checked for `x-max-priority`.",
+    "budgets.process_leaves": "A pool process ended a call above `max_rss`. It takes no further "
+    "call and is replaced.",
+    "budgets.processes_replaced": "The gate stayed closed with nothing running, so the worker "
+    "replaced its pool processes.",
+    "budgets.redelivery_settled": "The broker delivered a message again whose call has ended in "
+    "this worker. It was acknowledged and not run.",
+    "budgets.rerun_failed": "The broker did not take the re-run of a killed call. The kill is "
+    "final.",
+    "budgets.scope_cancelled": "A request scope was cancelled, or a call was revoked because its "
+    "scope is cancelled.",
+    "budgets.soft_time_limit": "A call reached its soft time limit.",
+    "budgets.span_lost": "A killed call has no span, because the worker main process has no "
+    "tracer provider.",
+    "budgets.telemetry_failed": "A span, a metric or a record could not be made. The call is not "
+    "affected.",
+    "budgets.thread_abandoned": "A thread runs on past the hard limit of its call. The call is "
+    "over for its caller.",
+    "budgets.time_limit_set": "An operator changed the time limits of a task.",
+    "budgets.twin": "A call found that another call has its idempotency key.",
+    "budgets.watchdog_failed": "The watchdog raised. It goes on in 1 s.",
+    "budgets.worker_leaves": "The worker stops with the exit code in the message.",
+    "budgets.worker_started": "The worker is ready: its lanes, its concurrency, and what its pool "
+    "can enforce.",
+}
