@@ -21,8 +21,6 @@ extensions = [
     "facts",
 ]
 exclude_patterns = ["_build"]
-# The list of guides ends with a pattern for those that it does not name.
-suppress_warnings = ["toc.empty_glob"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4

@@ -103,6 +103,9 @@ LOG_EVENTS = {
     "kill of that process less is known of its call.",
     "budgets.no_mailbox_table": "The broker cannot list the workers, so only workers that have "
     "answered before are reported as silent.",
+    "budgets.pool_processes_back": "The pool has processes again.",
+    "budgets.pool_processes_missing": "No pool process takes calls, or fewer than the worker has "
+    "slots, for too long.",
     "budgets.priorities_unchecked": "The broker did not answer when the queue of a lane was "
     "checked for `x-max-priority`.",
     "budgets.process_leaves": "A pool process ended a call above `max_rss`. It takes no further "
@@ -115,6 +118,8 @@ LOG_EVENTS = {
     "final.",
     "budgets.scope_cancelled": "A request scope was cancelled, or a call was revoked because its "
     "scope is cancelled.",
+    "budgets.slow_start": "A pool process took over half of `worker_proc_alive_timeout` to start. "
+    "A replacement that takes longer than all of it is killed, again and again.",
     "budgets.soft_time_limit": "A call reached its soft time limit.",
     "budgets.span_lost": "A killed call has no span, because the worker main process has no "
     "tracer provider.",
