@@ -18,6 +18,7 @@ from celery_budgets.budget import BudgetFields
 from celery_budgets.deadline import Deadline
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.lanes import Lane
+from celery_budgets.mapped import charge_mapped
 from celery_budgets.queues import as_tuple, lane_queues, queue_names
 from celery_budgets.routing import LaneRouter
 from celery_budgets.scope import Scope
@@ -71,11 +72,10 @@ class Budgets:
         signals.celeryd_init.connect(self._on_worker_init)
         signals.before_task_publish.connect(stamp, weak=False, dispatch_uid=stamp.__name__)
         signals.worker_process_init.connect(self._on_pool_process)
-        signals.worker_process_shutdown.connect(
-            _flush, weak=False, dispatch_uid="celery_budgets.flush"
-        )
+        signals.worker_process_shutdown.connect(_flush, weak=False, dispatch_uid="budgets.flush")
         if self.app.configured:
             self._configure()
+        charge_mapped(self.app)
 
     @classmethod
     def of(cls, app: Any) -> Budgets:
@@ -148,6 +148,7 @@ class Budgets:
         app = current_app._get_current_object()
         if app is not self.app and app.main != self.app.main:
             return
+        charge_mapped(app)
         settings = settings_of(app)
         if settings.tracing:
             spans.instrument(settings.span_sample_rate)

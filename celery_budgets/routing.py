@@ -16,7 +16,10 @@ from celery_budgets.settings import settings_of
 if TYPE_CHECKING:
     from celery_budgets.lanes import Lane, Lanes
 
-__all__ = ["LaneRouter", "lane_of"]
+__all__ = ["MAPPING", "LaneRouter", "lane_of", "mapped_name"]
+
+#: Celery's own tasks that run another one many times (celery.app.builtins).
+MAPPING = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
 
 
 def lane_of(lanes: Lanes, name: str, task: Any = None, queue: str | None = None) -> Lane:
@@ -41,6 +44,15 @@ def lane_of(lanes: Lanes, name: str, task: Any = None, queue: str | None = None)
         # Celery's own tasks, such as chord_unlock: no tool, whatever a glob says.
         return lanes.default
     return lanes.of_tool(name) or lanes.default
+
+
+def mapped_name(args: Any, kwargs: Any) -> str | None:
+    """Return the name of the task that arguments of ``celery.map`` and its kind name."""
+    task = kwargs.get("task") if isinstance(kwargs, dict) else None
+    if task is None and isinstance(args, list | tuple) and args:
+        task = args[0]
+    name = task.get("task") if isinstance(task, dict) else task
+    return name if isinstance(name, str) else None
 
 
 def _by_priority(app: Any, lane: Lane, options: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +97,10 @@ class LaneRouter:
         What the call names itself goes before either (celery.app.routes.Router.route).
         """
         app = self.app or current_app._get_current_object()
-        if task is None:
+        if name in MAPPING:
+            # Sent by its name alone; Celery's map and its kind name the mapped task themselves.
+            name = mapped_name(args, kwargs) or name
+        if task is None or task.name != name:
             # Celery before 5.7 does not look a name up; app.tasks would finalize the app.
             task = app._tasks.get(name)
         settings = settings_of(app)

@@ -18,6 +18,7 @@ from celery_budgets.process.current import call_of
 from celery_budgets.routing import lane_of
 from celery_budgets.sending import options_for
 from celery_budgets.settings import settings_of
+from celery_budgets.strategies import STRATEGY, strategy_problems
 from celery_budgets.waiting import LaneResult, note_queue
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class BudgetedTask(Task):
 
     abstract = True
     Request = "celery_budgets.worker.request:BudgetedRequest"
+    Strategy = STRATEGY
     #: Celery's, without ``acks_late``: bound from the configuration it would look as if the
     #: program had set it on the task, and it is the lane that says it (worker.steps).
     from_config = tuple(pair for pair in Task.from_config if pair[0] != "acks_late")
@@ -165,8 +167,11 @@ class BudgetedTask(Task):
     def on_bound(cls, app: Any) -> None:
         """Refuse what no lane could make right, as soon as the task meets its app."""
         super().on_bound(app)
+        # Before mix-ins are joined, which may hide theirs.
+        problems = [*strategy_problems(cls)]
         cls.join_mixins()
-        problems = []
+        if cls.Strategy == Task.Strategy:
+            cls.Strategy = STRATEGY
         if isinstance(cls.max_kills, bool) or not isinstance(cls.max_kills, int):
             problems.append(f"task {cls.name!r}: max_kills {cls.max_kills!r} is no whole number")
         elif cls.max_kills and cls.idempotent is False:

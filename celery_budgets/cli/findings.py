@@ -15,11 +15,16 @@ from kombu.utils.url import maybe_sanitize_url
 
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.lanes import DEFAULT_LANES, Lane, Lanes
+from celery_budgets.mapped import MappingTask
 from celery_budgets.settings import Settings
 from celery_budgets.task import BudgetedTask
 from celery_budgets.units import format_duration
 from celery_budgets.worker.ceiling import visibility_timeout
-from celery_budgets.worker.checks import longest_hard_limit, visibility_problem
+from celery_budgets.worker.checks import (
+    longest_hard_limit,
+    task_class_problems,
+    visibility_problem,
+)
 
 __all__ = [
     "Finding",
@@ -76,10 +81,18 @@ def tools(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
 
 def tasks(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
     """Find the tasks whose lane there is not, or whose own limits do not go with it."""
-    budgeted = [task for task in app.tasks.values() if isinstance(task, BudgetedTask)]
+    budgeted = [
+        task for task in app.tasks.values()
+        # Celery's own, such as celery.map, are charged to the tasks that they run.
+        if isinstance(task, BudgetedTask) and not isinstance(task, MappingTask)
+    ]  # fmt: skip
     problems: list[str] = []
     count = 0
     for task in budgeted:
+        refused = list(task_class_problems(task))
+        problems += refused
+        if refused:
+            continue
         try:
             home = task.home()
             task.budget_in(home)

@@ -15,9 +15,11 @@ from celery_budgets.lanes import Lane, Lanes
 from celery_budgets.priority import Broker
 from celery_budgets.process import memory
 from celery_budgets.routing import lane_of
+from celery_budgets.strategies import strategy_problems
 from celery_budgets.task import BudgetedTask
 from celery_budgets.units import format_duration, format_size
 from celery_budgets.worker.ceiling import visibility_timeout
+from celery_budgets.worker.composing import request_problems
 from celery_budgets.worker.priority_checks import priority_problems
 from celery_budgets.worker.refused import WorkerRefused
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "capacity", "check_queues", "check_worker", "lanes_of_queues", "longest_hard_limit",
-    "pool_name", "visibility_problem",
+    "pool_name", "task_class_problems", "visibility_problem",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -129,11 +131,18 @@ def _concurrency_problems(
 def _task_problems(app: Any, settings: Settings) -> Iterator[str]:
     for name, task in sorted(app.tasks.items()):
         if isinstance(task, BudgetedTask):
+            yield from task_class_problems(task)
             try:
                 task.budget_in(lane_of(settings.lanes, name, task))
             except ConfigurationError as exc:
                 for problem in exc.problems:
                     yield problem if name in problem else f"task {name!r}: {problem}"
+
+
+def task_class_problems(task: BudgetedTask) -> Iterator[str]:
+    """Yield what classes of the program's keep messages of *task* from this package."""
+    yield from strategy_problems(type(task))
+    yield from request_problems(task)
 
 
 def longest_hard_limit(app: Any, lanes: Lanes, chosen: Iterable[Lane]) -> tuple[float, str]:

@@ -30,7 +30,7 @@ from celery_budgets.process.flight import Flight, Reason
 from celery_budgets.telemetry.names import HEADER_DUE_AT, REASON_DEADLINE
 from celery_budgets.worker.inherited import came_too_late
 from celery_budgets.worker.place import Place
-from celery_budgets.worker.shadowed import executing, succeeding
+from celery_budgets.worker.shadowed import wrap_shadowed
 from celery_budgets.worker.terminated import TerminableRequest
 from celery_budgets.worker.twins import expires_alone, shares_result_of_twin
 
@@ -64,9 +64,7 @@ class BudgetedRequest(TerminableRequest):
         super().__init_subclass__(**kwargs)
         # Celery's own subclass of a task, and no user's, which may be of many tasks.
         cls._places = {} if "execute_using_pool" in cls.__dict__ else None
-        for name, wrap in (("execute_using_pool", executing), ("on_success", succeeding)):
-            if name in cls.__dict__:
-                setattr(cls, name, wrap(cls.__dict__[name]))
+        wrap_shadowed(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -20,7 +20,19 @@ from celery_budgets.worker.scopes import revoke_if_cancelled
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
 
-__all__ = ["executing", "succeeding"]
+__all__ = ["wrap_shadowed"]
+
+_OURS = "_is_budgeted"
+
+
+def wrap_shadowed(cls: type[BudgetedRequest]) -> None:
+    """Wrap the two methods of *cls* itself, where it is Celery's subclass; once."""
+    for name, wrap in (("execute_using_pool", executing), ("on_success", succeeding)):
+        method = vars(cls).get(name)
+        if method is not None and not hasattr(method, _OURS):
+            wrapped = wrap(method)
+            setattr(wrapped, _OURS, True)
+            setattr(cls, name, wrapped)
 
 
 def executing(execute: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from celery import bootsteps
 
 from celery_budgets import running  # noqa: F401  before processes are forked, for all of them
 from celery_budgets.lanes import Lane
+from celery_budgets.mapped import MappingTask
 from celery_budgets.process.interrupt import (
     GreenletInterrupt,
     Interrupt,
@@ -103,7 +104,7 @@ class BudgetsStep(bootsteps.StartStopStep):
         elif self.settings.memory_guard:
             budgets = [lane.budget for lane in self.lanes]
             for task in worker.app.tasks.values():
-                if isinstance(task, BudgetedTask):
+                if isinstance(task, BudgetedTask) and not isinstance(task, MappingTask):
                     budgets.append(task.budget_in(task.home()))
             # The lowest, as billiard logs it: a process answers 1 KiB, or more than its own.
             worker.max_memory_per_child = min((b.max_rss for b in budgets), default=KIB) // KIB

@@ -34,7 +34,7 @@ ROOMS = (
     ("leases", "keeper", "lease_server", "idempotency", "scope"),
     ("queues", "routing", "sending", "waiting"),
     ("running",),
-    ("calling", "mixins", "task"),
+    ("strategies", "calling", "mixins", "task", "mapped"),
     ("block",),
     ("worker",),
     ("arrivals", "progress", "batch_item", "batch_signature", "batch"),
