@@ -112,14 +112,19 @@ def attributes() -> str:
     found = re.findall(r'= "(celery_budgets\.[\w.]+)"(?:  # (\w+))?$', source, re.MULTILINE)
     return table(
         ("attribute", "unit", "meaning"),
-        ((f"`{name}`", f"`{unit}`" if unit else "", ATTRIBUTES.get(name, "")) for name, unit in found),
+        (
+            (f"`{name}`", f"`{unit}`" if unit else "", ATTRIBUTES.get(name, ""))
+            for name, unit in found
+        ),
     )
 
 
 def span_events() -> str:
     """Every event on a call's span."""
     events = [value for name, value in vars(names).items() if name.startswith("EVENT_")]
-    return table(("event", "meaning"), ((f"`{name}`", SPAN_EVENTS.get(name, "")) for name in events))
+    return table(
+        ("event", "meaning"), ((f"`{name}`", SPAN_EVENTS.get(name, "")) for name in events)
+    )
 
 
 def record() -> str:
