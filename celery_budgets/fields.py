@@ -170,7 +170,11 @@ FIELDS: dict[str, Field] = {
         30.0, _between(parse_duration, 1, 86400), "after which a lost holder of a key is replaced"
     ),
     "tracing": Field(True, _flag, "enrich and complete spans"),
-    "span_sample_rate": Field(1.0, _between(_number, 0.0, 1.0), "share of traces kept"),
+    "span_sample_rate": Field(
+        1.0,
+        _between(_number, 0.0, 1.0),
+        "share of traces kept, where `OTEL_TRACES_SAMPLER` does not say it",
+    ),
     "span_name": Field(
         "worker_call:{lane}", _optional(_span_name), "name of a call's span; None keeps Celery's"
     ),

@@ -54,7 +54,7 @@ def end_for_process(
     if processor is None:
         return False  # no provider of the SDK: nothing that could be given a span id
     parent = _parent(trace, headers)
-    context = _context(trace, provider, parent, flight)
+    context = _context(trace, provider, parent, flight, name)
     if context is None:
         return False
     known = dict(attributes)
@@ -72,7 +72,7 @@ def _parent(trace: Any, headers: Mapping[str, Any]) -> Any:
     return found if found.is_valid else None
 
 
-def _context(trace: Any, provider: Any, parent: Any, flight: Flight | None) -> Any:
+def _context(trace: Any, provider: Any, parent: Any, flight: Flight | None, name: str) -> Any:
     """Return the identity of the span, or ``None`` for one that is not sampled."""
     if parent is not None and not parent.trace_flags.sampled:
         return None
@@ -84,9 +84,18 @@ def _context(trace: Any, provider: Any, parent: Any, flight: Flight | None) -> A
             return None
         trace_id = parent.trace_id if parent else provider.id_generator.generate_trace_id()
         span_id = provider.id_generator.generate_span_id()
+        if flight is None and not _is_sampled(trace, provider, parent, trace_id, name):
+            return None
     return trace.SpanContext(
         trace_id, span_id, is_remote=False, trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED)
     )
+
+
+def _is_sampled(trace: Any, provider: Any, parent: Any, trace_id: int, name: str) -> bool:
+    """Ask the sampler, as a tracer does, about a call that never began."""
+    around = trace.set_span_in_context(trace.NonRecordingSpan(parent)) if parent else None
+    result = provider.sampler.should_sample(around, trace_id, name, trace.SpanKind.CONSUMER)
+    return bool(result.decision.is_sampled())
 
 
 def _was_sampled_out(provider: Any) -> bool:

@@ -17,7 +17,7 @@ import threading
 from typing import Any
 
 from celery_budgets.telemetry import failures
-from celery_budgets.telemetry.spans import NO_EXPORTER
+from celery_budgets.telemetry.exporters import exporters_for
 
 __all__ = ["make_meter_provider"]
 
@@ -30,17 +30,20 @@ _PARTING_SECONDS = 1.0
 
 
 def make_meter_provider() -> Any:
-    """Return a provider that sends by OTLP over HTTP; ``None`` without the exporter."""
-    try:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-    except ImportError:
-        logger.warning(NO_EXPORTER, "metrics")
+    """Return a provider that sends as the variables say; ``None`` where nothing can send."""
+    found = list(exporters_for("METRICS"))
+    if not found:
         return None
     from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(), export_interval_millis=math.inf)
-    provider = MeterProvider([reader], shutdown_on_exit=False)
+    readers = [
+        # One that is asked, such as that of Prometheus, is a reader itself.
+        each if isinstance(each, MetricReader)
+        else PeriodicExportingMetricReader(each, export_interval_millis=math.inf)
+        for each in found
+    ]  # fmt: skip
+    provider = MeterProvider(readers, shutdown_on_exit=False)
     _Exports(provider, _interval()).start()
     return provider
 

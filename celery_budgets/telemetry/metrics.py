@@ -17,8 +17,8 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from celery_budgets.errors import ConfigurationError
+from celery_budgets.telemetry.exporters import asked_for
 from celery_budgets.telemetry.histogram import Histogram
-from celery_budgets.telemetry.spans import asked_for
 
 __all__ = ["BYTES", "METRICS", "SECONDS", "Metric", "Sample", "export_to_meter", "serve"]
 

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from celery_budgets.telemetry import names
+from celery_budgets.telemetry import exporters, names
 from celery_budgets.telemetry.failures import CountingExporter
 
 if TYPE_CHECKING:
@@ -27,18 +27,14 @@ if TYPE_CHECKING:
     from celery_budgets.process.call import Call, Terms
 
 __all__ = [
-    "NO_EXPORTER", "asked_for", "begin", "call_attributes", "end", "flush", "instrument",
-    "leave_open", "shared_attributes", "span_ids", "span_of",
+    "begin", "call_attributes", "end", "flush", "instrument", "leave_open", "shared_attributes",
+    "span_ids", "span_of",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 #: Where the instrumentation keeps the spans of a task, by (task id, is it the publishing one).
 _SPANS_OF_TASK = "__otel_task_span"
-NO_EXPORTER = (
-    "budgets.no_exporter: an OTEL_* variable asks for %s, but the exporter is not installed; "
-    "pip install 'celery-budgets[otlp]'"
-)
 #: How long spans are gathered before they are sent, where this makes the provider.
 BATCH_MILLISECONDS = 200
 
@@ -47,9 +43,12 @@ def instrument(sample_rate: float = 1.0) -> bool:
     """Start the instrumentation where a provider is set or asked for; return whether it runs.
 
     Args:
-        sample_rate: Share of traces kept, 0 to 1, where this makes the provider.
+        sample_rate: Share of traces kept, 0 to 1, where this makes the provider and
+            ``OTEL_TRACES_SAMPLER`` does not say it.
     """
-    if not _provider_is_set() and not (asked_for("TRACES") and _make_provider(sample_rate)):
+    if not _provider_is_set() and not (
+        exporters.asked_for("TRACES") and _make_provider(sample_rate)
+    ):
         return False
     from opentelemetry.instrumentation.celery import CeleryInstrumentor
 
@@ -66,34 +65,21 @@ def _provider_is_set() -> bool:
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
-def asked_for(signal: str) -> bool:
-    """Say whether a standard ``OTEL_*`` variable asks for *signal*: TRACES or METRICS."""
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    exporter = os.environ.get(f"OTEL_{signal}_EXPORTER", "").lower()
-    if exporter:
-        return exporter != "none"
-    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
-    return any(os.environ.get(variable) for variable in endpoints)
-
-
 def _make_provider(sample_rate: float) -> bool:
-    """Make a provider that sends by OTLP over HTTP, as the ``OTEL_*`` variables say."""
+    """Make a provider that sends as the ``OTEL_*`` variables say; return whether it can send."""
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    except ImportError:
-        logger.warning(NO_EXPORTER, "traces")
+    found = list(exporters.exporters_for("TRACES"))
+    if not found:
         return False
-    provider = TracerProvider(sampler=ParentBasedTraceIdRatio(sample_rate))
+    provider = TracerProvider(sampler=exporters.sampler(sample_rate))
     # A pool process may be killed: what it holds back for seconds is lost with it.
     delay = None if "OTEL_BSP_SCHEDULE_DELAY" in os.environ else BATCH_MILLISECONDS
-    exporter: Any = CountingExporter(OTLPSpanExporter())
-    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=delay))
+    for each in found:
+        exporter: Any = CountingExporter(each)
+        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=delay))
     trace.set_tracer_provider(provider)
     return True
 

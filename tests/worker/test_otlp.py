@@ -66,6 +66,43 @@ def test_spans_and_metrics_go_where_the_variables_say(worker, load_app, collecto
         wait_until(lambda: sent(received, path, text), text, timeout=20, detail=running.tail)  # noqa: B023
 
 
+def test_spans_go_to_each_exporter_that_is_named(worker, load_app, collector):
+    """To the console of the worker and to the collector; metrics to nobody."""
+    endpoint, received = collector
+    limits = load_app(APP)
+    environment = variables(endpoint) | {
+        "OTEL_TRACES_EXPORTER": "console, otlp", "OTEL_METRICS_EXPORTER": "none",
+    }  # fmt: skip
+    running = worker(APP, "-Q", "lane", "-c", "1", env=environment)
+    assert limits.quick.delay("told").get(timeout=20) == "told"
+    running.wait_for_log('"name": "worker_call:lane"')
+    arrived = lambda: sent(received, "/v1/traces", "worker_call:lane")  # noqa: E731
+    wait_until(arrived, "it arrives", timeout=20, detail=running.tail)
+    assert running.stop() == 0
+    assert "/v1/metrics" not in received
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("OTEL_TRACES_SAMPLER", "always_off"), ("OTEL_TRACES_EXPORTER", "none")],
+)
+def test_no_span_is_sent_that_the_variables_do_not_want(
+    worker, load_app, collector, variable, value
+):
+    """Nor that of a killed call, or of one that is revoked before it begins."""
+    endpoint, received = collector
+    limits = load_app(APP)
+    environment = variables(endpoint) | {variable: value}
+    running = worker(APP, "-Q", "lane", "-c", "1", env=environment)
+    limits.swallowing.delay()
+    limits.quick.apply_async(expires=-1)
+    assert limits.quick.delay("after").get(timeout=20) == "after"
+    arrived = lambda: sent(received, "/v1/metrics", "revoked")  # noqa: E731
+    wait_until(arrived, "metrics arrive", timeout=20, detail=running.tail)
+    assert running.stop() == 0
+    assert "/v1/traces" not in received
+
+
 def test_a_collector_that_is_down_is_counted(worker, load_app):
     """Calls go on; the failures are counted by the worker, also those of its pool processes."""
     limits = load_app(APP)
