@@ -91,10 +91,12 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def tasks_of_its_own() -> Iterator[None]:
-    """Have Celery forget the tasks of apps that a test makes."""
-    before = set(_state._on_app_finalizers)
+    """Have Celery forget the tasks of apps that a test makes, and that it has made a worker."""
+    before, blocks = set(_state._on_app_finalizers), _state.task_join_will_block()
     yield
     _state._on_app_finalizers.intersection_update(before)
+    # Else no test after it might wait for a result (celery.worker.components.Pool.create).
+    _state._set_task_join_will_block(blocks)
 
 
 @pytest.fixture(scope="session")
