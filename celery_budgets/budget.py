@@ -42,6 +42,7 @@ class BudgetFields(TypedDict, total=False):
     rss_warning: int | str
     soft: Literal["raise", "warn"]
     memory: Literal["warn", "raise"]
+    children: Literal["end", "leave"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,9 @@ class Budget:
     soft: Literal["raise", "warn"] = "raise"
     #: At ``max_rss``: only warn, or raise in the call.
     memory: Literal["warn", "raise"] = "warn"
+    #: Processes that a call starts (prefork): end them with a call that is killed and count
+    #: their memory to it, or leave them alone.
+    children: Literal["end", "leave"] = "end"
 
     def __post_init__(self) -> None:
         values, problems = _check_budget(asdict(self), "budget")
@@ -154,7 +158,11 @@ class Budget:
 
 _DURATIONS = ("timeout", "hard_timeout", "max_timeout")
 _SIZES = ("max_rss", "rss_warning")
-_CHOICES = {"soft": ("raise", "warn"), "memory": ("warn", "raise")}
+_CHOICES = {
+    "soft": ("raise", "warn"),
+    "memory": ("warn", "raise"),
+    "children": ("end", "leave"),
+}
 _OPTIONAL = frozenset({"hard_timeout", "max_timeout"})
 _HIGHEST_FACTOR = 1000
 

@@ -149,6 +149,11 @@ FIELDS: dict[str, Field] = {
     "max_timeout": Field(None, _optional(parse_duration), "highest soft limit of one call"),
     "max_rss": Field("512MiB", parse_size, "memory limit of a process that runs calls"),
     "rss_warning": Field("400MiB", parse_size, "level of the memory warning"),
+    "children": Field(
+        "end",
+        _one_of("end", "leave"),
+        "processes that a killed call has started: end or leave them",
+    ),
     "max_worker_rss": Field(
         None, _optional(_above_zero(parse_size)), "memory limit of a whole worker"
     ),

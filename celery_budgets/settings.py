@@ -30,7 +30,9 @@ ENVIRONMENT_PREFIX = "CELERY_BUDGETS_"
 #: Variables that Kubernetes sets for a Service, behind its name.
 _OF_A_SERVICE = re.compile(r"service_(host|port.*)|port(_.*)?")
 #: Settings that are a field of the default budget.
-_BUDGET_FIELDS = ("timeout", "escalation_factor", "max_timeout", "max_rss", "rss_warning")
+_BUDGET_FIELDS = (
+    "timeout", "escalation_factor", "max_timeout", "max_rss", "rss_warning", "children",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ __all__ = ["BudgetedTask"]
 
 _BUDGET_ATTRIBUTES = (
     "timeout", "hard_timeout", "max_timeout", "max_rss", "rss_warning", "soft", "memory",
+    "children",
 )  # fmt: skip
 
 
@@ -67,6 +68,8 @@ class BudgetedTask(Task):
     soft: ClassVar[Literal["raise", "warn"] | None] = None
     #: At ``max_rss``: only warn, or raise in the call.
     memory: ClassVar[Literal["warn", "raise"] | None] = None
+    #: Processes that a call starts: end them when it is killed, or leave them alone.
+    children: ClassVar[Literal["end", "leave"] | None] = None
     #: ``False``: acknowledged early and never run twice on its own; ``None``: the lane's.
     idempotent: ClassVar[bool | None] = None
     #: Re-runs that a call gets after it was killed; needs an idempotent task.

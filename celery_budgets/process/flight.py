@@ -14,14 +14,15 @@ from typing import NamedTuple
 from celery_budgets.process.call import Call
 
 __all__ = [
-    "DEADLINES", "DEADLINES_OFFSET", "FAILURES", "FAILURES_OFFSET", "HOW_IT_WENT", "PEAK",
-    "PEAK_OFFSET", "REASON_OFFSET", "SIZE", "TERMINATED", "WAITS_OFFSET", "Flight", "Reason",
+    "CHILD", "CHILDREN", "CHILDREN_OFFSET", "DEADLINES", "DEADLINES_OFFSET", "FAILURES",
+    "FAILURES_OFFSET", "HOW_IT_WENT", "MOST_CHILDREN", "PEAK", "PEAK_OFFSET",
+    "REASON_OFFSET", "SIZE", "TERMINATED", "WAITS_OFFSET", "Flight", "Reason",
     "flight_in", "key_of", "pack", "pack_how_it_went", "unpack", "with_its_end",
 ]  # fmt: skip
 
 _TASK_ID_BYTES = 128
-#: State, reason, soft exceeded, twin, waits.
-_FLAGS = "BBBBB3x"
+#: State, reason, soft exceeded, twin, waits, children left alone.
+_FLAGS = "BBBBBB2x"
 #: Those, started (epoch), soft and hard deadline (monotonic), wall seconds, RSS before, peak,
 #: after (bytes): what changes while the call runs.
 _CHANGING = f"{_FLAGS}4d3Q"
@@ -39,6 +40,12 @@ DEADLINES_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}s{_FLAGS}1d")
 #: Failures of telemetry in the process, behind the record.
 FAILURES = struct.Struct("<Q")
 FAILURES_OFFSET = 512
+#: The children of the call, behind those: when it started (as in its record) and how many; then
+#: the pid of each, and when that began.
+CHILDREN = struct.Struct("<dQ")
+CHILD = struct.Struct("<QQ")
+CHILDREN_OFFSET = 2048
+MOST_CHILDREN = 120
 #: Id of the call that the worker terminates, padded with zeros; written by the worker.
 TERMINATED = slice(1024, 1024 + _TASK_ID_BYTES)
 
@@ -79,6 +86,8 @@ class Flight(NamedTuple):
     twin: bool = False
     #: It waits for a result of its own lane.
     waits: bool = False
+    #: The processes that it has started are left alone.
+    leaves_children: bool = False
 
     @property
     def task_id(self) -> str:
@@ -99,7 +108,7 @@ def pack(call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> bytes:
     """Return the record of *call*, which runs."""
     return _LAYOUT.pack(
         key_of(call.task_id), _RUNNING, 0,
-        call.soft_exceeded, call.twin, False,
+        call.soft_exceeded, call.twin, False, call.budget.children == "leave",
         call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
         call.rss_before, call.rss_peak, call.rss_after, trace_id, span_id,
     )  # fmt: skip
@@ -108,7 +117,7 @@ def pack(call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> bytes:
 def pack_how_it_went(call: Call) -> bytes:
     """Return what has changed of the record of *call*, now that it has ended."""
     return _CHANGES.pack(
-        _ENDED, 0, call.soft_exceeded, call.twin, False,
+        _ENDED, 0, call.soft_exceeded, call.twin, False, False,
         call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
         call.rss_before, call.rss_peak, call.rss_after,
     )  # fmt: skip
@@ -122,7 +131,7 @@ def with_its_end(record: bytes, call: Call) -> bytes:
 def unpack(data: bytes | mmap.mmap) -> Flight | None:
     """Return what a record says; ``None`` of an empty one."""
     (
-        task_id, state, reason, soft_exceeded, twin, waits, started_at, soft, hard, wall,
+        task_id, state, reason, soft_exceeded, twin, waits, leaves, started_at, soft, hard, wall,
         before, peak, after, trace_id, span_id,
     ) = _LAYOUT.unpack_from(data)  # fmt: skip
     if state == _IDLE:
@@ -130,7 +139,7 @@ def unpack(data: bytes | mmap.mmap) -> Flight | None:
     return Flight(
         task_id.rstrip(b"\0"), state == _ENDED, _REASONS[reason],
         bool(soft_exceeded), started_at, soft, hard, wall, before, peak, after, trace_id, span_id,
-        bool(twin), bool(waits),
+        bool(twin), bool(waits), bool(leaves),
     )  # fmt: skip
 
 

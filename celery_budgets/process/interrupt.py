@@ -22,7 +22,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_budgets.errors import MemoryLimitExceeded
 from celery_budgets.process.call import Call, HardLimitReached
+from celery_budgets.process.family import family
 from celery_budgets.process.flight import Reason
+from celery_budgets.process.guarded import guarded
 from celery_budgets.process.hearing import hear, is_heard
 from celery_budgets.process.recorder import recorder
 from celery_budgets.process.thread_exception import held_off, raise_in, take_back
@@ -58,6 +60,8 @@ class Interrupt:
     ends_process = False
     #: Does a call past its hard limit have its result already, while its code runs on?
     abandons = False
+    #: Do the processes that a call has started count as its own, and end with it?
+    owns_children = False
     #: Is a body that returns past its hard limit over it, since nothing could stop it before?
     judges_late = False
 
@@ -118,6 +122,7 @@ class ProcessInterrupt(AsynchronousInterrupt):
     hard_grace = 0.3
     attributes_memory = True
     ends_process = True
+    owns_children = True
 
     #: That of billiard, which installs its own handler after worker_process_init.
     _SIGNAL = getattr(signal, "SIGUSR1", None)
@@ -160,6 +165,8 @@ class ProcessInterrupt(AsynchronousInterrupt):
         recorder().killed(call, reason)
         spans.flush(FLUSH_SECONDS)
         if call.open:
+            if call.budget.children == "end":
+                guarded(family().ask_to_end, call)
             os._exit(EXIT_CODE)
 
     def _on_soft_signal(self, signum: int, frame: Any) -> None:

@@ -19,15 +19,22 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
+from itertools import islice
 
 from celery_budgets.per_process import OncePerProcess
 from celery_budgets.process.call import Call
+from celery_budgets.process.children import Child
 from celery_budgets.process.flight import (
+    CHILD,
+    CHILDREN,
+    CHILDREN_OFFSET,
     DEADLINES,
     DEADLINES_OFFSET,
     FAILURES,
     FAILURES_OFFSET,
     HOW_IT_WENT,
+    MOST_CHILDREN,
     PEAK,
     PEAK_OFFSET,
     REASON_OFFSET,
@@ -91,6 +98,17 @@ class FlightRecorder:
         """Write down the call's highest sample of RSS so far."""
         if self._map is not None and call is self._call:
             PEAK.pack_into(self._map, PEAK_OFFSET, call.rss_peak)
+
+    def children(self, call: Call, children: Collection[Child]) -> None:
+        """Write down which processes below this one *call* has started, as far as there is room."""
+        if self._map is None or call is not self._call:
+            return
+        offset, count = CHILDREN_OFFSET + CHILDREN.size, min(len(children), MOST_CHILDREN)
+        # One that is read in the middle of this names no process: pid and beginning go together.
+        for child in islice(children, count):
+            CHILD.pack_into(self._map, offset, *child)
+            offset += CHILD.size
+        CHILDREN.pack_into(self._map, CHILDREN_OFFSET, call.started_at, count)
 
     def deadlines(self, call: Call) -> None:
         """Write down that the call's limits have moved."""
@@ -182,6 +200,23 @@ class FlightReader:
         """Return the newest record of process *pid*, if there is one."""
         record = self._map_of(pid)
         return unpack(record) if record is not None else None
+
+    def children(self, pid: int, flight: Flight) -> set[Child]:
+        """Return the processes that the call of *flight* had started when its process last looked.
+
+        Args:
+            pid: The process of the call.
+            flight: Its record; the children of another call are not those of this one.
+        """
+        record = self._map_of(pid)
+        if record is None:
+            return set()
+        started_at, count = CHILDREN.unpack_from(record, CHILDREN_OFFSET)
+        if started_at != flight.started_at:
+            return set()
+        first = CHILDREN_OFFSET + CHILDREN.size
+        offsets = (first + number * CHILD.size for number in range(min(count, MOST_CHILDREN)))
+        return {Child(*CHILD.unpack_from(record, offset)) for offset in offsets}
 
     def _map_of(self, pid: int | None) -> mmap.mmap | None:
         record = self._maps.get(pid) if pid is not None else None

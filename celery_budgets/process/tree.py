@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 
 import psutil
@@ -68,31 +69,48 @@ class Tree:
     Args:
         pid: Process id of the worker.
         clock: Returns monotonic seconds.
+        members: Returns the process ids to measure, in place of *pid* and all below it; where
+            they have changed, PSS is read anew.
     """
 
-    def __init__(self, pid: int, clock: Callable[[], float] = monotonic) -> None:
-        self._pid = pid
+    def __init__(
+        self,
+        pid: int,
+        clock: Callable[[], float] = monotonic,
+        members: Callable[[], list[int]] | None = None,
+    ) -> None:
+        self._members = members or (lambda: processes_below(pid))
+        self._chosen = members is not None
+        self._measured: list[int] = []
         self._clock = clock
         #: The last PSS that was read, and the sum of RSS beside it, bytes.
         self._last = (0, 0)
         self._next_at = 0.0
 
-    def size(self, enough: int = 0) -> int:
+    def size(self, enough: int = 0, certain: float = inf) -> int:
         """Return the PSS of the whole tree, bytes.
 
         Args:
             enough: Where the sum of RSS is not above this, that sum is the answer: PSS is
                 never more, and RSS costs a hundredth.
+            certain: An answer above this is PSS that was read now, however lately it was before.
         """
-        pids = processes_below(self._pid)
+        pids = self._members()
         most = sum(memory.rss_of(pid) or 0 for pid in pids)
         if most <= enough:
             return most
-        began = self._clock()
-        if began >= self._next_at:
-            self._last = sum(pss_of(pid) or 0 for pid in pids), most
-            ended = self._clock()
-            self._next_at = ended + (ended - began) / _SHARE_OF_TIME
+        changed = self._chosen and pids != self._measured
+        if changed or self._clock() >= self._next_at:
+            return self._read(pids, most)
         # Between two readings: what came since is taken as its own, and what went as given back.
         size, beside = self._last
-        return max(0, min(most, size + most - beside))
+        about = max(0, min(most, size + most - beside))
+        return about if about <= certain else self._read(pids, most)
+
+    def _read(self, pids: list[int], most: int) -> int:
+        began = self._clock()
+        size = sum(pss_of(pid) or 0 for pid in pids)
+        self._last, self._measured = (size, most), pids
+        ended = self._clock()
+        self._next_at = ended + (ended - began) / _SHARE_OF_TIME
+        return max(0, min(most, size))

@@ -20,6 +20,8 @@ from time import monotonic
 from celery_budgets.per_process import OncePerProcess
 from celery_budgets.process import memory
 from celery_budgets.process.call import Call
+from celery_budgets.process.family import family
+from celery_budgets.process.guarded import guarded
 from celery_budgets.process.interrupt import Interrupt, ProcessInterrupt
 from celery_budgets.process.recorder import ENVIRONMENT, recorder
 from celery_budgets.units import format_duration, format_size
@@ -102,6 +104,8 @@ class Watchdog:
     def tick(self) -> float:
         """Look at every call once; return the seconds until the next look."""
         now, rss = self._clock(), self._read_rss()
+        if self.interrupt.owns_children:
+            rss = self._with_children(now, rss)
         delay = TICK
         for call in list(self._calls.values()):
             if not call.open:
@@ -109,6 +113,19 @@ class Watchdog:
             delay = min(delay, self._check_time(call, now), self._check_memory(call, now, rss))
         self._last = (now, rss)
         return max(delay, FASTEST_TICK)
+
+    def _with_children(self, now: float, rss: int) -> int:
+        """Return *rss* and what the children of the call here take, bytes.
+
+        Not for a call that has just begun: where calls are short, none is ever looked at.
+        """
+        calls = (call for call in list(self._calls.values()) if call.open and not call.is_block)
+        call = next(calls, None)
+        if call is None or call.budget.children == "leave":
+            return rss
+        if now - call.started_mono < TICK / 2:
+            return rss
+        return guarded(family().size, call, rss) or rss
 
     def _check_time(self, call: Call, now: float) -> float:
         """Enforce the time limits of *call*; return the seconds until one is due."""

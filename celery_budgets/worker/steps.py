@@ -34,6 +34,7 @@ from celery_budgets.telemetry.logs import print_json_lines
 from celery_budgets.units import KIB
 from celery_budgets.worker.begun import Begun
 from celery_budgets.worker.checks import check_worker, pool_name
+from celery_budgets.worker.children import Children
 from celery_budgets.worker.deadlines import Deadlines
 from celery_budgets.worker.meters import Meters
 from celery_budgets.worker.pool_processes import PoolProcesses
@@ -121,6 +122,8 @@ class BudgetsStep(bootsteps.StartStopStep):
             Deadlines(asynpool, worker.hub, self.roster.flights).attach()
             Begun(worker.pool, worker.hub).attach()
             self.roster.processes = PoolProcesses(asynpool)
+        if self.roster.flights is not None and hasattr(asynpool, "_timeout_handler"):
+            Children(worker.pool, self.roster.flights).attach()
         self._start_telemetry(worker)
         enforces = self.interrupt.enforces
         logger.info(
