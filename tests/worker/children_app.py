@@ -32,7 +32,10 @@ DEAF = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     "print(1, flush=True); time.sleep(60)"
 )
-TAKE = "import sys, time; block = b'1' * int(sys.argv[1]); print(1, flush=True); time.sleep(60)"
+TAKE = (
+    "import sys, time; time.sleep(0.5); block = b'1' * int(sys.argv[1])\n"
+    "print(1, flush=True); time.sleep(60)"
+)
 
 
 def redis():
