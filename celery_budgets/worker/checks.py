@@ -84,7 +84,7 @@ def check_worker(worker: Any, settings: Settings, autoscale: Any = None) -> list
         *_concurrency_problems(worker, settings, consumed, autoscale),
         *_task_problems(worker.app, settings),
         *filter(None, [visibility_problem(worker.app, settings.lanes, consumed)]),
-        *_memory_problems(worker, consumed),
+        *(_memory_problems(worker, consumed) if settings.memory_guard else ()),
     ]
     if settings.priorities:
         problems += priority_problems(worker.app, consumed)

@@ -107,7 +107,7 @@ class GateStep(bootsteps.StartStopStep):
             for process in list(self._consumer.pool._pool._pool):
                 # As billiard.pool.Pool.shrink does with idle ones; the pool starts new ones.
                 process.terminate_controlled()
-        elif not state.should_stop:
+        elif not state.should_stop and not roster_of(self._consumer.app).embedded:
             logger.critical(
                 "budgets.worker_leaves exit_code=%s: nothing ran for %g s, and the worker is "
                 "above its limit", EXIT_CODE, self.gate.max_pause,

@@ -77,6 +77,8 @@ class Roster:
         #: Limits set by `celery control time_limit`: (soft, hard) by task name, seconds.
         self.overrides: dict[str, tuple[float | None, float | None]] = {}
         self.abandoned_threads = 0
+        #: Does the worker run in a thread of a program, which it may not end?
+        self.embedded = False
         self._failures = 0
         #: Are processes told how full the lanes are? Only spans say it.
         self.tells_slots = True

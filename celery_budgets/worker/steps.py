@@ -7,6 +7,7 @@ See also: :mod:`celery_budgets.worker.checks`, :mod:`celery_budgets.worker.deadl
 from __future__ import annotations
 
 import logging
+import threading
 from functools import partial
 from importlib.metadata import version
 from itertools import takewhile
@@ -116,6 +117,8 @@ class BudgetsStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Stand in front of the pool, and say what it enforces."""
+        # As celery.contrib.testing.worker.start_worker runs it.
+        self.roster.embedded = threading.current_thread() is not threading.main_thread()
         asynpool = getattr(worker.pool, "_pool", None)
         self.roster.processes = None
         if self.roster.flights is not None and hasattr(asynpool, "_on_hard_timeout"):

@@ -114,6 +114,8 @@ class AbandonedThreads:
     def _leave(self, count: int) -> None:
         if state.should_stop is not None and state.should_stop is not False:
             return
+        if self._roster.embedded:
+            return
         logger.critical(
             "budgets.worker_leaves abandoned=%s most=%s exit_code=%s: it takes no more calls",
             count, self._most, EXIT_CODE,
@@ -122,7 +124,7 @@ class AbandonedThreads:
 
     def _part(self, **_: Any) -> None:
         """At the end of a shutdown, leave without joining threads that run on."""
-        if not self._running_on and not self._parked:
+        if self._roster.embedded or not (self._running_on or self._parked):
             return
         spans.flush(1.0)
         # What an exit would do, but for the threads.
