@@ -72,7 +72,7 @@ class Budgets:
         signals.celeryd_init.connect(self._on_worker_init)
         signals.before_task_publish.connect(stamp, weak=False, dispatch_uid=stamp.__name__)
         signals.worker_process_init.connect(self._on_pool_process)
-        signals.worker_process_shutdown.connect(_flush, weak=False, dispatch_uid="budgets.flush")
+        signals.worker_process_shutdown.connect(_flush, weak=False, dispatch_uid="flush-budgets")
         if self.app.configured:
             self._configure()
         charge_mapped(self.app)

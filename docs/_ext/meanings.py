@@ -98,7 +98,10 @@ LOG_EVENTS = {
     "budgets.metrics_not_served": "The metrics port is taken, or `prometheus-client` is missing.",
     "budgets.metrics_served": "The worker answers Prometheus at this address.",
     "budgets.misconfigured": "The configuration is wrong. The first use raises the error.",
-    "budgets.no_exporter": "An `OTEL_*` variable asks for an exporter that is not installed.",
+    "budgets.no_exporter": "An `OTEL_*` variable asks for an exporter that is not installed, not "
+    "known, or that fails. Nothing is sent in its place.",
+    "budgets.no_sampler": "`OTEL_TRACES_SAMPLER` names a sampler that is not there. All traces are "
+    "kept.",
     "budgets.no_flight_record": "The shared memory of a pool process could not be made. After a "
     "kill of that process less is known of its call.",
     "budgets.no_mailbox_table": "The broker cannot list the workers, so only workers that have "
@@ -116,6 +119,8 @@ LOG_EVENTS = {
     "this worker. It was acknowledged and not run.",
     "budgets.rerun_failed": "The broker did not take the re-run of a killed call. The kill is "
     "final.",
+    "budgets.sample_rate_ignored": "`OTEL_TRACES_SAMPLER` is set beside "
+    "`budgets_span_sample_rate`, and decides.",
     "budgets.scope_cancelled": "A request scope was cancelled, or a call was revoked because its "
     "scope is cancelled.",
     "budgets.slow_start": "A pool process took over half of `worker_proc_alive_timeout` to start. "
