@@ -65,14 +65,11 @@ class PoolProcesses:
         pids = {process.pid for process in processes}
         self.starts += len(pids - self._pids)
         self._pids = pids
-        up = {process.index for process in processes if self._is_up(process)}
-        for place in range(self.size):
-            if place in up:
-                self._away.pop(place, None)
-            else:
-                self._away.setdefault(place, now)
-        for place in [place for place in list(self._away) if place >= self.size]:
-            del self._away[place]
+        places = {process.index for process in processes}
+        away = {process.index for process in processes if not self._is_up(process)}
+        if len(processes) < self.size:
+            away |= set(self._away) - places  # killed just now, and not replaced yet
+        self._away = {place: self._away.get(place, now) for place in away}
         self._tell()
 
     def to_json(self) -> dict[str, Any]:
