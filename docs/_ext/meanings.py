@@ -58,6 +58,9 @@ LOG_EVENTS = {
     "budgets.call_runs_again": "A killed call is sent again, because its task has `max_kills`.",
     "budgets.cannot_terminate": "`scope.cancel(running=True)` reached a pool that cannot "
     "terminate calls (threads, solo). The call runs to its end.",
+    "budgets.children_ended": "Processes that a killed call had started were ended with it.",
+    "budgets.children_unknown": "The processes of a killed call could not be looked up. Some may "
+    "live on.",
     "budgets.concurrency_lowered": "The worker was started with fewer slots than its lanes have.",
     "budgets.consumer_timeout": "RabbitMQ would close the channel of a call that runs up to its "
     "hard limit. Raise `consumer_timeout` of the broker.",
@@ -91,6 +94,7 @@ LOG_EVENTS = {
     "budgets.lease_not_taken": "Redis did not answer when a call asked for its key. The call "
     "comes back later.",
     "budgets.lease_overrun": "A body ended after its lease was lost. A twin may have run too.",
+    "budgets.mapped_unknown": "The worker could not tell which task a `map` message runs.",
     "budgets.memory_limit": "A call reached its memory limit; its process is killed, or the "
     "exception is raised in it.",
     "budgets.memory_warning": "The RSS of the process that runs a call is above `rss_warning`.",
@@ -117,6 +121,8 @@ LOG_EVENTS = {
     "replaced its pool processes.",
     "budgets.redelivery_settled": "The broker delivered a message again whose call has ended in "
     "this worker. It was acknowledged and not run.",
+    "budgets.request_class_failed": "A method of your `Request` class raised. The call is settled "
+    "all the same.",
     "budgets.rerun_failed": "The broker did not take the re-run of a killed call. The kill is "
     "final.",
     "budgets.sample_rate_ignored": "`OTEL_TRACES_SAMPLER` is set beside "
