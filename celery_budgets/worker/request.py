@@ -13,6 +13,7 @@ from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import signals, states
 from celery.app.trace import task_has_custom
 from celery.exceptions import (
+    Reject,
     TaskRevokedError,
     Terminated,
     TimeLimitExceeded,
@@ -28,6 +29,7 @@ from celery_budgets.outcomes import Outcome
 from celery_budgets.process.ended import outcome_of
 from celery_budgets.process.flight import Flight, Reason
 from celery_budgets.telemetry.names import HEADER_DUE_AT, REASON_DEADLINE
+from celery_budgets.worker.acknowledging import SettlingRequest, comes_again, give_back
 from celery_budgets.worker.inherited import came_too_late
 from celery_budgets.worker.place import Place
 from celery_budgets.worker.shadowed import wrap_shadowed
@@ -42,7 +44,7 @@ logger = logging.getLogger(__name__)
 MOST_PLACES = 1_000
 
 
-class BudgetedRequest(TerminableRequest):
+class BudgetedRequest(TerminableRequest, SettlingRequest):
     """A delivery that knows its lane and limits, and ends in exactly one outcome."""
 
     outcome: Outcome | None = None
@@ -52,7 +54,6 @@ class BudgetedRequest(TerminableRequest):
     given_up = False
     #: Does the roster count this call as running?
     counted = False
-    _success_was_found = False
     #: By queue, for the one task and app of a subclass; ``None``: looked up each time.
     _places: dict[str, Place] | None = None
 
@@ -172,19 +173,11 @@ class BudgetedRequest(TerminableRequest):
         if came_too_late(self, exc, flight):
             self.roster.rejected(self, REASON_DEADLINE)
             return Outcome.REJECTED
+        if self.sent_again and not isinstance(exc, Reject):
+            return Outcome.RETRIED
         if isinstance(exc, WorkerLostError | SystemExit):
             return Outcome.SUCCEEDED if self._success_was_found else Outcome.WORKER_LOST
         return outcome_of(exc)
-
-    def _success_was_stored(self) -> Any:
-        """Remember what Celery finds when a process is lost after it stored its result.
-
-        Celery looks for it since 5.7; before, such a call is a lost one.
-        """
-        find = getattr(super(), "_success_was_stored", None)
-        found = find() if find is not None else False
-        self._success_was_found = bool(found)
-        return found
 
     def _ended_itself(self, flight: Flight | None) -> bool:
         """End a call whose process left a reason for its death in the flight recorder."""
@@ -214,7 +207,8 @@ class BudgetedRequest(TerminableRequest):
         """End a call that no process will report on any more: once, and for good.
 
         Mirrors the hard half of celery.worker.request.Request.on_timeout (5.7); it also does
-        so for memory, with the task's request at hand for handlers, and on earlier Celery.
+        so for memory, with the task's request at hand for handlers, and on earlier Celery. Differs
+        where the message comes again: Celery 5.7 stores a failure all the same.
 
         Args:
             exc: The result that the caller gets.
@@ -227,12 +221,18 @@ class BudgetedRequest(TerminableRequest):
         state.task_ready(self)
         logger.error("budgets.call_killed task=%s task_id=%s: %s", self.name, self.id, exc)
         again = self.roster.offenders.run_again(self, exc, outcome)
+        if comes_again(self._task, outcome):
+            self.roster.ended(self, Outcome.RETRIED, flight, str(exc))
+            self.reject(requeue=True)
+            return
         self.roster.ended(self, outcome, flight, str(exc))
-        try:
-            if not again:
-                self._fail(exc)
-        finally:
+        if again:
             self.acknowledge()
+            return
+        try:
+            self._fail(exc)
+        finally:
+            give_back(self, outcome)
 
     def _fail(self, exc: Exception) -> None:
         task = self._task
@@ -271,7 +271,7 @@ class BudgetedRequest(TerminableRequest):
         try:
             self._fail(exc)
         finally:
-            self.acknowledge()
+            give_back(self, Outcome.REJECTED)
 
     def acknowledge(self) -> None:
         """Acknowledge the message, also as it was delivered a second time."""
