@@ -31,7 +31,10 @@ from tests.support import Servers, Workers, fresh_app, leaving
 # that app, and Celery would add its tasks to every app that comes later.
 _shared_tasks = set(_state._on_app_finalizers)
 DATABASES = 1024
-RABBITMQ = ("127.0.0.1", 5672)
+#: Where RabbitMQ is and what administers it; .ci/newest has one of its own.
+RABBITMQ_ADDRESS = os.environ.get("BUDGETS_TEST_RABBITMQ", "127.0.0.1:5672")
+RABBITMQ = (RABBITMQ_ADDRESS.rpartition(":")[0], int(RABBITMQ_ADDRESS.rpartition(":")[2]))
+RABBITMQCTL = os.environ.get("BUDGETS_TEST_RABBITMQCTL", "rabbitmqctl").split()
 
 Apps = Callable[..., ModuleType]
 
@@ -161,7 +164,7 @@ def next_rabbitmq_host(rabbitmq_hosts: list[str]) -> Callable[[], str]:
 def _rabbitmqctl(*arguments: str) -> bool:
     try:
         done = subprocess.run(
-            ["rabbitmqctl", *arguments], capture_output=True, timeout=30, check=False
+            [*RABBITMQCTL, *arguments], capture_output=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

@@ -60,6 +60,7 @@ def _findings_of_lanes(
     except ConfigurationError as exc:
         yield from (Finding(False, "configuration", problem) for problem in exc.problems)
         return
+    yield from findings.python()
     yield from findings.configuration(settings, lane)
     yield from findings.tools(settings.lanes, app, lane)
     yield from findings.tasks(settings.lanes, app, lane)

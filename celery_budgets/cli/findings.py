@@ -22,6 +22,7 @@ from celery_budgets.units import format_duration
 from celery_budgets.worker.ceiling import visibility_timeout
 from celery_budgets.worker.checks import (
     longest_hard_limit,
+    python_problem,
     task_class_problems,
     visibility_problem,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "broker_address",
     "broker_answers",
     "configuration",
+    "python",
     "require_broker",
     "tasks",
     "tools",
@@ -53,6 +55,12 @@ class Finding(NamedTuple):
 def _findings(subject: str, problems: Iterable[str], well: str) -> list[Finding]:
     found = [Finding(False, subject, problem) for problem in problems]
     return found or [Finding(True, subject, well)]
+
+
+def python() -> list[Finding]:
+    """Warn of a Python that takes more memory than it should; no failure of the app."""
+    problem = python_problem()
+    return [] if problem is None else [Finding(True, "python", f"warning: {problem}")]
 
 
 def configuration(settings: Settings, lane: Lane | None) -> list[Finding]:

@@ -7,6 +7,7 @@ Does not cover: the values of the settings themselves (:mod:`celery_budgets.sett
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "capacity", "check_queues", "check_worker", "lanes_of_queues", "longest_hard_limit",
-    "pool_name", "task_class_problems", "visibility_problem",
+    "pool_name", "python_problem", "task_class_problems", "visibility_problem",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,8 @@ def check_worker(worker: Any, settings: Settings, autoscale: Any = None) -> list
     if problems:
         raise WorkerRefused(*problems)
     _warn_of_rabbitmq(worker.app, consumed)
+    if (problem := python_problem()) is not None:
+        logger.warning("budgets.python_memory: %s", problem)
     return consumed
 
 
@@ -188,6 +191,17 @@ def _memory_problems(worker: Any, consumed: list[Lane]) -> Iterator[str]:
             )
 
 
+def python_problem(version: tuple[int, ...] = sys.version_info[:3]) -> str | None:
+    """Return what is wrong with this Python: one whose garbage collector keeps memory for long."""
+    if not (3, 14, 0) <= version <= (3, 14, 4):
+        return None
+    return (
+        f"Python {'.'.join(map(str, version))}: the incremental garbage collector of 3.14.0 to "
+        "3.14.4 multiplies the memory of processes, and calls meet their memory limits early; "
+        "take 3.14.5 or later, or 3.13"
+    )
+
+
 def _warn_of_rabbitmq(app: Any, consumed: list[Lane]) -> None:
     if Broker.at(app.conf.broker_read_url) is not Broker.RABBITMQ:
         return
@@ -196,7 +210,8 @@ def _warn_of_rabbitmq(app: Any, consumed: list[Lane]) -> None:
         if lane.idempotent and hard > RABBITMQ_CONSUMER_TIMEOUT - _RABBITMQ_MARGIN:
             logger.warning(
                 "budgets.consumer_timeout lane=%s hard_time_limit=%s consumer_timeout=%s: "
-                "RabbitMQ closes the channel of a call that runs longer; raise its "
+                "RabbitMQ (from 4.3 only for quorum queues) closes the channel of a call that runs "
+                "longer; raise its "
                 "consumer_timeout above the hard limit",
                 lane.name, format_duration(hard), format_duration(RABBITMQ_CONSUMER_TIMEOUT),
             )  # fmt: skip

@@ -12,6 +12,7 @@ from celery.concurrency import get_implementation
 from celery_budgets import BudgetedTask, Budgets, ConfigurationError, Lane
 from celery_budgets.process import memory
 from celery_budgets.settings import Settings
+from celery_budgets.worker import checks
 from celery_budgets.worker.checks import capacity, check_queues, check_worker, pool_name
 from celery_budgets.worker.refused import WorkerRefused
 
@@ -230,3 +231,12 @@ def test_a_refusal_is_a_configuration_error():
     """Whoever embeds a worker catches one family."""
     with pytest.raises(ConfigurationError):
         check(new_worker(pool="eventlet"))
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [((3, 13, 9), False), ((3, 14, 0), True), ((3, 14, 4), True), ((3, 14, 5), False)],
+)
+def test_a_python_whose_collector_keeps_memory(version, told):
+    """Those with the incremental garbage collector, which 3.14.5 took back."""
+    assert (checks.python_problem(version) is not None) == told
