@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import monotonic
-from typing import Any
 
-__all__ = ["Recent"]
+__all__ = ["KILLS", "Recent"]
 
 #: How long something is recent, and how exactly that is told, seconds.
 SECONDS = 300.0
 STEP = 10.0
 #: Outcomes that an alert is about.
-_KILLS = frozenset({"hard_time_limit", "memory_limit"})
+KILLS = frozenset({"hard_time_limit", "memory_limit"})
 
 
 class Recent:
@@ -36,11 +35,6 @@ class Recent:
         self._totals: dict[str, int] = {}
         # Entered again where the garbage collector, inside of it, ends a block.
         self._lock = threading.RLock()
-
-    def ended(self, facts: Mapping[str, Any]) -> None:
-        """Count a call that has ended, where it was killed; *facts* are those of its record."""
-        if facts["outcome"] in _KILLS:
-            self.count(facts["lane"], facts["outcome"])
 
     def count(self, lane: str, what: str, number: int = 1) -> None:
         """Count *number* events in *lane*; one of no lane is of the worker."""

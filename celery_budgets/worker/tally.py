@@ -22,7 +22,7 @@ from celery_budgets.outcomes import Outcome
 from celery_budgets.telemetry import logs
 from celery_budgets.telemetry.statistics import Statistics
 from celery_budgets.worker.facts import Ended, facts_of
-from celery_budgets.worker.recent import Recent
+from celery_budgets.worker.recent import KILLS, Recent
 from celery_budgets.worker.scopes import Scopes
 
 __all__ = ["LONGEST", "MOST", "Tally"]
@@ -126,7 +126,8 @@ class Tally:
 
     def _add(self, facts: Mapping[str, Any]) -> None:
         self._statistics.add(facts)
-        self.recent.ended(facts)
+        if facts["outcome"] in KILLS:
+            self.recent.count(facts["lane"], facts["outcome"])
         self._scopes.add(facts)
 
     def _tell(self, facts: Mapping[str, Any], ended_at: float) -> None:

@@ -26,6 +26,14 @@ APP = "tests.worker.lanes_app"
 PLAIN = ("without@h", "unused@h")
 
 
+@pytest.fixture(
+    params=["redis", pytest.param("rabbitmq", marks=[pytest.mark.rabbitmq, pytest.mark.slow])]
+)
+def broker_url(request) -> str:
+    """Each broker; on RabbitMQ each question takes all of its time."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
 @pytest.fixture
 def budgets(load_app, broker_url) -> Budgets:
     return Budgets.of(load_app(APP).app)
