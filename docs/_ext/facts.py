@@ -15,6 +15,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def record() -> str:
     )
 
 
+@cache
 def logged() -> dict[str, set[str]]:
     """Return the levels of every log event that the package writes."""
     found: dict[str, set[str]] = {"budgets.call_ended": {"info", "warning"}}
