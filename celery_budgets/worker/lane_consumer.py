@@ -145,7 +145,7 @@ class LaneConsumer(_Consumer):
 
         Differs from kombu: *prefetch_count*, which Celery raises for each message with an ETA,
         counts only on the channel of no lane. Lanes have a count each; where it can only be
-        changed by consuming anew, messages with an ETA are delayed by the broker, not here.
+        changed by consuming anew, see :meth:`renew`.
         """
         if self.apply_global:
             for name in self._lanes:
@@ -158,8 +158,19 @@ class LaneConsumer(_Consumer):
         if consumer is None or self._counts[queue] == self._prefetch(queue):
             return
         self._count(queue)
-        if not self.apply_global and consumer.consuming_from(queue):
+        if not self.apply_global:
             # The count belongs to the broker's consumer, and is read when that begins.
+            self.renew(queue)
+
+    def renew(self, queue: str) -> None:
+        """Consume *queue* by a new consumer of the broker, where each has a count of its own.
+
+        What the one before has delivered does not count for it, and is still acknowledged by the
+        same channel: nothing is sent again. So messages that wait here for their ETA keep none
+        of the others from coming. On RabbitMQ from 4.0, and quorum queues before.
+        """
+        consumer = self._lanes.get(queue)
+        if consumer is not None and consumer.consuming_from(queue):
             consumer.cancel()
             consumer.consume()
 

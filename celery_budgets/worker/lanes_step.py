@@ -33,6 +33,7 @@ from celery_budgets.worker.pauses import Pauses
 from celery_budgets.worker.polling import lighten
 from celery_budgets.worker.pool_size import slots_of
 from celery_budgets.worker.redis_client import keep_client
+from celery_budgets.worker.renewals import Renewals
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.slots import Slots
 from celery_budgets.worker.untracked import Untracked
@@ -87,6 +88,7 @@ class LanesStep(bootsteps.StartStopStep):
         )
         self._waits = LaneWaits(self.slots, self._roster)
         self._untracked = Untracked(self.slots, self._roster)
+        self._renewals = Renewals(c, self._lanes, self.slots, self._prefetch)
         # Before the strategies are built, which keep the attribute (celery.worker.strategy).
         self._hand_over, c.on_task_request = c.on_task_request, self.take_in
         if c.hub is not None:
@@ -100,7 +102,9 @@ class LanesStep(bootsteps.StartStopStep):
         if self._broker is Broker.RABBITMQ:
             self._low = LowQueues(served, consuming, self.slots)
         _restore_consumer(c.app)
-        if served and (len(queues) > 1 or self._broker is not None):
+        #: Does Celery's own consumer do, where a channel's count can be changed?
+        self._alone = len(queues) == 1 and self._broker is None
+        if served:
             signals.task_received.connect(self._on_received, sender=c)
             c.app.amqp.Consumer = partial(self._consumer_of, c.app.amqp.Consumer)
 
@@ -108,6 +112,7 @@ class LanesStep(bootsteps.StartStopStep):
         """Forget what the lost channels had delivered; again after each reconnect."""
         self._later.clear()
         self._awaited.clear()
+        self._renewals.lose_connection()
         self.slots.give_up_held()
         self.pauses.lose_connection()
         if pool_name(c.controller.pool_cls) == "prefork":
@@ -145,6 +150,8 @@ class LanesStep(bootsteps.StartStopStep):
             return
         if not budgeted or self.slots.take(request):
             self._hand_over(request)
+        if self._renewals.needed:
+            self._renewals.look_soon(request.delivery_info["routing_key"])
 
     def _wake(self) -> None:
         if self._woken:
@@ -180,11 +187,14 @@ class LanesStep(bootsteps.StartStopStep):
             self._awaited.add(request)
             queue = request.delivery_info["routing_key"]
             self._later[queue] += 1
-            self._consumer.call_soon(self._recount, queue)
+            if self._renewals.needed:
+                self._renewals.note(queue, request.eta)
+            else:
+                self._consumer.call_soon(self._recount, queue)
 
     def _recount(self, queue: str) -> None:
         consumer = self._consumer.task_consumer
-        if isinstance(consumer, LaneConsumer) and consumer.apply_global:
+        if isinstance(consumer, LaneConsumer):
             consumer.recount(queue)
 
     def _consumer_of(self, plain: Any, channel: Any, **kwargs: Any) -> Any:
@@ -194,6 +204,9 @@ class LanesStep(bootsteps.StartStopStep):
             apply_global = not channel.qos_semantics_matches_spec and not self._has_quorum_queues()
         if channel.transport.driver_type != "amqp":
             apply_global = True  # kombu's own counts can be changed at any time
+        self._renewals.needed = not apply_global
+        if self._alone and apply_global:
+            return plain(channel, **kwargs)
         return LaneConsumer(
             channel, prefetch=self._prefetch, apply_global=apply_global, prepare=self._prepare,
             withheld=self._withheld, **kwargs,
@@ -217,11 +230,12 @@ class LanesStep(bootsteps.StartStopStep):
         if lane is None:
             return None
         slots = self.slots.lanes[lane.name]
+        later = 0 if self._renewals.needed else self._later[queue]
         if queue != lane.queue:
             # Its low calls: as many as may start now, so that few are in hand when it is busy.
-            return max(1, slots.limit - len(slots.taken)) + self._later[queue]
+            return max(1, slots.limit - len(slots.taken)) + later
         ahead = slots.most * int(self._consumer.prefetch_multiplier)
-        return ahead + self._later[queue] if ahead else 0  # 0: no bound, as in Celery
+        return ahead + later if ahead else 0  # 0: no bound, as in Celery
 
     def _priority(self, request: BudgetedRequest) -> Priority:
         assert self._broker is not None

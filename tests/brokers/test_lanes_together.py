@@ -276,3 +276,17 @@ def test_long_lanes_are_lent_nothing(worker, load_app, redis_url):
     running = worker(APP, env=environment)
     spans = spans_of(send(together, {"critic": 9}, 1.0), running)
     assert most_at_once(spans["critic"]) == 3
+
+
+@pytest.mark.slow
+def test_calls_with_an_eta_do_not_block_a_lane_that_has_a_worker_alone(worker, together):
+    """There Celery's own consumer does, except where the count cannot be changed."""
+    running = worker(APP, "-Q", "critic", "-c", "3")
+    later = [
+        together.occupy.apply_async((0.01,), queue="critic", countdown=3600) for _ in range(11)
+    ]
+    soon = together.occupy.apply_async((0.01,), queue="critic", countdown=2)
+    now = [together.occupy.apply_async((0.01,), queue="critic") for _ in range(12)]
+    spans = spans_of({"critic": [*now, soon]}, running)
+    assert most_at_once(spans["critic"]) <= 3
+    assert not any(result.ready() for result in later)
