@@ -119,6 +119,8 @@ LOG_EVENTS = {
     "call and is replaced.",
     "budgets.processes_replaced": "The gate stayed closed with nothing running, so the worker "
     "replaced its pool processes.",
+    "budgets.python_memory": "This Python (3.14.0 to 3.14.4) lets processes grow to several times "
+    "their size.",
     "budgets.redelivery_settled": "The broker delivered a message again whose call has ended in "
     "this worker. It was acknowledged and not run.",
     "budgets.request_class_failed": "A method of your `Request` class raised. The call is settled "
