@@ -21,7 +21,14 @@ from celery_budgets.units import (
     scaled,
 )
 
-__all__ = ["Budget", "BudgetFields", "TimeLimits", "limits_in_message", "seconds_or_none"]
+__all__ = [
+    "Budget",
+    "BudgetFields",
+    "TimeLimits",
+    "checked_limit",
+    "limits_in_message",
+    "seconds_or_none",
+]
 
 
 class TimeLimits(NamedTuple):
@@ -225,6 +232,21 @@ def _either(words: Iterable[str]) -> str:
     return " or ".join(repr(word) for word in words)
 
 
+def checked_limit(name: str, value: Any) -> float:
+    """Return a time limit that a call asks for, seconds.
+
+    Raises:
+        ValueError: *value* is no duration, or not above 0.
+    """
+    try:
+        seconds = parse_duration(value)
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"{name}: {exc}") from None
+    if seconds <= 0:
+        raise ValueError(f"{name}: {value!r} must be above 0; leave it out for the lane's")
+    return seconds
+
+
 def seconds_or_none(value: Any) -> float | None:
     """Return a limit that somebody else has written down; ``None`` for one that makes no sense.
 
@@ -234,7 +256,7 @@ def seconds_or_none(value: Any) -> float | None:
         return None  # nearly always, and an exception takes longer
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return seconds if 0 < seconds < math.inf else None
 

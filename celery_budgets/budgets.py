@@ -13,14 +13,14 @@ from uuid import uuid4
 
 from celery import current_app, signals
 
+from celery_budgets.amqp import add_lanes
 from celery_budgets.asking import Asking
 from celery_budgets.budget import BudgetFields
 from celery_budgets.deadline import Deadline
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.lanes import Lane
 from celery_budgets.mapped import charge_mapped
-from celery_budgets.queues import as_tuple, lane_queues, queue_names
-from celery_budgets.routing import LaneRouter
+from celery_budgets.queues import queue_names, real_names
 from celery_budgets.scope import Scope
 from celery_budgets.sending import stamp
 from celery_budgets.settings import Settings, declare, reread, settings_of
@@ -103,18 +103,18 @@ class Budgets:
 
     def _configure(self) -> None:
         conf = self.app.conf
-        if not any(isinstance(route, LaneRouter) for route in as_tuple(conf.task_routes)):
-            conf.task_routes = (*as_tuple(conf.task_routes), LaneRouter(self.app))
         if self._lanes is not None:
             # A spawned pool process gets a copy of the app, with its configuration and no more.
             conf.budgets_lanes = self._lanes
         settings = self.settings
-        conf.task_queues = lane_queues(self.app, settings)
-        conf.task_create_missing_queues = False
-        if not conf.value_set_for("task_default_queue"):
-            conf.task_default_queue = settings.lanes.default.queue
-        if not conf.value_set_for("worker_prefetch_multiplier"):
-            conf.worker_prefetch_multiplier = 1
+        add_lanes(self.app, settings)
+        for name, value in (
+            ("task_create_missing_queues", False),
+            ("task_default_queue", settings.lanes.default.queue),
+            ("worker_prefetch_multiplier", 1),
+        ):
+            if not conf.value_set_for(name):
+                conf[name] = value
         if settings.tracing:
             spans.instrument(settings.span_sample_rate)
 
@@ -126,19 +126,18 @@ class Budgets:
 
         try:
             settings = self.settings
-            declared = [queue.name for queue in conf.task_queues or ()]
-            wanted = queue_names(options.get("queues")) or declared
-            check_queues(settings, wanted, declared)
+            # Made anew: another receiver may still declare some.
+            queues = instance.app.amqp.Queues(conf.task_queues)
+            wanted = real_names(queue_names(options.get("queues")), queues) or list(queues)
+            check_queues(settings, wanted, queues)
         except ConfigurationError as exc:
             # The only exception that Celery's signals let through.
             raise SystemExit(f"Error: {exc}") from None
         # Again, and so last: a provider may be set by the program's own receiver.
         signals.worker_process_init.disconnect(self._on_pool_process)
         signals.worker_process_init.connect(self._on_pool_process)
-        wanted = [
-            queue for queue in wanted if queue not in queue_names(options.get("exclude_queues"))
-        ]
-        lanes = lanes_of_queues(settings.lanes, wanted)
+        excluded = real_names(queue_names(options.get("exclude_queues")), queues)
+        lanes = lanes_of_queues(settings.lanes, set(wanted).difference(excluded))
         if lanes and not options.get("concurrency") and not options.get("autoscale"):
             conf.worker_concurrency = capacity(settings.lanes, lanes)
 

@@ -54,7 +54,7 @@ class Deadline(NamedTuple):
             return None
         try:
             soft_at, hard_at = float(header[0]), float(header[1])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
         if not (math.isfinite(soft_at) and math.isfinite(hard_at)):
             return None

@@ -13,11 +13,12 @@ from weakref import WeakKeyDictionary
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.keeper import SERVER_SECONDS
 from celery_budgets.leases import Leases
+from celery_budgets.priority import addresses
 from celery_budgets.settings import settings_of
 
 __all__ = ["leases_of"]
 
-_SCHEMES = ("redis://", "rediss://")
+_SCHEMES = ("redis://", "rediss://", "unix://")
 _PREFIX = "celery-budgets:call:"
 
 
@@ -27,19 +28,19 @@ def leases_of(app: Any) -> Leases:
     Raises:
         ConfigurationError: Neither the setting nor backend nor broker names a Redis.
     """
-    found = _leases.get(app)
-    if found is None:
-        settings = settings_of(app)
+    settings = settings_of(app)
+    read_from, found = _leases.get(app, (None, None))
+    if found is None or read_from is not settings:
         length = settings.idempotency_lease
         client, prefix = _client(app, settings.idempotency_url, length * SERVER_SECONDS)
         retention = settings.idempotency_retention
-        found = _leases[app] = Leases(
-            client, length=length, retention=retention, prefix=prefix + _PREFIX
-        )
+        found = Leases(client, length=length, retention=retention, prefix=prefix + _PREFIX)
+        _leases[app] = settings, found
     return found
 
 
-_leases: WeakKeyDictionary[Any, Leases] = WeakKeyDictionary()
+#: With the settings that each was made of: those may be read anew.
+_leases: WeakKeyDictionary[Any, tuple[Any, Leases]] = WeakKeyDictionary()
 
 
 def _client(app: Any, url: str | None, timeout: float) -> tuple[Any, str]:
@@ -57,7 +58,11 @@ def _client(app: Any, url: str | None, timeout: float) -> tuple[Any, str]:
         return backend._create_client(**params), _key_prefix(
             app.conf.result_backend_transport_options
         )
-    broker = str(app.conf.broker_write_url or "").partition(";")[0]  # others are for fail-over
+    # The first one: others are for fail-over, and would not know the leases of the first.
+    broker = next(iter(addresses(app.conf.broker_write_url)), "")
+    if broker.startswith("sentinel://"):
+        return _by_sentinel(app, timeout), _key_prefix(app.conf.broker_transport_options)
+    broker = broker.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
     if broker.startswith(_SCHEMES):
         tls = app.conf.broker_use_ssl
         more = dict(tls) if isinstance(tls, dict) and broker.startswith("rediss://") else {}
@@ -72,6 +77,37 @@ def _from_url(url: str, timeout: float, **more: Any) -> Any:
     from redis import Redis
 
     return Redis.from_url(url, **_impatient(timeout), **more)
+
+
+def _by_sentinel(app: Any, timeout: float) -> Any:
+    """Return a client of the master that the broker's sentinels name.
+
+    As kombu.transport.redis.SentinelChannel._sentinel_managed_pool, which connects at once.
+    """
+    from kombu.utils.url import parse_url
+    from redis import Redis
+    from redis.sentinel import Sentinel
+
+    options = app.conf.broker_transport_options or {}
+    name = options.get("master_name")
+    if name is None:
+        raise ConfigurationError(
+            "idempotency_key: the broker's sentinels are not told which Redis; set "
+            "broker_transport_options['master_name']"
+        )
+    parsed = [parse_url(each) for each in addresses(app.conf.broker_write_url)]
+    nodes = [(each["hostname"], each["port"] or 26379) for each in parsed]
+    first = parsed[0]
+    account = {"username": first.get("userid"), "password": first.get("password")}
+    sentinels = Sentinel(
+        nodes, min_other_sentinels=options.get("min_other_sentinels", 0),
+        sentinel_kwargs=options.get("sentinel_kwargs") or _impatient(timeout),
+    )  # fmt: skip
+    database = str(first.get("virtual_host") or "0").strip("/") or "0"
+    return sentinels.master_for(
+        name, Redis, db=int(database), **{k: v for k, v in account.items() if v},
+        **_impatient(timeout),
+    )  # fmt: skip
 
 
 def _impatient(timeout: float) -> dict[str, Any]:

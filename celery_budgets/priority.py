@@ -16,13 +16,20 @@ from typing import Any
 from celery_budgets.errors import ConfigurationError, nearest
 
 __all__ = [
-    "LOW_SUFFIX", "MAX_PRIORITY", "Broker", "Priority", "level_of", "low_queue", "number_of",
+    "LOW_SUFFIX", "MAX_PRIORITY", "Broker", "Priority", "addresses", "level_of",
+    "low_queue", "number_of",
 ]  # fmt: skip
 
 #: Highest number on RabbitMQ: the queue's ``x-max-priority``.
 MAX_PRIORITY = 9
 #: Behind a queue's name: the queue of its calls of low priority, on RabbitMQ.
 LOW_SUFFIX = ".low"
+
+
+def addresses(url: Any) -> list[str]:
+    """Return the addresses of a broker, others for fail-over, as kombu.Connection takes them."""
+    given = [url] if isinstance(url, str) else list(url or ())
+    return [part.strip() for each in given for part in str(each).split(";") if part.strip()]
 
 
 class Priority(StrEnum):
@@ -60,7 +67,7 @@ class Broker(StrEnum):
     @classmethod
     def at(cls, url: Any) -> Broker | None:
         """Return the kind of broker at *url*, the first where there are several."""
-        url = str((url[0] if isinstance(url, list | tuple) and url else url) or "")
+        url = (addresses(url) or [""])[0]
         if url.startswith(("redis", "rediss", "sentinel", "valkey")):
             return cls.REDIS
         return cls.RABBITMQ if url.startswith(("amqp", "pyamqp")) or not url else None

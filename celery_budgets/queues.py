@@ -5,7 +5,7 @@ Used where an app is configured: in every process that has it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from kombu.entity import Exchange, Queue
@@ -16,7 +16,7 @@ from celery_budgets.priority import MAX_PRIORITY, Broker, low_queue
 if TYPE_CHECKING:
     from celery_budgets.settings import Settings
 
-__all__ = ["as_tuple", "declared_queues", "lane_queues", "queue_names"]
+__all__ = ["as_tuple", "declared_queues", "lane_queues", "queue_names", "real_names"]
 
 
 def declared_queues(declared: Any) -> dict[str, Queue]:
@@ -28,16 +28,22 @@ def declared_queues(declared: Any) -> dict[str, Queue]:
             name: queue if isinstance(queue, Queue) else Queue.from_dict(name, **queue)
             for name, queue in declared.items()
         }
-    return {queue.name: queue for queue in declared}
+    queues = [_direct(queue, None) if isinstance(queue, str) else queue for queue in declared]
+    return {queue.name: queue for queue in queues}
 
 
-def lane_queues(app: Any, settings: Settings) -> tuple[Queue, ...]:
+def lane_queues(app: Any, settings: Settings, given: Any) -> tuple[Queue, ...]:
     """Return the queues of *app*, those of its lanes among them.
+
+    Args:
+        app: The Celery app; its broker counts.
+        settings: Its lanes.
+        given: The queues that the program declares itself.
 
     Raises:
         ConfigurationError: The program declares one itself that has no priorities.
     """
-    declared = declared_queues(app.conf.task_queues)
+    declared = declared_queues(given)
     ordered = settings.priorities and Broker.of(app) is Broker.RABBITMQ
     arguments = {"x-max-priority": MAX_PRIORITY} if ordered else None
     problems: list[str] = []
@@ -78,6 +84,11 @@ def as_tuple(routes: Any) -> tuple[Any, ...]:
     if routes is None:
         return ()
     return tuple(routes) if isinstance(routes, list | tuple) else (routes,)
+
+
+def real_names(names: Iterable[str], queues: Any) -> list[str]:
+    """Return *names* of *queues*, an app's table, with that of the queue for each alias."""
+    return [queues.aliases[name].name if name in queues.aliases else name for name in names]
 
 
 def queue_names(queues: Any) -> list[str]:

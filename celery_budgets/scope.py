@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from celery_budgets.asking import Asking
     from celery_budgets.telemetry.statistics import Statistics
 
-__all__ = ["Scope", "admit", "join_scope", "path_here", "paths_above", "scope_in"]
+__all__ = ["Scope", "admit", "join_scope", "path_here", "paths_above", "scope_in", "take_back"]
 
 LONGEST_NAME = 200
 
@@ -194,6 +194,17 @@ def admit() -> None:
             scope._admit()
         for scope in scopes:
             scope._sent += 1
+
+
+def take_back() -> None:
+    """Count a call no more that was admitted and then not published."""
+    innermost = _current()
+    if innermost is None:
+        return
+    scopes = list(innermost._all())
+    with scopes[-1]._lock:
+        for scope in scopes:
+            scope._sent -= 1
 
 
 def join_scope(headers: dict[str, Any]) -> None:

@@ -14,13 +14,13 @@ from datetime import datetime
 from time import time
 from typing import Any
 
-from celery_budgets.budget import Budget
+from celery_budgets.budget import Budget, checked_limit
 from celery_budgets.deadline import Deadline
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.outcomes import Outcome
 from celery_budgets.priority import Broker, Priority, low_queue, number_of
 from celery_budgets.process.current import call_of, running_call, takes_its_place, worker_request
-from celery_budgets.scope import admit, join_scope
+from celery_budgets.scope import admit, join_scope, take_back
 from celery_budgets.settings import settings_of
 from celery_budgets.telemetry.names import (
     HEADER_DEADLINE,
@@ -28,7 +28,7 @@ from celery_budgets.telemetry.names import (
     HEADER_IDEMPOTENCY_KEY,
 )
 
-__all__ = ["inherit", "options_for", "stamp"]
+__all__ = ["inherit", "not_sent", "options_for", "stamp"]
 
 
 def options_for(task: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -116,10 +116,31 @@ def _scope(task: Any, options: dict[str, Any]) -> None:
         admit()
 
 
+def not_sent(task: Any, task_id: str | None) -> None:
+    """Take back what was counted of a call that could not be published.
+
+    An eager call has run, whatever it raised.
+    """
+    if not task.app.conf.task_always_eager and not takes_its_place(task_id):
+        take_back()
+
+
+def _time_limits(task: Any, options: dict[str, Any]) -> None:
+    """``soft_time_limit=`` and ``time_limit=``: Celery's own, as text too.
+
+    Raises:
+        ValueError: One is no duration above 0; a worker could only drop it.
+    """
+    for name in ("soft_time_limit", "time_limit"):
+        value = options.get(name)
+        if value is not None:
+            options[name] = checked_limit(name, value)
+
+
 #: One per option; each takes its own out of the options, and may add Celery's. The last one
 #: counts the call, and so after what may refuse it.
 _TURNS: tuple[Callable[[Any, dict[str, Any]], None], ...] = (
-    _deadline, _priority, _idempotency_key, _scope,
+    _deadline, _time_limits, _priority, _idempotency_key, _scope,
 )  # fmt: skip
 
 

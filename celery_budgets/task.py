@@ -16,7 +16,7 @@ from celery_budgets.errors import ConfigurationError
 from celery_budgets.lanes import Lane
 from celery_budgets.process.current import call_of
 from celery_budgets.routing import lane_of
-from celery_budgets.sending import options_for
+from celery_budgets.sending import not_sent, options_for
 from celery_budgets.settings import settings_of
 from celery_budgets.strategies import STRATEGY, strategy_problems
 from celery_budgets.waiting import LaneResult, note_queue
@@ -137,10 +137,14 @@ class BudgetedTask(Task):
             >>> critics_run.apply_async(("tools.py",), deadline=5.0)
         """
         turned = options_for(self, {**options, "task_id": task_id})
-        result = super().apply_async(
-            args, kwargs, producer=producer, link=link, link_error=link_error, shadow=shadow,
-            **turned,
-        )  # fmt: skip
+        try:
+            result = super().apply_async(
+                args, kwargs, producer=producer, link=link, link_error=link_error, shadow=shadow,
+                **turned,
+            )  # fmt: skip
+        except Exception:
+            not_sent(self, task_id)
+            raise
         return note_queue(result, turned)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> Any:  # noqa: N802  Celery's name

@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from celery_budgets.priority import Broker, addresses
 from celery_budgets.telemetry import exporters, names
 from celery_budgets.telemetry.failures import CountingExporter
 
@@ -169,8 +170,9 @@ def _messaging_system(app: Any) -> str:
     """Return the broker's name; looked up once, because each look at a configuration is slow."""
     system = _systems.get(app)
     if system is None:
-        scheme = str(app.conf.broker_read_url or "").partition(":")[0]
-        system = "rabbitmq" if scheme in ("amqp", "amqps", "pyamqp") else scheme or "memory"
+        broker = Broker.at(app.conf.broker_read_url)
+        scheme = (addresses(app.conf.broker_read_url) or [""])[0].partition(":")[0]
+        system = broker.value if broker is not None and scheme else scheme or "memory"
         _systems[app] = system
     return system
 

@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from celery_budgets.priority import Broker
+from celery_budgets.settings import settings_of
 
 __all__ = ["broker_ceiling", "visibility_timeout"]
 
@@ -33,11 +34,13 @@ def broker_ceiling(app: Any, factor: float) -> float | None:
         app: The Celery app; its broker is looked at once, because each delivery asks.
         factor: The escalation factor of the budget.
     """
-    try:
-        visible = _visible[app]
-    except KeyError:
-        visible = _visible[app] = visibility_timeout(app)
+    settings = settings_of(app)
+    read_from, visible = _visible.get(app, (None, None))
+    if read_from is not settings:
+        visible = visibility_timeout(app)
+        _visible[app] = settings, visible
     return None if visible is None else max(1.0, (visible - MARGIN) / factor)
 
 
-_visible: WeakKeyDictionary[Any, float | None] = WeakKeyDictionary()
+#: With the settings of that time: the configuration may be loaded anew.
+_visible: WeakKeyDictionary[Any, tuple[Any, float | None]] = WeakKeyDictionary()

@@ -32,7 +32,7 @@ ROOMS = (
     ("telemetry",),
     ("process",),
     ("leases", "keeper", "lease_server", "idempotency", "scope"),
-    ("queues", "routing", "sending", "waiting"),
+    ("queues", "amqp", "routing", "sending", "waiting"),
     ("running",),
     ("strategies", "calling", "mixins", "task", "mapped"),
     ("block",),

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import inspect
 import time
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery, Task
@@ -167,3 +172,54 @@ def test_a_scope_in_the_body_is_not_that_of_what_takes_the_call_s_place(app, tas
     assert scope.sent == 0
     assert headers["budgets_scope"] == "req"
     assert "budgets_deadline" not in headers
+
+
+@pytest.mark.parametrize("name", ["soft_time_limit", "time_limit"])
+def test_a_time_limit_of_a_call_may_be_text(app, task, published, name):
+    """By apply_async, by a signature, and by name; it leaves as seconds."""
+    task.apply_async(**{name: "1m"})
+    task.s().set(**{name: "1m"}).apply_async()
+    app.send_task("task", **{name: "1m"})
+    app.send_task("unknown", **{name: "1m"})
+    place = 1 if name.startswith("soft") else 0
+    assert [headers["timelimit"][place] for headers in published] == [60.0] * 4
+
+
+@pytest.mark.parametrize("name", ["soft_time_limit", "time_limit"])
+@pytest.mark.parametrize(
+    "value", [0, -1, float("nan"), float("inf"), True, "soon", "", Decimal(3), Fraction(1, 2),
+              timedelta(seconds=3), [1], 10**400],
+)  # fmt: skip
+def test_a_time_limit_that_makes_no_sense_is_refused(app, task, published, name, value):
+    """When it is sent: a worker could only drop it."""
+    for send in (
+        task.apply_async, lambda **kw: task.s().set(**kw).apply_async(),
+        partial(app.send_task, "task"), partial(app.send_task, "unknown"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            send(**{name: value})
+    assert published == []
+
+
+@pytest.mark.parametrize("header", [[10**400, 1], [1, 10**400], ["nan", 1], [1], "x", {"a": 1}])
+def test_a_header_of_any_kind_is_read(header):
+    """As none."""
+    assert Deadline.of(header) is None
+
+
+def test_a_call_that_is_not_published_is_not_counted(app, task):
+    """A scope counts what was sent."""
+    app.conf.task_publish_retry = False
+    with Budgets.of(app).scope("req", max_calls=1) as scope:
+        with pytest.raises(Exception, match="nothing"):
+            task.apply_async(producer=SimpleNamespace(connection=_Broken()))
+        assert scope.sent == 0
+        task.delay()
+        assert scope.sent == 1
+        with pytest.raises(RejectedByBudget):
+            task.delay()
+
+
+class _Broken:
+    def _reraise_as_library_errors(self):
+        raise OSError("nothing is there")
