@@ -25,6 +25,8 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4
 
+# Options such as --lane are no dashes.
+smartquotes = False
 # Docstrings write code in single backquotes.
 default_role = "code"
 autodoc_member_order = "bysource"
