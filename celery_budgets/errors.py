@@ -90,7 +90,7 @@ class RejectedByBudget(BudgetsError):
     """A call that was not admitted, and so never ran.
 
     Args:
-        reason: One word of the table of reasons in the README.
+        reason: One word of the tables of reasons in ``docs/concepts/outcomes.md``.
         lane: Name of the lane that would have run it.
     """
 

@@ -3,8 +3,7 @@
 They may stand in ``app.conf``, a configuration module, a namespaced one such as Django's
 (``CELERY_BUDGETS_TIMEOUT``), or the environment under that same name, which wins.
 
-See also: the README's table of settings, which a test holds against
-:data:`celery_budgets.fields.FIELDS`.
+See also: :data:`celery_budgets.fields.FIELDS`, of which ``docs/reference/settings.md`` is made.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every name under which something is said about a call, with its unit: the one table.
 
 Own attributes stand under ``celery_budgets.``; units follow UCUM (``s``, ``By``) and are part
-of no name. See also: the README's table, which a test holds against this one.
+of no name. See also: ``docs/reference/spans.md``, whose tables are made from this one.
 """
 
 from __future__ import annotations

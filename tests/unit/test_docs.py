@@ -26,6 +26,7 @@ from celery_budgets.lane import Lane
 from celery_budgets.lanes import DEFAULT_LANES
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process import interrupt, watchdog
+from celery_budgets.task import BudgetedTask
 from celery_budgets.telemetry import names, spans
 from celery_budgets.telemetry.metrics import METRICS
 from celery_budgets.units import format_size, parse_duration, parse_size
@@ -81,6 +82,26 @@ def test_programs_run(tmp_path):
         "    exec(compile(text, name, 'exec'), {'__name__': 'docs'})\n",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_exported_variables_make_the_lanes_that_the_page_says(tmp_path):
+    """`CELERY_BUDGETS_LANES` and `CELERY_BUDGETS_TOOLS` as they are exported there."""
+    (tmp_path / "tools.py").write_text(readme_blocks("python")[0].text)
+    typed = PAGES["guides/lanes-and-limits.md"].typed
+    exports = [line for line in typed if line.startswith("export CELERY_BUDGETS_")]
+    assert len(exports) == 2
+    script = "; ".join([*exports, '"$0" -c "$1"'])
+    program = (
+        "import tools; lanes = tools.budgets.settings.lanes;"
+        "print(*lanes, lanes.of_tool('report_day').name, lanes['reports'].budget.hard_time_limit)"
+    )
+    # The program's own critic lane is not there then: its task is only complained of when used.
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable, program],
+        cwd=tmp_path, env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "quick reports reports 900.0\n", done.stderr
 
 
 @pytest.mark.parametrize(("name", "app"), PROJECTS.items())
@@ -165,10 +186,27 @@ def test_every_setting_metric_outcome_and_command_is_named():
 
 def test_every_log_event_has_a_meaning():
     """And every meaning an event."""
-    assert set(FACTS.LOG_EVENTS) <= set(FACTS.logged())
+    assert set(FACTS.logged()) == set(FACTS.LOG_EVENTS)
     assert re.findall(r'"(budgets\.[a-z_]+)\b(?!\()', SOURCE)
     unread = set(re.findall(r'"(budgets\.[a-z_]+)\b[ :]', SOURCE)) - set(FACTS.logged())
     assert unread == set(), "an event that the table of the documentation does not find"
+
+
+def test_every_table_of_the_code_and_every_command_is_on_a_page():
+    """Each by its directive; click's own tells all commands, options and arguments."""
+    raw = "".join(page.path.read_text() for page in PAGES.values())
+    assert set(re.findall(r"^:::\{facts\} (\w+)$", raw, re.MULTILINE)) == set(FACTS.TABLES)
+    assert ".. click:: celery_budgets.cli:lanes\n" in raw
+    assert ":nested: full" in raw
+
+
+def test_the_names_of_spans_have_meanings():
+    """Every attribute and event, and no other."""
+    constants = {name: value for name, value in vars(names).items() if name.isupper()}
+    own = {value for value in constants.values() if str(value).startswith("celery_budgets.")}
+    assert set(FACTS.ATTRIBUTES) == own
+    events = {value for name, value in constants.items() if name.startswith("EVENT_")}
+    assert set(FACTS.SPAN_EVENTS) == events
 
 
 def test_every_public_name_is_on_the_page_of_the_api():
@@ -200,13 +238,16 @@ def test_the_four_questions_are_answered_two_clicks_from_the_first_page():
 def test_the_fields_of_a_budget():
     """Every field, and the defaults that are numbers or words."""
     told = {row[0].strip("`"): row[1] for row in table("field", "default", "meaning")}
-    assert set(told) <= set(BudgetFields.__annotations__)
+    assert list(told) == list(BudgetFields.__annotations__)
     budget = Budget()
     assert parse_duration(told["timeout"]) == budget.timeout
     assert float(told["escalation_factor"]) == budget.escalation_factor
     assert parse_size(told["max_rss"]) == budget.max_rss
     assert parse_size(told["rss_warning"]) == budget.rss_warning
-    assert [told[name].strip('`"') for name in ("soft", "memory")] == [budget.soft, budget.memory]
+    for name in ("soft", "memory", "children"):
+        assert told[name].strip('`"') == getattr(budget, name)
+    # All but one may stand on a task.
+    assert [name for name in told if not hasattr(BudgetedTask, name)] == ["escalation_factor"]
 
 
 def test_the_fields_of_a_lane():

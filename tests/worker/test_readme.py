@@ -1,4 +1,4 @@
-"""The README's first screen on a real worker: its output, and what the worker is asked."""
+"""The README's first screen on a real worker: its output, and what a program asks the worker."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+from tests.pages import PAGES
 from tests.readme import blocks
 from tests.support import ROOT, wait_until
 
@@ -19,7 +20,10 @@ def test_the_worker_prints_what_the_readme_shows(worker, servers, tmp_path):
     command, *lines = shown.text.splitlines()
     assert command == "$ celery -A tools worker -Q file_read -l INFO"
     running = worker("tools", "-Q", "file_read", env=path)
-    asking = next(block for block in blocks("python") if "budgets.statistics()" in block.text)
+    (asking,) = (
+        block for block in PAGES["guides/watch.md"].of("python")
+        if "budgets.statistics()" in block.text
+    )  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", "import tools\n"
          "print(tools.fs_read.delay(tools.__file__).get(timeout=30))\n" + asking.text],

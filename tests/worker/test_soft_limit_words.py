@@ -52,7 +52,7 @@ def test_the_caller_is_told_the_limit(running, name):
 
 @pytest.mark.parametrize("name", ["retried", "retried_by_itself"])
 def test_a_call_that_is_retried_after_its_soft_limit_is_no_warning(running, name):
-    """The README: INFO where it is retried; it went over its limit all the same."""
+    """As the documentation says: INFO where it is retried; it went over its limit all the same."""
     call = getattr(running.app, name).delay()
     assert call.get(timeout=20) == 1
     line = running.worker.wait_for_log("budgets.call_ended outcome=retried", f"task_id={call.id}")
