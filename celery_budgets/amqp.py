@@ -23,7 +23,7 @@ from celery_budgets.telemetry.names import HEADER_DEADLINE
 if TYPE_CHECKING:
     from celery_budgets.settings import Settings
 
-__all__ = ["LanesAMQP", "add_lanes"]
+__all__ = ["LanesAMQP", "add_lanes", "add_router"]
 
 #: What Celery has made of the configuration, and keeps.
 _KEPT = ("queues", "router", "default_queue", "create_task_message", "send_task_message")
@@ -71,17 +71,24 @@ class LanesAMQP(AMQP):
         return message
 
 
+def add_router(app: Any) -> None:
+    """Put the router of lanes behind the routes of the configuration.
+
+    Before the settings are read: where they are wrong, whoever sends a call hears of it by the
+    router. It is also there for whoever reads the configuration itself, such as Flower.
+    """
+    conf = app.conf
+    if not any(isinstance(route, LaneRouter) for route in as_tuple(conf.task_routes)):
+        conf.task_routes = (*as_tuple(conf.task_routes), LaneRouter(app))
+
+
 def add_lanes(app: Any, settings: Settings) -> None:
     """Have *app* add the lanes to whatever its configuration says, now and later.
 
     Raises:
         ConfigurationError: A queue of its own contradicts a lane.
     """
-    conf = app.conf
-    # For whoever reads the configuration itself, such as Flower.
-    if not any(isinstance(route, LaneRouter) for route in as_tuple(conf.task_routes)):
-        conf.task_routes = (*as_tuple(conf.task_routes), LaneRouter(app))
-    conf.task_queues = lane_queues(app, settings, conf.task_queues)
+    app.conf.task_queues = lane_queues(app, settings, app.conf.task_queues)
     amqp = app.amqp
     theirs = type(amqp)
     if not isinstance(amqp, LanesAMQP):

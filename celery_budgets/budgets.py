@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from celery import current_app, signals
 
-from celery_budgets.amqp import add_lanes
+from celery_budgets.amqp import add_lanes, add_router
 from celery_budgets.asking import Asking
 from celery_budgets.budget import BudgetFields
 from celery_budgets.deadline import Deadline
@@ -106,6 +106,7 @@ class Budgets:
         if self._lanes is not None:
             # A spawned pool process gets a copy of the app, with its configuration and no more.
             conf.budgets_lanes = self._lanes
+        add_router(self.app)
         settings = self.settings
         add_lanes(self.app, settings)
         for name, value in (
