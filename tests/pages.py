@@ -83,7 +83,7 @@ class Page:
                 before = line.strip() or before
             elif language is None:
                 language, first, lines = line[3:], number + 1, []
-                named = re.search(r"`([\w./-]+)`[^`]*:$", before)
+                named = re.search(r"`([\w/-]+\.\w+)`[^`]*:$", before)
                 file = named[1] if named else None
             else:
                 found.append(Block(language, first, "\n".join(lines) + "\n", file))

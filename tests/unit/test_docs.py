@@ -118,9 +118,6 @@ def test_a_project_of_a_web_framework_is_checked_well(name, app, tmp_path):
         settings = tmp_path / "mysite" / "settings.py"
         settings.write_text(settings.read_text() + "INSTALLED_APPS = ['shop']\nUSE_TZ = True\n")
         (tmp_path / "mysite" / "__init__.py").write_text("from .celery import app as celery_app\n")
-        (tmp_path / "shop").mkdir()
-        (shared,) = (b.text for b in page.of("python") if "shared_task(" in b.text)
-        (tmp_path / "shop" / "tasks.py").write_text(shared)
     done = run(tmp_path, "-m", "celery", "-A", app, "lanes", "check", "--no-broker")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "configuration  2 lanes, " in done.stdout
