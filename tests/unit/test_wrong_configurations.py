@@ -172,8 +172,8 @@ WRONG = {
     "lane field unknown": (
         lane("a", concurency=5),
         "lane 'a': concurency: no such field; did you mean 'concurrency'? known: budget, "
-        "concurrency, escalation_factor, hard_timeout, idempotent, max, max_rss, max_timeout, "
-        "memory, min, priority, queue, rss_warning, soft, timeout, tools",
+        "children, concurrency, escalation_factor, hard_timeout, idempotent, max, max_rss, "
+        "max_timeout, memory, min, priority, queue, rss_warning, soft, timeout, tools",
     ),
     "lane budget wrong": (
         lane("a", timeout=90, hard_timeout=60),
