@@ -14,7 +14,7 @@ from datetime import datetime
 from time import time
 from typing import Any
 
-from celery_budgets.budget import Budget, checked_limit
+from celery_budgets.budget import Budget, checked_limit, seconds_or_none
 from celery_budgets.deadline import Deadline
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.outcomes import Outcome
@@ -134,7 +134,9 @@ def _time_limits(task: Any, options: dict[str, Any]) -> None:
     for name in ("soft_time_limit", "time_limit"):
         value = options.get(name)
         if value is not None:
-            options[name] = checked_limit(name, value)
+            # What goes on for a call has what that came with, from whoever sent it.
+            again = takes_its_place(options.get("task_id"))
+            options[name] = seconds_or_none(value) if again else checked_limit(name, value)
 
 
 #: One per option; each takes its own out of the options, and may add Celery's. The last one

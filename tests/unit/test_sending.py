@@ -223,3 +223,9 @@ def test_a_call_that_is_not_published_is_not_counted(app, task):
 class _Broken:
     def _reraise_as_library_errors(self):
         raise OSError("nothing is there")
+
+
+def test_a_retry_is_not_refused_for_what_its_message_came_with(app, task, running, published):
+    """A plain sender may have sent it with limits that make no sense."""
+    task.apply_async(task_id="parent", soft_time_limit=0, time_limit="soon")
+    assert published[-1]["timelimit"] == [None, None]
