@@ -28,6 +28,7 @@ __all__ = [
     "NoServerError",
     "RejectedByBudget",
     "nearest",
+    "words_of",
 ]
 
 
@@ -112,3 +113,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(str(name), names, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(names) or 'none'}"
+
+
+def words_of(error: BaseException) -> str:
+    """Return what *error* says of itself, or what it is where its own code fails at that.
+
+    A body may raise what has no text: a ``__str__`` that raises, exits, or returns ``None``.
+    """
+    try:
+        return str.__str__(str(error))
+    except BaseException as exc:
+        return f"<{type(error).__name__} without words: its __str__ raised {type(exc).__name__}>"

@@ -64,7 +64,7 @@ class Offenders:
             task.signature_from_request(
                 context, headers=headers, countdown=None, retries=context.retries
             ).apply_async()
-        except Exception:
+        except BaseException:
             logger.exception("budgets.rerun_failed task_id=%s: the kill is final", request.id)
             return False
         logger.warning(
@@ -86,7 +86,11 @@ class Offenders:
 
 def _signature(request: BudgetedRequest) -> bytes:
     kwargs = sorted((request.kwargs or {}).items())
-    words = repr((request.type, tuple(request.args or ()), kwargs))
+    try:
+        words = repr((request.type, tuple(request.args or ()), kwargs))
+    except BaseException:
+        # Of arguments whose own code fails at that, what the sender has written in the message.
+        words = repr((request.type, request._argsrepr, request._kwargsrepr))
     return hashlib.blake2b(words.encode("utf-8", "backslashreplace"), digest_size=16).digest()
 
 

@@ -10,8 +10,6 @@ import logging
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
-from celery import signals, states
-from celery.app.trace import task_has_custom
 from celery.exceptions import (
     Reject,
     TaskRevokedError,
@@ -19,12 +17,10 @@ from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
-from celery.utils.serialization import get_pickled_exception
 from celery.worker import state
-from kombu.utils.encoding import safe_repr
 
 from celery_budgets.budget import TimeLimits
-from celery_budgets.errors import MemoryLimitExceeded, RejectedByBudget
+from celery_budgets.errors import MemoryLimitExceeded, RejectedByBudget, words_of
 from celery_budgets.outcomes import Outcome
 from celery_budgets.process.ended import outcome_of
 from celery_budgets.process.flight import Flight, Reason
@@ -32,6 +28,7 @@ from celery_budgets.telemetry.names import HEADER_DUE_AT, REASON_DEADLINE
 from celery_budgets.worker.acknowledging import SettlingRequest, comes_again, give_back
 from celery_budgets.worker.inherited import came_too_late
 from celery_budgets.worker.place import Place
+from celery_budgets.worker.settling import fail, passes
 from celery_budgets.worker.shadowed import wrap_shadowed
 from celery_budgets.worker.terminated import TerminableRequest
 from celery_budgets.worker.twins import expires_alone, shares_result_of_twin
@@ -40,6 +37,8 @@ __all__ = ["BudgetedRequest"]
 
 logger = logging.getLogger(__name__)
 
+#: By these a process of the pool has left, or is about to (billiard.pool.Worker.workloop).
+_LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
 #: Queues whose place is remembered for a task.
 MOST_PLACES = 1_000
 
@@ -117,7 +116,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         if admission is not None and not admission.admit_start(self):
             self.roster.leaves(self)
             raise TaskRevokedError(self.id)
-        super().on_accepted(pid, time_accepted)
+        passes(self, super().on_accepted, pid, time_accepted)
         self.roster.accepted(self)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
@@ -148,15 +147,21 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         if isinstance(exc, TimeLimitExceeded) and not return_ok:
             return  # billiard.pool.TimeoutHandler.on_hard_timeout calls on_timeout next
         flight = self.roster.flight_of(self)
-        if isinstance(exc, WorkerLostError | SystemExit) and self._ended_itself(flight):
+        if isinstance(exc, _LOST) and self._ended_itself(flight):
             return
         if isinstance(exc, WorkerLostError) and self._may_run_again():
             self.end_killed(exc, Outcome.WORKER_LOST, flight)
             return
-        try:
-            super().on_failure(exc_info, send_failed_event, return_ok)
-        finally:
-            self.roster.ended(self, self._outcome_of(exc, flight), flight, str(exc))
+        if isinstance(exc, MemoryError):
+            # Of a handler: that of a body is a MemoryLimitExceeded. Celery would end the worker.
+            rss = flight.rss_peak_bytes if flight is not None else 0
+            self.end_killed(MemoryLimitExceeded(rss), Outcome.MEMORY_LIMIT, flight)
+            return
+        # The slot first: what follows may wait for a result backend.
+        self.roster.leaves(self)
+        if not passes(self, super().on_failure, exc_info, send_failed_event, return_ok):
+            give_back(self, Outcome.FAILED)
+        self.roster.ended(self, self._outcome_of(exc, flight), flight, words_of(exc))
 
     def _may_run_again(self) -> bool:
         """Say whether a lost process is ours to settle: not where Celery knows more."""
@@ -175,7 +180,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             return Outcome.REJECTED
         if self.sent_again and not isinstance(exc, Reject):
             return Outcome.RETRIED
-        if isinstance(exc, WorkerLostError | SystemExit):
+        if isinstance(exc, _LOST):
             return Outcome.SUCCEEDED if self._success_was_found else Outcome.WORKER_LOST
         return outcome_of(exc)
 
@@ -200,8 +205,14 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         return expires_alone(self, super().maybe_expire)
 
     def _announce_revoked(self, reason: str, *args: Any, **kwargs: Any) -> None:
-        super()._announce_revoked(reason, *args, **kwargs)
         self.roster.ended(self, Outcome.REVOKED, reason=reason)
+        if not passes(self, super()._announce_revoked, reason, *args, **kwargs):
+            self.acknowledge()
+            self._already_revoked = True
+
+    def _announce_cancelled(self, *args: Any, **kwargs: Any) -> None:
+        passes(self, super()._announce_cancelled, *args, **kwargs)
+        self._already_cancelled = True
 
     def end_killed(self, exc: Exception, outcome: Outcome, flight: Flight | None = None) -> None:
         """End a call that no process will report on any more: once, and for good.
@@ -219,48 +230,19 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         if self.outcome is not None:
             return
         state.task_ready(self)
-        logger.error("budgets.call_killed task=%s task_id=%s: %s", self.name, self.id, exc)
+        words = words_of(exc)
+        logger.error("budgets.call_killed task=%s task_id=%s: %s", self.name, self.id, words)
         again = self.roster.offenders.run_again(self, exc, outcome)
         if comes_again(self._task, outcome):
-            self.roster.ended(self, Outcome.RETRIED, flight, str(exc))
+            self.roster.ended(self, Outcome.RETRIED, flight, words)
             self.reject(requeue=True)
             return
-        self.roster.ended(self, outcome, flight, str(exc))
+        self.roster.ended(self, outcome, flight, words)
         if again:
             self.acknowledge()
-            return
-        try:
-            self._fail(exc)
-        finally:
+        else:
+            fail(self, exc)
             give_back(self, outcome)
-
-    def _fail(self, exc: Exception) -> None:
-        task = self._task
-        task.backend.mark_as_failure(
-            self.id, exc, request=self._context, store_result=self.store_errors
-        )
-        try:
-            raise exc
-        except type(exc):
-            einfo = ExceptionInfo()
-        task.request_stack.push(self._context)
-        try:
-            task.on_failure(exc, self.id, self.args, self.kwargs, einfo)
-            if task_has_custom(task, "after_return"):
-                task.after_return(states.FAILURE, exc, self.id, self.args, self.kwargs, None)
-            signals.task_failure.send(
-                sender=task, task_id=self.id, exception=exc, args=self.args,
-                kwargs=self.kwargs, traceback=exc.__traceback__, einfo=einfo,
-            )  # fmt: skip
-        finally:
-            task.request_stack.pop()
-            exc.__traceback__ = None  # its frame holds this request
-        self.send_event(
-            "task-failed",
-            # Not that of einfo, which stands in billiard's wrapper until it has been pickled.
-            exception=safe_repr(get_pickled_exception(exc)),
-            traceback=einfo.traceback,
-        )
 
     def end_rejected(self, exc: RejectedByBudget) -> None:
         """Fail a call that is not admitted: its caller gets *exc*, and nothing runs."""
@@ -268,10 +250,8 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             return
         state.task_ready(self)
         self.roster.ended(self, Outcome.REJECTED, reason=str(exc))
-        try:
-            self._fail(exc)
-        finally:
-            give_back(self, Outcome.REJECTED)
+        fail(self, exc)
+        give_back(self, Outcome.REJECTED)
 
     def acknowledge(self) -> None:
         """Acknowledge the message, also as it was delivered a second time."""

@@ -16,6 +16,7 @@ from celery_budgets.telemetry.names import HEADER_TERMS
 from celery_budgets.worker.inherited import in_time
 from celery_budgets.worker.redelivery import is_settled
 from celery_budgets.worker.scopes import revoke_if_cancelled
+from celery_budgets.worker.settling import UNSTORED, passes
 
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
@@ -72,11 +73,14 @@ def succeeding(on_success: Callable[..., Any]) -> Callable[..., Any]:
         self.comes_back()
         if self.outcome is not None or self.given_up:
             return None  # its late end changes nothing
-        failed = failed__retval__runtime[0]
+        failed, retval, _ = failed__retval__runtime
+        if failed:
+            self.on_failure(retval, return_ok=failed != UNSTORED)
+            return None
         try:
-            return on_success(self, failed__retval__runtime, **kwargs)
+            passes(self, on_success, self, failed__retval__runtime, **kwargs)
         finally:
-            if not failed:
-                self.roster.ended(self, Outcome.SUCCEEDED)
+            self.roster.ended(self, Outcome.SUCCEEDED)
+        return None
 
     return succeed

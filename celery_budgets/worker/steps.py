@@ -41,6 +41,7 @@ from celery_budgets.worker.meters import Meters
 from celery_budgets.worker.pool_processes import PoolProcesses
 from celery_budgets.worker.report import Report, pool_pids
 from celery_budgets.worker.roster import roster_of
+from celery_budgets.worker.settling import contain
 from celery_budgets.worker.threads import AbandonedThreads
 
 __all__ = ["BudgetsStep"]
@@ -119,6 +120,8 @@ class BudgetsStep(bootsteps.StartStopStep):
         """Stand in front of the pool, and say what it enforces."""
         # As celery.contrib.testing.worker.start_worker runs it.
         self.roster.embedded = threading.current_thread() is not threading.main_thread()
+        if self.roster.flights is None:
+            contain(worker.pool)
         asynpool = getattr(worker.pool, "_pool", None)
         self.roster.processes = None
         if self.roster.flights is not None and hasattr(asynpool, "_on_hard_timeout"):
