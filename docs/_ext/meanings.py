@@ -131,6 +131,8 @@ LOG_EVENTS = {
     "`budgets_span_sample_rate`, and decides.",
     "budgets.scope_cancelled": "A request scope was cancelled, or a call was revoked because its "
     "scope is cancelled.",
+    "budgets.settling_failed": "A handler, a signal receiver or the result backend failed when "
+    "the worker told of a call's end. The call has its outcome all the same.",
     "budgets.slow_start": "A pool process took over half of `worker_proc_alive_timeout` to start. "
     "A replacement that takes longer than all of it is killed, again and again.",
     "budgets.soft_time_limit": "A call reached its soft time limit.",
