@@ -150,6 +150,8 @@ class RunningWorker:
         self.name = f"w{uuid.uuid4().hex[:8]}"
         self.log_path = log_path
         self.servers = servers
+        #: May the safety net below its slots have to act? Only where a test loses a call.
+        self.may_lose_calls = False
         self.command = [
             *(sys.executable, "-m", "celery", "-A", app, "worker"),
             # Mingling waits a second for workers that a test does not have.
@@ -328,7 +330,7 @@ class Leaving:
         Args:
             broker: Wait only for those that are connected to this one.
         """
-        late = []
+        late, lost = [], []
         for worker in list(self._workers):
             if worker.returncode is None and broker in (None, worker.servers.broker):
                 try:
@@ -339,6 +341,9 @@ class Leaving:
             if worker.returncode is not None:
                 worker.process.end_group()
                 self._workers.remove(worker)
+                if "budgets.slot_recovered" in worker.log and not worker.may_lose_calls:
+                    lost.append(worker)
+        assert not lost, "calls were lost:\n" + "\n".join(worker.log for worker in lost)
         assert not late, "no warm stop:\n" + "\n".join(worker.tail() for worker in late)
 
 

@@ -79,6 +79,11 @@ def _of_calls(recent: Mapping[str, int], lately: str) -> Iterator[Alert]:
         yield Alert("critical", f"{hard} killed at the hard time limit {lately}")
     if memory:
         yield Alert("critical", f"{memory} killed for memory {lately}")
+    recovered = recent.get("slots_recovered")
+    if recovered:
+        yield Alert(
+            "critical", f"{_counted(recovered, 'slot')} taken back from lost calls {lately}"
+        )
     rejected = recent.get("rejected")
     if rejected:
         yield Alert("info", f"{rejected} not admitted {lately}")

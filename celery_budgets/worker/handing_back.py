@@ -10,7 +10,7 @@ from celery_budgets.worker.roster import Roster
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
 
-__all__ = ["must_hold", "take_waiting"]
+__all__ = ["is_waiting", "must_hold", "take_waiting"]
 
 
 def must_hold(consumer: Any, request: BudgetedRequest) -> bool:
@@ -25,6 +25,13 @@ def must_hold(consumer: Any, request: BudgetedRequest) -> bool:
     arguments = getattr(queue, "queue_arguments", None) or {}
     quorum = arguments.get("x-queue-type") == "quorum"
     return quorum or bool(request.delivery_info.get("redelivered"))
+
+
+def is_waiting(consumer: Any, request: BudgetedRequest) -> bool:
+    """Return whether *request* waits for a place in the pool; see :func:`take_waiting`."""
+    semaphore = getattr(consumer.controller, "semaphore", None)
+    waiting: Any = getattr(semaphore, "_waiting", None) or ()
+    return any(entry[1] and entry[1][0] is request for entry in list(waiting))
 
 
 def take_waiting(consumer: Any, roster: Roster, lane: Lane | None = None) -> list[BudgetedRequest]:

@@ -25,6 +25,7 @@ from celery_budgets.settings import settings_of
 from celery_budgets.worker.checks import lanes_of_queues, pool_name
 from celery_budgets.worker.consuming import Consuming
 from celery_budgets.worker.drift import Drift
+from celery_budgets.worker.handing_back import is_waiting
 from celery_budgets.worker.lane_consumer import LaneConsumer
 from celery_budgets.worker.lane_limits import LaneLimits
 from celery_budgets.worker.lane_waits import LaneWaits
@@ -35,6 +36,7 @@ from celery_budgets.worker.pool_size import slots_of
 from celery_budgets.worker.redis_client import keep_client
 from celery_budgets.worker.renewals import Renewals
 from celery_budgets.worker.roster import roster_of
+from celery_budgets.worker.slot_recovery import SlotRecovery
 from celery_budgets.worker.slots import Slots
 from celery_budgets.worker.untracked import Untracked
 
@@ -88,6 +90,7 @@ class LanesStep(bootsteps.StartStopStep):
         )
         self._waits = LaneWaits(self.slots, self._roster)
         self._untracked = Untracked(self.slots, self._roster)
+        self._recovery = SlotRecovery(self.slots, self._roster, self._is_waiting)
         self._renewals = Renewals(c, self._lanes, self.slots, self._prefetch)
         # Before the strategies are built, which keep the attribute (celery.worker.strategy).
         self._hand_over, c.on_task_request = c.on_task_request, self.take_in
@@ -113,6 +116,7 @@ class LanesStep(bootsteps.StartStopStep):
         self._later.clear()
         self._awaited.clear()
         self._renewals.lose_connection()
+        self._recovery.lose_connection()
         self.slots.give_up_held()
         self.pauses.lose_connection()
         if pool_name(c.controller.pool_cls) == "prefork":
@@ -247,7 +251,7 @@ class LanesStep(bootsteps.StartStopStep):
         for look in (
             self.pauses.look, self.limits.look, self.drift.look, self._waits.look,
             self._untracked.look, self._start_due, self._roster.tally.count_noted,
-            self._roster.look,
+            self._roster.look, self._recovery.look,
         ):  # fmt: skip
             try:
                 look()
@@ -256,6 +260,10 @@ class LanesStep(bootsteps.StartStopStep):
             except Exception:
                 # In the event loop it would end the worker.
                 logger.exception("budgets.lanes_look_failed")
+
+    def _is_waiting(self, request: BudgetedRequest) -> bool:
+        """Return whether a call waits for its place in the pool, or was dropped by it."""
+        return is_waiting(self._consumer, request) or request in self._untracked
 
     def _withheld(self) -> list[Any]:
         """Return the queues of lanes that are not consumed now: purged with the others."""

@@ -90,6 +90,7 @@ class Meters:
         yield from self._gate()
         yield from self._processes()
         yield Sample("abandoned_threads", (), self._roster.abandoned_threads)
+        yield Sample("slots_recovered", (), self._roster.slots_recovered)
         yield Sample("telemetry_failures", (), self._roster.telemetry_failures)
         yield Sample("build_info", self._about, 1.0)
 

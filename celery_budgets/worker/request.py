@@ -51,6 +51,8 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
     again: BudgetedRequest | None = None
     #: Its thread runs on past the hard limit, and somebody else ends the call.
     given_up = False
+    #: What a pool in this process gave for it.
+    job: Any = None
     #: Does the roster count this call as running?
     counted = False
     #: By queue, for the one task and app of a subclass; ``None``: looked up each time.

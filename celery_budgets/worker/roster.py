@@ -80,6 +80,8 @@ class Roster:
         #: Does the worker run in a thread of a program, which it may not end?
         self.embedded = False
         self._failures = 0
+        #: Slots taken back by the safety net (worker.slot_recovery).
+        self.slots_recovered = 0
         #: Are processes told how full the lanes are? Only spans say it.
         self.tells_slots = True
         #: Calls that this worker may run at once, over all its lanes.

@@ -108,8 +108,12 @@ def contain(pool: Any) -> None:
     apply = pool.on_apply
 
     def on_apply(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run *target* in the pool, contained."""
-        return apply(_contained(target), *args, **kwargs)
+        """Run *target* in the pool, contained; its request keeps what the pool gives for it."""
+        job = apply(_contained(target), *args, **kwargs)
+        request = getattr(kwargs.get("accept_callback"), "__self__", None)
+        if request is not None and hasattr(request, "job"):
+            request.job = job
+        return job
 
     pool.on_apply = on_apply
 

@@ -43,6 +43,9 @@ class Untracked:
         for request in requests:
             self._since.setdefault(request, monotonic())
 
+    def __contains__(self, request: BudgetedRequest) -> bool:
+        return request in self._since
+
     def look(self) -> None:
         """Give back the slots of those that do not run."""
         for request, since in list(self._since.items()):

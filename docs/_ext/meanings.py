@@ -133,6 +133,8 @@ LOG_EVENTS = {
     "scope is cancelled.",
     "budgets.settling_failed": "A handler, a signal receiver or the result backend failed when "
     "the worker told of a call's end. The call has its outcome all the same.",
+    "budgets.slot_recovered": "The pool had lost a call: the worker settled it as `worker_lost` "
+    "and took its slot back. It should never happen; please report it.",
     "budgets.slow_start": "A pool process took over half of `worker_proc_alive_timeout` to start. "
     "A replacement that takes longer than all of it is killed, again and again.",
     "budgets.soft_time_limit": "A call reached its soft time limit.",
