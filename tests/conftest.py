@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 from celery import _state
 from kombu import Connection, pools
@@ -62,6 +63,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_configure() -> None:
     """Set up the process that the tests run in."""
+    # A busy machine may take any time for one example.
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
     _hear_signals()
     os.register_at_fork(before=_close_pooled_connections)
 

@@ -48,7 +48,10 @@ def _all_findings(app: Any, lane: str | None, *, broker: bool) -> Iterator[Findi
     yield from _findings_of_lanes(app, lane, broker_usable=not unusable)
     yield from unusable
     if broker and not unusable:
-        yield from findings.broker_answers(app)
+        answers = findings.broker_answers(app)
+        yield from answers
+        if all(answer.ok for answer in answers):
+            yield from findings.abandoned(app)
 
 
 def _findings_of_lanes(
@@ -62,6 +65,7 @@ def _findings_of_lanes(
         return
     yield from findings.python()
     yield from findings.configuration(settings, lane)
+    yield from findings.queues(app)
     yield from findings.tools(settings.lanes, app, lane)
     yield from findings.tasks(settings.lanes, app, lane)
     if broker_usable:

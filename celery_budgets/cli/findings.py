@@ -26,13 +26,16 @@ from celery_budgets.worker.checks import (
     task_class_problems,
     visibility_problem,
 )
+from celery_budgets.worker.stray_queues import abandoned_problems, undeclared_problems
 
 __all__ = [
     "Finding",
+    "abandoned",
     "broker_address",
     "broker_answers",
     "configuration",
     "python",
+    "queues",
     "require_broker",
     "tasks",
     "tools",
@@ -72,6 +75,21 @@ def configuration(settings: Settings, lane: Lane | None) -> list[Finding]:
         total = sum(lane.concurrency for lane in lanes.values())
         text = f"{len(lanes)} lanes, concurrency {total} of {lanes.global_concurrency}"
     return [Finding(True, "configuration", text)]
+
+
+def queues(app: Any) -> list[Finding]:
+    """Find the queues of routes and of beat that the app does not declare."""
+    return [Finding(False, "queues", problem) for problem in undeclared_problems(app)]
+
+
+def abandoned(app: Any) -> list[Finding]:
+    """Warn of messages in a queue that was the default one, and has no lane; no failure."""
+    try:
+        problems = list(abandoned_problems(app, ()))
+    except Exception as exc:
+        # Who may connect need not be allowed to look at every queue.
+        return [Finding(True, "queues", f"the broker does not say what waits ({_one_line(exc)})")]
+    return [Finding(True, "queues", f"warning: {problem}") for problem in problems]
 
 
 def tools(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:

@@ -23,6 +23,7 @@ from celery_budgets.worker.ceiling import visibility_timeout
 from celery_budgets.worker.composing import request_problems
 from celery_budgets.worker.priority_checks import priority_problems
 from celery_budgets.worker.refused import WorkerRefused
+from celery_budgets.worker.stray_queues import undeclared_problems
 
 if TYPE_CHECKING:
     from celery_budgets.settings import Settings
@@ -91,6 +92,8 @@ def check_worker(worker: Any, settings: Settings, autoscale: Any = None) -> list
         problems += priority_problems(worker.app, consumed)
     if problems:
         raise WorkerRefused(*problems)
+    for undeclared in undeclared_problems(worker.app):
+        logger.warning("budgets.queue_undeclared: %s", undeclared)
     _warn_of_rabbitmq(worker.app, consumed)
     if (problem := python_problem()) is not None:
         logger.warning("budgets.python_memory: %s", problem)

@@ -6,7 +6,10 @@ worker. See also: :mod:`celery_budgets.process.inherited`, which looks again whe
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
+
+from kombu.utils.encoding import safe_repr
 
 from celery_budgets.deadline import Deadline
 from celery_budgets.errors import RejectedByBudget
@@ -18,14 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["came_too_late", "in_time"]
 
+logger = logging.getLogger(__name__)
+
 #: What two readings of a clock by two processes may differ by, seconds.
 _CLOCKS_APART = 0.01
 
 
 def in_time(request: BudgetedRequest) -> bool:
     """Cut the limits of *request* to what is left; fail it where nothing is."""
-    deadline = Deadline.of(request.request_dict.get(HEADER_DEADLINE))
+    header = request.request_dict.get(HEADER_DEADLINE)
+    if header is None:
+        return True
+    deadline = Deadline.of(header)
     if deadline is None:
+        _tell_of_malformed(request, header)
         return True
     if deadline.passed:
         request.roster.rejected(request, REASON_DEADLINE)
@@ -34,6 +43,16 @@ def in_time(request: BudgetedRequest) -> bool:
     limits = deadline.clamp(request.limits)
     request.limits, request.time_limits = limits, (limits.hard, limits.soft)
     return True
+
+
+def _tell_of_malformed(request: BudgetedRequest, header: object) -> None:
+    """Log and count a header that cannot be read: the call runs as if it had none."""
+    request.roster.count_failure()
+    logger.warning(
+        "budgets.header_malformed task=%s task_id=%s header=%s: %.100s is no pair of seconds "
+        "since the epoch; send headers=budgets.deadline(seconds)",
+        request.name, request.id, HEADER_DEADLINE, safe_repr(header),
+    )  # fmt: skip
 
 
 def came_too_late(request: BudgetedRequest, exc: BaseException, flight: Flight | None) -> bool:

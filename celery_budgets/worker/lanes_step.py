@@ -38,6 +38,7 @@ from celery_budgets.worker.renewals import Renewals
 from celery_budgets.worker.roster import roster_of
 from celery_budgets.worker.slot_recovery import SlotRecovery
 from celery_budgets.worker.slots import Slots
+from celery_budgets.worker.stray_queues import tell_of_abandoned
 from celery_budgets.worker.untracked import Untracked
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class LanesStep(bootsteps.StartStopStep):
         self._broker = Broker.of(c.app) if settings.priorities else None
         self._timer_entries: list[Any] = []
         self._woken = False
+        self._first_start = True
         #: Deliveries that wait for their ETA, by queue: they count as unacknowledged.
         self._later: Counter[str] = Counter()
         self._awaited: set[Request] = set()
@@ -117,6 +119,9 @@ class LanesStep(bootsteps.StartStopStep):
         self._awaited.clear()
         self._renewals.lose_connection()
         self._recovery.lose_connection()
+        if self._first_start:
+            self._first_start = False
+            tell_of_abandoned(c.app)
         self.slots.give_up_held()
         self.pauses.lose_connection()
         if pool_name(c.controller.pool_cls) == "prefork":

@@ -149,3 +149,11 @@ def test_a_handler_of_errors_is_free(tools):
     with pytest.raises(Exception):  # noqa: B017, PT011  its own, or that of the hard limit
         result.get(timeout=30)
     wait_until(lambda: tools.app.backend.client.llen("handled"), "it is handled", timeout=30)
+
+
+@pytest.mark.parametrize("header", ["soon", 5, [1.0], ["a", "b"], [float("nan"), 1.0], {}])
+def test_a_deadline_that_cannot_be_read_is_told_of(tools, header):
+    """A producer may send anything; the call runs under its own limits."""
+    result = tools.telling.apply_async(headers={"budgets_deadline": header})
+    assert result.get(timeout=30)[0] > IN_ALL
+    tools.worker.wait_for_log("budgets.header_malformed", f"task_id={result.id}")
