@@ -154,6 +154,8 @@ def test_a_handler_of_errors_is_free(tools):
 @pytest.mark.parametrize("header", ["soon", 5, [1.0], ["a", "b"], [float("nan"), 1.0], {}])
 def test_a_deadline_that_cannot_be_read_is_told_of(tools, header):
     """A producer may send anything; the call runs under its own limits."""
+    if "nan" in str(header) and "amqp" in tools.worker.servers.broker:
+        pytest.skip("RabbitMQ itself closes the connection for a header with NaN")
     result = tools.telling.apply_async(headers={"budgets_deadline": header})
     assert result.get(timeout=30)[0] > IN_ALL
     tools.worker.wait_for_log("budgets.header_malformed", f"task_id={result.id}")
