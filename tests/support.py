@@ -142,6 +142,8 @@ def _hang_up(app: Celery) -> None:
         consumer = getattr(backend, "result_consumer", None)
         if consumer is not None:
             consumer.stop()
+            # A result that is freed later would connect anew to say so, to a server that is gone.
+            consumer._pubsub = None
         if "client" in vars(backend):
             backend.client.connection_pool.disconnect()
     app.close()
