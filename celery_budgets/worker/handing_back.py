@@ -29,9 +29,7 @@ def must_hold(consumer: Any, request: BudgetedRequest) -> bool:
 
 def is_waiting(consumer: Any, request: BudgetedRequest) -> bool:
     """Return whether *request* waits for a place in the pool; see :func:`take_waiting`."""
-    semaphore = getattr(consumer.controller, "semaphore", None)
-    waiting: Any = getattr(semaphore, "_waiting", None) or ()
-    return any(entry[1] and entry[1][0] is request for entry in list(waiting))
+    return any(entry[1] and entry[1][0] is request for entry in list(_waiting(consumer)))
 
 
 def take_waiting(consumer: Any, roster: Roster, lane: Lane | None = None) -> list[BudgetedRequest]:
@@ -41,8 +39,7 @@ def take_waiting(consumer: Any, roster: Roster, lane: Lane | None = None) -> lis
     celery.worker.worker.WorkController._process_task_sem put there: budgeted ones have the slot
     of their lane by then, and give it back here.
     """
-    semaphore = getattr(consumer.controller, "semaphore", None)
-    waiting: Any = getattr(semaphore, "_waiting", None) or ()
+    waiting = _waiting(consumer)
     entries = [entry for entry in waiting if entry[1] and _is_of(entry[1][0], lane)]
     for entry in entries:
         waiting.remove(entry)
@@ -52,6 +49,11 @@ def take_waiting(consumer: Any, roster: Roster, lane: Lane | None = None) -> lis
     if roster.slots is not None:
         taken += roster.slots.give_up_held(lane.name if lane is not None else None)
     return taken
+
+
+def _waiting(consumer: Any) -> Any:
+    semaphore = getattr(consumer.controller, "semaphore", None)
+    return getattr(semaphore, "_waiting", None) or ()
 
 
 def _is_of(request: Any, lane: Lane | None) -> bool:

@@ -76,9 +76,7 @@ class SlotRecovery:
 
     def _is_known(self, request: BudgetedRequest) -> bool:
         job = _job_of(request)
-        if job is None:
-            return self._is_waiting(request)
-        return _runs(job) or self._is_waiting(request)
+        return (job is not None and _runs(job)) or self._is_waiting(request)
 
     def _recover(self, request: BudgetedRequest) -> None:
         logger.error(

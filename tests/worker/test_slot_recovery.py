@@ -21,7 +21,8 @@ def test_a_lost_call_is_settled(worker, load_app, pool):
     running = worker(APP, "-Q", "narrow,other", "-P", pool)
     running.may_lose_calls = True
     app = load_app(APP)
-    lost = app.nap.delay(30)
+    # Its process waits another 30 s for somebody to read the result, and then the worker can stop.
+    lost = app.nap.delay(15)
     running.wait_active()
     node = f"{running.name}@{gethostname()}"
     assert app.app.control.broadcast(
