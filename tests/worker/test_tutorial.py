@@ -19,7 +19,7 @@ EXPORT = re.compile(r"export (CELERY_\w+)=(\S+)")
 
 def pattern(line):
     """Return what *line* of the page stands for: `...` anything, spaces any, numbers their kind."""
-    parts = [re.sub(r"\\?\s+", r"\\s+", re.escape(part.strip())) for part in line.split("...")]
+    parts = [re.sub(r"(?:\\?\s)+", r"\\s+", re.escape(part.strip())) for part in line.split("...")]
     return r".*".join(parts).strip()
 
 
