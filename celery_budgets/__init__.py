@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from celery_budgets.budget import Budget
 from celery_budgets.budgets import Budgets
 from celery_budgets.errors import (
     BudgetsError,
@@ -11,9 +10,10 @@ from celery_budgets.errors import (
     NoServerError,
     RejectedByBudget,
 )
-from celery_budgets.lanes import Lane, Lanes
-from celery_budgets.outcomes import Outcome
-from celery_budgets.task import BudgetedTask
+from celery_budgets.model.budget import Budget
+from celery_budgets.model.lanes import Lane, Lanes
+from celery_budgets.model.outcomes import Outcome
+from celery_budgets.tasks.task import BudgetedTask
 
 __all__ = [
     "Budget",

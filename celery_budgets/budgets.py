@@ -1,7 +1,7 @@
 """``Budgets(app)``: the one place with side effects on a Celery app.
 
-It declares the queues of the lanes, routes tasks to them, adds the bootstep to workers and
-starts the instrumentation. See also: :mod:`celery_budgets.worker.steps` for what a worker does.
+It declares the queues of the lanes, routes tasks to them, adds the bootsteps to workers and
+starts the instrumentation. See also: :mod:`celery_budgets.worker.bootsteps`.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from uuid import uuid4
 
 from celery import current_app, signals
 
-from celery_budgets.amqp import add_lanes, add_router
-from celery_budgets.asking import Asking
-from celery_budgets.budget import BudgetFields
-from celery_budgets.deadline import Deadline
+from celery_budgets.config.amqp import add_lanes, add_router
+from celery_budgets.config.queues import queue_names, real_names
+from celery_budgets.config.settings import Settings, declare, reread, settings_of
 from celery_budgets.errors import ConfigurationError
-from celery_budgets.lanes import Lane
-from celery_budgets.mapped import charge_mapped
-from celery_budgets.queues import queue_names, real_names
-from celery_budgets.scope import Scope
-from celery_budgets.sending import stamp
-from celery_budgets.settings import Settings, declare, reread, settings_of
+from celery_budgets.model.budget import BudgetFields
+from celery_budgets.model.deadline import Deadline
+from celery_budgets.model.headers import HEADER_DEADLINE
+from celery_budgets.model.lanes import Lane
+from celery_budgets.sending.options import stamp
+from celery_budgets.sending.remote_control import Asking
+from celery_budgets.sending.results import group_result
+from celery_budgets.sending.scope import Scope
+from celery_budgets.tasks.mapped import charge_mapped
 from celery_budgets.telemetry import spans
-from celery_budgets.telemetry.names import HEADER_DEADLINE
-from celery_budgets.waiting import group_result
 
 if TYPE_CHECKING:
-    from celery_budgets.batch import Batch, BatchOptions
-    from celery_budgets.block import Block
+    from celery_budgets.batch.batch import Batch, BatchOptions
+    from celery_budgets.blocks.block import Block
     from celery_budgets.telemetry.snapshots import Concurrency, Memory
     from celery_budgets.telemetry.statistics import Statistics
 
@@ -63,10 +63,10 @@ class Budgets:
         declare(self.app, self._lanes)
         # Kept by the app, and freed with it: signals refer to it weakly.
         self.app.__dict__[_BUDGETS] = self
-        self.app.steps["worker"].add("celery_budgets.worker.steps:BudgetsStep")
-        self.app.steps["worker"].add("celery_budgets.worker.control_step:ControlStep")
-        self.app.steps["consumer"].add("celery_budgets.worker.lanes_step:LanesStep")
-        self.app.steps["consumer"].add("celery_budgets.worker.gate_step:GateStep")
+        self.app.steps["worker"].add("celery_budgets.worker.bootsteps.worker_step:BudgetsStep")
+        self.app.steps["worker"].add("celery_budgets.worker.bootsteps.control_step:ControlStep")
+        self.app.steps["consumer"].add("celery_budgets.worker.bootsteps.lanes_step:LanesStep")
+        self.app.steps["consumer"].add("celery_budgets.worker.bootsteps.gate_step:GateStep")
         self.app.GroupResult = group_result(self.app)
         self.app.on_after_configure.connect(self._on_configured)
         signals.celeryd_init.connect(self._on_worker_init)
@@ -123,7 +123,7 @@ class Budgets:
         """Give a worker its lanes' concurrency, before it has looked at it."""
         if instance.app is not self.app:
             return
-        from celery_budgets.worker.checks import capacity, check_queues, lanes_of_queues
+        from celery_budgets.worker.startup.checks import capacity, check_queues, lanes_of_queues
 
         try:
             settings = self.settings
@@ -152,7 +152,8 @@ class Budgets:
         settings = settings_of(app)
         if settings.tracing:
             spans.instrument(settings.span_sample_rate)
-        from celery_budgets.process import recycle, slow_start
+        from celery_budgets.execution import slow_start
+        from celery_budgets.execution.memory import recycling as recycle
 
         slow_start.warn_of_slow_start(app)
         if settings.memory_guard:
@@ -207,7 +208,7 @@ class Budgets:
             >>> with budgets.call("critic", timeout=600, wait=5) as call:
             ...     review(path, call.remaining())
         """
-        from celery_budgets.block import Block
+        from celery_budgets.blocks.block import Block
 
         return Block(
             self.app, lane, task_id=task_id, tool_name=tool_name, input_size=input_size,
@@ -229,7 +230,7 @@ class Budgets:
         :meth:`statistics` has those of workers without pool processes (threads, gevent, solo)
         among their tasks. Those of web processes, scripts and pool processes are only here.
         """
-        from celery_budgets.telemetry.ledger import ledger_of
+        from celery_budgets.blocks.ledger import ledger_of
 
         return ledger_of(self.app).snapshot()
 
@@ -264,7 +265,7 @@ class Budgets:
     ) -> Scope:
         """Return a request scope: all calls that are sent in its ``with`` block are of one name.
 
-        Arguments and errors are those of :class:`celery_budgets.scope.Scope`.
+        Arguments and errors are those of :class:`celery_budgets.sending.scope.Scope`.
 
         Example:
             >>> with budgets.scope("req-42", max_calls=50, timeout=120) as scope:
@@ -277,13 +278,13 @@ class Budgets:
     def batch(self, signatures: Iterable[Any], **options: Unpack[BatchOptions]) -> Batch:
         """Return a batch of calls: iterate over it to send them and to read their results.
 
-        Arguments and errors are those of :class:`celery_budgets.batch.Batch`.
+        Arguments and errors are those of :class:`celery_budgets.batch.batch.Batch`.
 
         Example:
             >>> for item in budgets.batch((fs_read.s(path) for path in paths), max_in_flight=16):
             ...     print(item.index, item.value if item.ok else item.error)
         """
-        from celery_budgets.batch import Batch
+        from celery_budgets.batch.batch import Batch
 
         return Batch(self.scope(f"batch-{uuid4().hex[:12]}"), signatures, **options)
 
@@ -294,6 +295,6 @@ _BUDGETS = "_celery_budgets_of_app"
 
 def _flush(**_: Any) -> None:
     """Send the spans that a pool process holds when it ends: it leaves by os._exit."""
-    from celery_budgets.process.interrupt import FLUSH_SECONDS
+    from celery_budgets.execution.limits.interrupts import FLUSH_SECONDS
 
     spans.flush(FLUSH_SECONDS)

@@ -4,7 +4,7 @@ For tests, examples and ``celery lanes up --embedded-broker``; not for productio
 listens on a free loopback port and asks for a password that nobody else knows, because on a
 shared machine whoever reaches a broker can run its tasks.
 
-See also: :mod:`celery_budgets.leash`, which ends the server with its parent.
+See also: :mod:`celery_budgets.child_process`, which ends the server with its parent.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Self
 from redis import Redis
 from redis.exceptions import RedisError
 
+from celery_budgets.child_process import Leashed
 from celery_budgets.errors import NoServerError
-from celery_budgets.leash import Leashed
 
 __all__ = ["EmbeddedBroker", "find_server", "no_server_error"]
 

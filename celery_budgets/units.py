@@ -1,7 +1,7 @@
 """Sizes and durations as people write them, and as they read them.
 
 Sizes are whole bytes, durations are seconds as float. ``KB`` is 1,000 bytes and ``KiB``
-1,024, as in IEC 80000-13. See also: :mod:`celery_budgets.lanes`, which checks ranges.
+1,024, as in IEC 80000-13. See also: :mod:`celery_budgets.model.lanes`, which checks ranges.
 """
 
 from __future__ import annotations

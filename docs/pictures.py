@@ -22,9 +22,9 @@ from rich.text import Text
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from celery_budgets.asking import Asking
 from celery_budgets.cli.lanes_table import drawn
 from celery_budgets.cli.top import Looks
+from celery_budgets.sending.remote_control import Asking
 from examples.tools import report
 from examples.tools.broker import broker
 from examples.tools.traces import DIRECTORY_VARIABLE, read_traces

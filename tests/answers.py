@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_budgets.asking import Answers
+from celery_budgets.sending.remote_control import Answers
 from celery_budgets.telemetry.statistics import Statistics
 from celery_budgets.units import MIB
 

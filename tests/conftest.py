@@ -23,8 +23,8 @@ from celery import _state
 from kombu import Connection, pools
 
 from celery_budgets.embedded import EmbeddedBroker
-from celery_budgets.lanes import DEFAULT_LANES
-from celery_budgets.priority import LOW_SUFFIX
+from celery_budgets.model.lanes import DEFAULT_LANES
+from celery_budgets.model.priority import LOW_SUFFIX
 from tests.marks import ON_RABBITMQ
 from tests.support import Servers, Workers, fresh_app, leaving
 

@@ -26,7 +26,7 @@ import psutil
 from celery import Celery, _state
 from celery.utils.nodenames import gethostname
 
-from celery_budgets.leash import Leashed
+from celery_budgets.child_process import Leashed
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ import click
 from click_didyoumean import DYMGroup
 
 # Name `celery inspect budgets` and its kin to the command line, which knows what is registered.
-import celery_budgets.worker.control
-import celery_budgets.worker.lane_control  # noqa: F401
+import celery_budgets.worker.remote.commands
+import celery_budgets.worker.remote.lane_commands  # noqa: F401
 from celery_budgets.errors import BudgetsError
 
 __all__ = ["lanes"]

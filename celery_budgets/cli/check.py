@@ -9,8 +9,8 @@ import click
 
 from celery_budgets.cli import findings
 from celery_budgets.cli.findings import Finding
+from celery_budgets.config.settings import settings_of
 from celery_budgets.errors import ConfigurationError
-from celery_budgets.settings import settings_of
 
 __all__ = ["command"]
 

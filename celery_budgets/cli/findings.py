@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 import click
 from kombu.utils.url import maybe_sanitize_url
 
+from celery_budgets.config.broker_limits import visibility_timeout
+from celery_budgets.config.settings import Settings
 from celery_budgets.errors import ConfigurationError
-from celery_budgets.lanes import DEFAULT_LANES, Lane, Lanes
-from celery_budgets.mapped import MappingTask
-from celery_budgets.settings import Settings
-from celery_budgets.task import BudgetedTask
+from celery_budgets.model.lanes import DEFAULT_LANES, Lane, Lanes
+from celery_budgets.tasks.mapped import MappingTask
+from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.units import format_duration
-from celery_budgets.worker.ceiling import visibility_timeout
-from celery_budgets.worker.checks import (
+from celery_budgets.worker.startup.checks import (
     longest_hard_limit,
     python_problem,
     task_class_problems,
     visibility_problem,
 )
-from celery_budgets.worker.stray_queues import abandoned_problems, undeclared_problems
+from celery_budgets.worker.startup.stray_queues import abandoned_problems, undeclared_problems
 
 __all__ = [
     "Finding",

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from celery_budgets.lanes import Lane
-from celery_budgets.settings import settings_of
+from celery_budgets.config.settings import settings_of
+from celery_budgets.model.lanes import Lane
 
 __all__ = [
     "lane_argument", "lanes_argument", "python_command", "scaled", "shell_line",

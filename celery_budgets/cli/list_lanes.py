@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from celery_budgets.lanes import Lane, Lanes
-from celery_budgets.settings import settings_of
+from celery_budgets.config.settings import settings_of
+from celery_budgets.model.lanes import Lane, Lanes
 from celery_budgets.units import format_duration, format_size
 
 __all__ = ["command"]

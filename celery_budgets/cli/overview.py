@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from celery_budgets.asking import Answers
 from celery_budgets.cli.alerts import Alert, alerts_of, is_paused
+from celery_budgets.sending.remote_control import Answers
 from celery_budgets.telemetry.snapshots import Concurrency, Slots, WorkerMemory
 from celery_budgets.telemetry.statistics import CallStatistics, Statistics
 

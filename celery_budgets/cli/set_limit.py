@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from celery_budgets.cli.telling import of_workers, tell
+from celery_budgets.cli.lane_commands import of_workers, tell
 
 __all__ = ["command"]
 

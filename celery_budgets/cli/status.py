@@ -6,11 +6,11 @@ import json
 
 import click
 
-from celery_budgets.asking import Asking
 from celery_budgets.cli.findings import require_broker
 from celery_budgets.cli.options import seconds_option
 from celery_budgets.cli.overview import Overview
-from celery_budgets.settings import settings_of
+from celery_budgets.config.settings import settings_of
+from celery_budgets.sending.remote_control import Asking
 
 __all__ = ["command"]
 

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 
-from celery_budgets.leash import Leashed
+from celery_budgets.child_process import Leashed
 from celery_budgets.units import format_duration
 
 __all__ = ["Backoff", "Say", "Supervised", "describe"]

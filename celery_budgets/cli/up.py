@@ -15,9 +15,9 @@ from celery_budgets.cli.invocation import python_command, scaled, shell_line, wo
 from celery_budgets.cli.printer import Printer
 from celery_budgets.cli.supervisor import Supervisor, stopped_by_signals
 from celery_budgets.cli.worker_options import WithWorkerOptions, worker_options
+from celery_budgets.config.settings import settings_of
 from celery_budgets.embedded import EmbeddedBroker, no_server_error
-from celery_budgets.lanes import Lane
-from celery_budgets.settings import settings_of
+from celery_budgets.model.lanes import Lane
 
 __all__ = ["command"]
 

@@ -15,7 +15,7 @@ from celery_budgets.cli.invocation import (
     shell_line,
     worker_arguments,
 )
-from celery_budgets.lanes import Lane
+from celery_budgets.model.lanes import Lane
 
 __all__ = ["command"]
 

@@ -16,7 +16,7 @@ import os
 import threading
 from typing import Any
 
-from celery_budgets.telemetry import failures
+from celery_budgets.model import failures
 from celery_budgets.telemetry.exporters import exporters_for
 
 __all__ = ["make_meter_provider"]

@@ -3,7 +3,8 @@
 Both read the same statistics, so they agree with each other and with the records of calls.
 Names and units stand in :data:`METRICS`; no task id is ever a label.
 
-See also: :mod:`celery_budgets.worker.meters`, which knows where the numbers come from.
+See also: :mod:`celery_budgets.worker.remote.metrics_source`, which knows where the numbers come
+from.
 """
 
 from __future__ import annotations

@@ -17,15 +17,17 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from celery_budgets.priority import Broker, addresses
-from celery_budgets.telemetry import exporters, names
-from celery_budgets.telemetry.failures import CountingExporter
+from celery_budgets.model.failures import CountingExporter
+from celery_budgets.model.headers import HEADER_IDEMPOTENCY_KEY, HEADER_SCOPE
+from celery_budgets.model.priority import Broker, addresses
+from celery_budgets.telemetry import attributes as names
+from celery_budgets.telemetry import exporters
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from celery_budgets.outcomes import Outcome
-    from celery_budgets.process.call import Call, Terms
+    from celery_budgets.execution.call import Call, Terms
+    from celery_budgets.model.outcomes import Outcome
 
 __all__ = [
     "begin", "call_attributes", "end", "flush", "instrument", "leave_open", "shared_attributes",
@@ -159,7 +161,7 @@ def call_attributes(
         names.MESSAGING_MESSAGE_ID: request["id"],
     }
     for attribute, header in (
-        (names.IDEMPOTENCY_KEY, names.HEADER_IDEMPOTENCY_KEY), (names.SCOPE, names.HEADER_SCOPE),
+        (names.IDEMPOTENCY_KEY, HEADER_IDEMPOTENCY_KEY), (names.SCOPE, HEADER_SCOPE),
     ):  # fmt: skip
         if request.get(header):
             attributes[attribute] = request[header]
@@ -220,7 +222,7 @@ def end(span: Span, call: Call, outcome: Outcome, waited: float, *, attributed: 
 def leave_open(task: Any, task_id: str) -> None:
     """Keep the span of a call whose process is about to go from ending here.
 
-    The worker ends it, under the same span id (:mod:`celery_budgets.telemetry.afterwards`);
+    The worker ends it, under the same span id (:mod:`celery_budgets.telemetry.killed_spans`);
     ended in both places it would be exported twice.
     """
     spans = vars(task).get(_SPANS_OF_TASK)

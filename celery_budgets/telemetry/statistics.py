@@ -3,7 +3,7 @@
 Percentiles come from merged histograms, never from averaged percentiles.
 
 Covers: counting, merging, the form that travels between processes.
-Does not cover: who counts (:mod:`celery_budgets.worker.tally`) and who asks
+Does not cover: who counts (:mod:`celery_budgets.worker.calls.tally`) and who asks
 (:meth:`celery_budgets.Budgets.statistics`).
 """
 

@@ -1,6 +1,6 @@
 """What a worker makes of a message of ``celery.map``: a call of the task that it names.
 
-Runs in the worker main process. See also: :mod:`celery_budgets.mapped`.
+Runs in the worker main process. See also: :mod:`celery_budgets.tasks.mapped`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from celery.worker.strategy import default
 
 if TYPE_CHECKING:
-    from celery_budgets.mapped import MappingTask
-    from celery_budgets.task import BudgetedTask
+    from celery_budgets.tasks.mapped import MappingTask
+    from celery_budgets.tasks.task import BudgetedTask
 
 __all__ = ["by_mapped_task"]
 

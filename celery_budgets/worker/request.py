@@ -1,7 +1,7 @@
 """``BudgetedRequest``: one delivery of a budgeted task, in the worker main process.
 
 It puts the limits of the lane and the task on the delivery, and it is where Celery tells how
-the call ended. See also: :mod:`celery_budgets.worker.roster`, which it reports to.
+the call ended. See also: :mod:`celery_budgets.worker.calls.roster`, which it reports to.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from celery.exceptions import (
 )
 from celery.worker import state
 
-from celery_budgets.budget import TimeLimits
 from celery_budgets.errors import MemoryLimitExceeded, RejectedByBudget, words_of
-from celery_budgets.outcomes import Outcome
-from celery_budgets.process.ended import outcome_of
-from celery_budgets.process.flight import Flight, Reason
-from celery_budgets.telemetry.names import HEADER_DUE_AT, REASON_DEADLINE
-from celery_budgets.worker.acknowledging import SettlingRequest, comes_again, give_back
-from celery_budgets.worker.inherited import came_too_late
-from celery_budgets.worker.place import Place
-from celery_budgets.worker.settling import fail, passes
-from celery_budgets.worker.shadowed import wrap_shadowed
-from celery_budgets.worker.terminated import TerminableRequest
-from celery_budgets.worker.twins import expires_alone, shares_result_of_twin
+from celery_budgets.execution.flight.record import Flight, Reason
+from celery_budgets.execution.outcome import outcome_of
+from celery_budgets.model.budget import TimeLimits
+from celery_budgets.model.headers import HEADER_DUE_AT
+from celery_budgets.model.outcomes import Outcome
+from celery_budgets.model.reasons import REASON_DEADLINE
+from celery_budgets.worker.assignment import Place
+from celery_budgets.worker.calls.acknowledgement import SettlingRequest, comes_again, give_back
+from celery_budgets.worker.calls.inherited_deadline import came_too_late
+from celery_budgets.worker.calls.settling import fail, passes
+from celery_budgets.worker.calls.terminated import TerminableRequest
+from celery_budgets.worker.calls.twins import expires_alone, shares_result_of_twin
+from celery_budgets.worker.request_hooks import wrap_shadowed
 
 __all__ = ["BudgetedRequest"]
 

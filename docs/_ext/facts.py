@@ -22,10 +22,12 @@ from typing import Any
 from meanings import ATTRIBUTES, LOG_EVENTS, SPAN_EVENTS
 
 import celery_budgets
-from celery_budgets.fields import FIELDS
-from celery_budgets.lanes import DEFAULT_LANES
-from celery_budgets.process import interrupt, solo_interrupt
-from celery_budgets.telemetry import logs, names
+from celery_budgets.config.setting_fields import FIELDS
+from celery_budgets.execution.limits import interrupts as interrupt
+from celery_budgets.execution.limits import solo_interrupt
+from celery_budgets.model.lanes import DEFAULT_LANES
+from celery_budgets.telemetry import attributes as names
+from celery_budgets.telemetry import logs
 from celery_budgets.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -175,18 +177,27 @@ def log_events() -> str:
 
 
 def rooms() -> str:
-    """The order in which modules may import each other, read from the test that holds it."""
+    """Which folder may import which, read from the test that holds it."""
+    return _floors("FLOORS", PACKAGE)
+
+
+def rooms_of_worker() -> str:
+    """The same within `worker`."""
+    return _floors("WORKER_FLOORS", PACKAGE / "worker")
+
+
+def _floors(constant: str, folder: Path) -> str:
     tree = ast.parse((ROOT / "tests" / "unit" / "test_house.py").read_text(encoding="utf-8"))
     (floors,) = (
         ast.literal_eval(node.value)
         for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ROOMS"
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == constant
     )
     rows = []
     for number, floor in enumerate(floors, start=1):
         for name in floor:
-            path = PACKAGE / f"{name}.py"
-            path = path if path.exists() else PACKAGE / name / "__init__.py"
+            path = folder / f"{name}.py"
+            path = path if path.exists() else folder / name / "__init__.py"
             if path.exists():
                 rows.append((str(number), f"`{name}`", _first_line(path)))
     return table(("floor", "module or folder", "what it is for"), rows)
@@ -202,6 +213,7 @@ TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
         settings, lanes, pools, metrics, attributes, span_events, record, log_events, rooms,
+        rooms_of_worker,
     )
 }  # fmt: skip
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from celery.result import AsyncResult
 
+from celery_budgets.child_process import Leashed
 from celery_budgets.embedded import EmbeddedBroker
 from celery_budgets.errors import NoServerError
-from celery_budgets.leash import Leashed
 from examples.quickstart.tasks import budgets, fs_read, longest_line
 
 WORKER = ["celery", "-A", "examples.quickstart.tasks", "worker", "-Q", "file_read"]

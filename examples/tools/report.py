@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from celery_budgets.lanes import Lane
-from celery_budgets.outcomes import Outcome
-from celery_budgets.telemetry import names
+from celery_budgets.model.lanes import Lane
+from celery_budgets.model.outcomes import Outcome
+from celery_budgets.telemetry import attributes as names
 from celery_budgets.telemetry.statistics import CallStatistics, Statistics
 from celery_budgets.units import MIB
 from examples.tools.traces import RecordedSpan

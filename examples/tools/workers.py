@@ -16,7 +16,7 @@ from typing import IO
 
 from celery_budgets.cli.supervised import Backoff
 from celery_budgets.cli.supervisor import Supervisor
-from celery_budgets.lanes import Lane
+from celery_budgets.model.lanes import Lane
 
 __all__ = ["LaneWorkers", "WorkerFailed"]
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from celery_budgets.leash import Leashed
+from celery_budgets.child_process import Leashed
 from tests.benchmarks import peer_bodies
 from tests.benchmarks.ground import Workplace
 from tests.support import ROOT

@@ -21,7 +21,7 @@ from typing import Any
 from celery import Celery
 
 from celery_budgets import Budgets, Lane
-from celery_budgets.process import memory
+from celery_budgets.execution.memory import rss as memory
 from tests.benchmarks.ground import Ground
 from tests.benchmarks.measure import Figure, Target, in_turn
 from tests.support import ROOT

@@ -7,7 +7,7 @@ from celery import Celery
 
 from celery_budgets import Budgets
 from celery_budgets.cli import findings
-from celery_budgets.worker.stray_queues import undeclared_problems
+from celery_budgets.worker.startup.stray_queues import undeclared_problems
 
 APP = "tests.worker.default_lanes_app"
 

@@ -9,7 +9,7 @@ import pytest
 from celery import Celery, signals
 
 from celery_budgets import Budgets, Lane
-from celery_budgets.process.slots import process_slots
+from celery_budgets.blocks.process_slots import process_slots
 
 #: Nobody answers there, and nobody is asked.
 NOWHERE = "redis://127.0.0.1:1/0"

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_budgets.worker.admission import Admission
-from celery_budgets.worker.consuming import Consuming
-from celery_budgets.worker.gate import Decision, Gate, Gauge
+from celery_budgets.worker.lanes.queue_pauses import Consuming
+from celery_budgets.worker.memory.admission import Admission
+from celery_budgets.worker.memory.gate import Decision, Gate, Gauge
 
 CLOSED = 501
 

@@ -9,7 +9,7 @@ import pytest
 from celery import Celery, group, signals
 
 from celery_budgets import BudgetedTask, Budgets, Lane
-from celery_budgets.settings import settings_of
+from celery_budgets.config.settings import settings_of
 
 APPS = 200
 #: Messages that nobody takes.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from celery_budgets.asking import Asking
+from celery_budgets.sending.remote_control import Asking
 
 
 class FakeApp:

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from celery.concurrency.asynpool import AsynPool
 
-from celery_budgets.worker import begun as begun_module
-from celery_budgets.worker.begun import Begun
+from celery_budgets.worker.pool import started_calls as begun_module
+from celery_budgets.worker.pool.started_calls import Begun
 
 
 class Process:

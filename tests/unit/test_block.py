@@ -15,11 +15,11 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from celery_budgets import ConfigurationError, RejectedByBudget
-from celery_budgets.process import memory
-from celery_budgets.process.call import HardLimitReached
-from celery_budgets.process.current import running_call
-from celery_budgets.process.slots import process_slots
-from celery_budgets.process.watchdog import watchdog
+from celery_budgets.blocks.process_slots import process_slots
+from celery_budgets.execution.call import HardLimitReached
+from celery_budgets.execution.context import running_call
+from celery_budgets.execution.limits.watchdog import watchdog
+from celery_budgets.execution.memory import rss as memory
 from tests.support import wait_until
 
 #: Seconds after which a body gives up waiting for its limit.
@@ -473,7 +473,7 @@ def test_ten_thousand_leave_nothing_behind(budgets):
 
 def test_a_failure_of_ours_fails_no_call(budgets, monkeypatch, caplog):
     """Neither the watchdog nor the statistics; it is logged."""
-    from celery_budgets import block
+    from celery_budgets.blocks import block
     from celery_budgets.telemetry.statistics import Statistics
 
     def broken(*_):

@@ -10,7 +10,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from celery_budgets import Lane, RejectedByBudget
-from celery_budgets.process.current import running_call
+from celery_budgets.execution.context import running_call
 from tests.support import in_loop
 from tests.unit.test_block import LONG, outcomes, slots_of
 

@@ -11,10 +11,11 @@ import time
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from celery_budgets.budget import Budget, TimeLimits
-from celery_budgets.process import memory, thread_exception
-from celery_budgets.process.call import Call
-from celery_budgets.process.watchdog import watchdog
+from celery_budgets.execution.call import Call
+from celery_budgets.execution.limits import async_exception as thread_exception
+from celery_budgets.execution.limits.watchdog import watchdog
+from celery_budgets.execution.memory import rss as memory
+from celery_budgets.model.budget import Budget, TimeLimits
 from tests.support import in_loop, wait_until
 from tests.unit.test_block import LONG, burn, outcomes
 

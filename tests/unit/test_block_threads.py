@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from celery_budgets import Lane, RejectedByBudget, settings
-from celery_budgets.process.slots import process_slots
-from celery_budgets.telemetry import ledger
+from celery_budgets import Lane, RejectedByBudget
+from celery_budgets.blocks import ledger
+from celery_budgets.blocks.process_slots import process_slots
+from celery_budgets.config import settings
 
 THREADS = 8
 

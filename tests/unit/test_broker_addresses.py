@@ -6,11 +6,11 @@ import pytest
 from celery import Celery
 
 from celery_budgets import Budgets, ConfigurationError
-from celery_budgets.lease_server import leases_of
-from celery_budgets.priority import Broker
-from celery_budgets.settings import reread
+from celery_budgets.config.broker_limits import broker_ceiling
+from celery_budgets.config.settings import reread
+from celery_budgets.model.priority import Broker
+from celery_budgets.shared_state.lease_store import leases_of
 from celery_budgets.telemetry.spans import _messaging_system
-from celery_budgets.worker.ceiling import broker_ceiling
 
 NOWHERE = "redis://127.0.0.1:1/0"
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_budgets import Budget, ConfigurationError
-from celery_budgets.budget import TimeLimits
+from celery_budgets.model.budget import TimeLimits
 from celery_budgets.units import scaled
 
 MIB = 1024**2

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_budgets import Budget
-from celery_budgets.budget import TimeLimits
-from celery_budgets.process import call as call_module
-from celery_budgets.process.call import Call
+from celery_budgets.execution import call as call_module
+from celery_budgets.execution.call import Call
+from celery_budgets.model.budget import TimeLimits
 
 
 class Clock:

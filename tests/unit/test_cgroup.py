@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_budgets.process.cgroup import physical_memory, tightest_cgroup
+from celery_budgets.execution.memory.cgroup import physical_memory, tightest_cgroup
 from celery_budgets.units import GIB, MIB
 
 PHYSICAL = 8 * GIB

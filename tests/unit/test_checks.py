@@ -10,11 +10,11 @@ from celery import Celery
 from celery.concurrency import get_implementation
 
 from celery_budgets import BudgetedTask, Budgets, ConfigurationError, Lane
-from celery_budgets.process import memory
-from celery_budgets.settings import Settings
-from celery_budgets.worker import checks
-from celery_budgets.worker.checks import capacity, check_queues, check_worker, pool_name
-from celery_budgets.worker.refused import WorkerRefused
+from celery_budgets.config.settings import Settings
+from celery_budgets.execution.memory import rss as memory
+from celery_budgets.worker.startup import checks
+from celery_budgets.worker.startup.checks import capacity, check_queues, check_worker, pool_name
+from celery_budgets.worker.startup.refused import WorkerRefused
 
 GIB = 1024**3
 

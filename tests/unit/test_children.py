@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from celery_budgets.process import children
-from celery_budgets.process.children import Child, began_since, end, found_below, lives
-from celery_budgets.process.tree import Tree
+from celery_budgets.execution import children
+from celery_budgets.execution.children import Child, began_since, end, found_below, lives
+from celery_budgets.execution.memory.pss import Tree
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def test_a_tracker_of_multiprocessing_is_spared(child, monkeypatch):
 def test_what_a_call_may_be_killed_for_was_measured_now(monkeypatch):
     """Between two readings a forked child looks as if all of it were its own."""
     rss = {1: 300, 2: 10}
-    monkeypatch.setattr("celery_budgets.process.memory.rss_of", rss.get)
-    monkeypatch.setattr("celery_budgets.process.tree.pss_of", {1: 180, 2: 120}.get)
+    monkeypatch.setattr("celery_budgets.execution.memory.rss.rss_of", rss.get)
+    monkeypatch.setattr("celery_budgets.execution.memory.pss.pss_of", {1: 180, 2: 120}.get)
     tree = Tree(1, clock=lambda: 0.0, members=lambda: [1, 2])
     assert tree.size(enough=500) == 310
     assert tree.size(enough=100) == 300

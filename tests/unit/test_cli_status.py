@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from celery_budgets import Budgets, Lane
-from celery_budgets.asking import Answers
 from celery_budgets.cli import lanes, status, top
 from celery_budgets.cli.alerts import Alert, alerts_of
 from celery_budgets.cli.lanes_table import WIDE, drawn
 from celery_budgets.cli.overview import Overview
 from celery_budgets.cli.top import Looks
+from celery_budgets.sending.remote_control import Answers
 from celery_budgets.units import MIB
 from tests.answers import ScriptedAsking, answer, ended, lane
 

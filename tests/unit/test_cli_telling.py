@@ -8,8 +8,9 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
 from celery_budgets import Budgets, Lane
-from celery_budgets.asking import Answers
-from celery_budgets.cli import lanes, telling
+from celery_budgets.cli import lane_commands as telling
+from celery_budgets.cli import lanes
+from celery_budgets.sending.remote_control import Answers
 from tests.answers import answer, lane
 
 QUICK, SLOW = answer({"quick": lane()}), answer({"slow": lane(queue="slow")})

@@ -13,7 +13,7 @@ from celery_budgets.cli import up
 from celery_budgets.cli import worker as worker_command
 from celery_budgets.cli.invocation import scaled
 from celery_budgets.cli.printer import Printer
-from celery_budgets.lanes import Lane
+from celery_budgets.model.lanes import Lane
 
 APP = "tests.worker.lanes_app"
 

@@ -22,7 +22,7 @@ import yaml
 from celery.bin.celery import celery
 from celery.bin.worker import worker as worker_command
 
-from celery_budgets.lanes import DEFAULT_LANES, Lanes
+from celery_budgets.model.lanes import DEFAULT_LANES, Lanes
 from celery_budgets.units import parse_duration, parse_size
 from tests.support import ROOT
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_budgets import Budget
-from celery_budgets.budget import TimeLimits
-from celery_budgets.deadline import Deadline
 from celery_budgets.errors import RejectedByBudget
-from celery_budgets.process.call import Call, Terms
-from celery_budgets.process.inherited import terms_at_start
+from celery_budgets.execution.call import Call, Terms
+from celery_budgets.model.budget import TimeLimits
+from celery_budgets.model.deadline import Deadline
+from celery_budgets.tasks.deadline_at_start import terms_at_start
 
 LIMITS = TimeLimits(300.0, 450.0)
 

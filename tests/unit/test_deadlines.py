@@ -11,9 +11,9 @@ from billiard.pool import ApplyResult
 from celery.concurrency.asynpool import AsynPool, ResultHandler
 from kombu.asynchronous.timer import Timer
 
-from celery_budgets.process.flight import Flight, Reason
-from celery_budgets.worker import deadlines as deadlines_module
-from celery_budgets.worker.deadlines import (
+from celery_budgets.execution.flight.record import Flight, Reason
+from celery_budgets.worker.pool import time_limits as deadlines_module
+from celery_budgets.worker.pool.time_limits import (
     BEGIN_POLL,
     LATE,
     LONGEST,

@@ -19,18 +19,24 @@ import pytest
 import yaml
 
 import celery_budgets
-from celery_budgets.budget import Budget, BudgetFields
 from celery_budgets.cli import lanes
-from celery_budgets.fields import FIELDS
-from celery_budgets.lane import Lane
-from celery_budgets.lanes import DEFAULT_LANES
-from celery_budgets.outcomes import Outcome
-from celery_budgets.process import interrupt, watchdog
-from celery_budgets.task import BudgetedTask
-from celery_budgets.telemetry import names, spans
+from celery_budgets.config import broker_limits as ceiling
+from celery_budgets.config.setting_fields import FIELDS
+from celery_budgets.execution.limits import interrupts as interrupt
+from celery_budgets.execution.limits import watchdog
+from celery_budgets.model import headers, reasons
+from celery_budgets.model.budget import Budget, BudgetFields
+from celery_budgets.model.lane import Lane
+from celery_budgets.model.lanes import DEFAULT_LANES
+from celery_budgets.model.outcomes import Outcome
+from celery_budgets.tasks.task import BudgetedTask
+from celery_budgets.telemetry import attributes as names
+from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.metrics import METRICS
 from celery_budgets.units import format_size, parse_duration, parse_size
-from celery_budgets.worker import ceiling, checks, gate_step, threads
+from celery_budgets.worker.bootsteps import gate_step
+from celery_budgets.worker.pool import abandoned_threads as threads
+from celery_budgets.worker.startup import checks
 from tests.pages import ALL, DOCS, FACTS, PAGES, PROSE, check_command, script, table
 from tests.readme import blocks as readme_blocks
 from tests.support import ROOT
@@ -147,9 +153,9 @@ def test_its_links_lead_somewhere(page):
 def test_what_it_names_exists(page):
     """Settings, variables, metrics, span attributes and log events."""
     settings = {f"budgets_{name}" for name in FIELDS}
-    headers = {value for name, value in vars(names).items() if name.startswith("HEADER_")}
+    known = {value for name, value in vars(headers).items() if name.startswith("HEADER_")}
     named = set(re.findall(r"(?<![\w.])budgets_[a-z_]+\b", page.text)) - {"budgets_tiemout"}
-    assert named <= settings | headers
+    assert named <= settings | known
     variables = set(re.findall(r"\bCELERY_(BUDGETS_[A-Z_]+)\b", page.text))
     assert {name.lower() for name in variables} <= settings
     series = {one for name in METRICS for one in exported(name)}
@@ -275,9 +281,9 @@ def test_the_reasons_of_a_rejection():
     """The gauges of a gate, by whose names rejections are counted, and the others."""
     gauges = set(re.findall(r'Gauge\("(\w+)"', inspect.getsource(gate_step)))
     assert {row[0].strip("`") for row in table("reason", "what was above its limit")} == gauges
-    reasons = [value for name, value in vars(names).items() if name.startswith("REASON_")]
+    codes = [value for name, value in vars(reasons).items() if name.startswith("REASON_")]
     told = table("reason", "the call was not admitted because")
-    assert [row[0].strip("`") for row in told] == reasons
+    assert [row[0].strip("`") for row in told] == codes
 
 
 def test_numbers():
@@ -354,5 +360,7 @@ def test_pictures_load_nothing():
 def test_every_module_of_the_architecture_exists():
     """In its tables, by its name below the package."""
     page = PAGES["architecture.md"]
-    for name in re.findall(r"`((?:worker|process|telemetry)\.[a-z_]+)`", page.text):
+    for name in re.findall(
+        r"`((?:model|config|execution|telemetry|sending|tasks|worker)\.[a-z_.]+)`", page.text
+    ):
         assert (ROOT / "celery_budgets" / f"{name.replace('.', '/')}.py").exists(), name

@@ -18,7 +18,7 @@ from celery_budgets import (
     RejectedByBudget,
 )
 from celery_budgets.errors import nearest
-from celery_budgets.worker.refused import WorkerRefused
+from celery_budgets.worker.startup.refused import WorkerRefused
 
 MIB = 1024**2
 CROSSING = [

@@ -12,8 +12,8 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from rich.console import Console
 
-from celery_budgets.lanes import Lane
-from celery_budgets.telemetry import names
+from celery_budgets.model.lanes import Lane
+from celery_budgets.telemetry import attributes as names
 from celery_budgets.telemetry.statistics import Statistics
 from examples.tools import files, forecast, misbehave, report, traces
 from examples.tools.interrupts import plain_interrupts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-from celery_budgets.telemetry import failures
+from celery_budgets.model import failures
 
 
 class Counter:

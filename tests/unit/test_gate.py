@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from celery_budgets.worker.gate import Decision, Gate, Gauge
+from celery_budgets.worker.memory.gate import Decision, Gate, Gauge
 
 LIMIT, RESUME = 500, 400
 MAX_PAUSE = 60.0

@@ -9,16 +9,17 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from celery_budgets import BudgetedTask, Budgets, ConfigurationError, idempotency
-from celery_budgets.budget import Budget, TimeLimits
-from celery_budgets.idempotency import task_id_of
-from celery_budgets.keeper import Keeper
-from celery_budgets.lease_server import leases_of
-from celery_budgets.leases import Lease, State
-from celery_budgets.process.call import Call
-from celery_budgets.process.interrupt import ProcessInterrupt
-from celery_budgets.process.watchdog import TICK, Watchdog
-from celery_budgets.settings import Settings
+from celery_budgets import BudgetedTask, Budgets, ConfigurationError
+from celery_budgets.config.settings import Settings
+from celery_budgets.execution.call import Call
+from celery_budgets.execution.limits.interrupts import ProcessInterrupt
+from celery_budgets.execution.limits.watchdog import TICK, Watchdog
+from celery_budgets.idempotency import run_once as idempotency
+from celery_budgets.idempotency.run_once import task_id_of
+from celery_budgets.model.budget import Budget, TimeLimits
+from celery_budgets.shared_state.lease_store import leases_of
+from celery_budgets.shared_state.leases import Lease, State
+from celery_budgets.shared_state.renewal import Keeper
 
 NOWHERE = {"broker": "memory://", "backend": "cache+memory://"}
 

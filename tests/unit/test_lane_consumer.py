@@ -9,10 +9,10 @@ import pytest
 from celery import Celery
 from kombu import Connection, Exchange, Producer, Queue
 
-from celery_budgets.priority import Broker, Priority, level_of, number_of
-from celery_budgets.worker.consuming import Consuming
-from celery_budgets.worker.lane_consumer import LaneConsumer
-from celery_budgets.worker.low_queue import AgingSteps
+from celery_budgets.model.priority import Broker, Priority, level_of, number_of
+from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
+from celery_budgets.worker.lanes.low_priority import AgingSteps
+from celery_budgets.worker.lanes.queue_pauses import Consuming
 
 COUNTS = {"a": 2, "b": 1}
 

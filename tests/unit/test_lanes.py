@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from celery_budgets import Budget, ConfigurationError, Lane, Lanes
-from celery_budgets.lanes import DEFAULT_LANES
+from celery_budgets.model.lanes import DEFAULT_LANES
 
 
 def test_the_default_lanes():

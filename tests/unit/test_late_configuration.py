@@ -11,8 +11,8 @@ from kombu import Queue
 from kombu.common import Broadcast
 
 from celery_budgets import Budgets, Lane
-from celery_budgets.queues import queue_names, real_names
-from celery_budgets.routing import LaneRouter
+from celery_budgets.config.queues import queue_names, real_names
+from celery_budgets.config.routing import LaneRouter
 
 
 @pytest.fixture

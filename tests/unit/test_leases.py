@@ -6,8 +6,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from celery_budgets.keeper import Keeper
-from celery_budgets.leases import Lease, Leases, State
+from celery_budgets.shared_state.leases import Lease, Leases, State
+from celery_budgets.shared_state.renewal import Keeper
 from tests.support import wait_until
 
 

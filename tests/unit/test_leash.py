@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from celery_budgets.leash import Leashed
+from celery_budgets.child_process import Leashed
 from tests.support import wait_until
 
 STUBBORN = (
@@ -18,7 +18,7 @@ STUBBORN = (
 )
 STARTER = """
 import sys, time
-from celery_budgets.leash import Leashed
+from celery_budgets.child_process import Leashed
 print(Leashed([sys.executable, "-c", "import time; time.sleep(60)"]).pid, flush=True)
 time.sleep(60)
 """

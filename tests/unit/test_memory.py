@@ -7,7 +7,7 @@ import multiprocessing
 
 import pytest
 
-from celery_budgets.process import memory
+from celery_budgets.execution.memory import rss as memory
 from celery_budgets.units import MIB
 
 

@@ -10,8 +10,8 @@ import pytest
 from celery.worker import state
 
 from celery_budgets.telemetry.metrics import METRICS
-from celery_budgets.worker.meters import MOST_TASKS, Meters
-from celery_budgets.worker.roster import Roster
+from celery_budgets.worker.calls.roster import Roster
+from celery_budgets.worker.remote.metrics_source import MOST_TASKS, Meters
 
 
 @pytest.fixture

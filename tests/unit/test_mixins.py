@@ -10,9 +10,9 @@ from celery import Celery, Task
 from celery.contrib.abortable import AbortableAsyncResult, AbortableTask
 
 from celery_budgets import BudgetedTask, Budgets
-from celery_budgets.process.current import call_of
-from celery_budgets.telemetry.names import HEADER_TERMS
-from celery_budgets.waiting import LaneResult
+from celery_budgets.execution.context import call_of
+from celery_budgets.model.headers import HEADER_TERMS
+from celery_budgets.sending.results import LaneResult
 
 TERMS = ("tool_call", 300.0, 450.0, None)
 

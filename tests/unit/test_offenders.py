@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_budgets.outcomes import Outcome
-from celery_budgets.telemetry.names import HEADER_KILLS
-from celery_budgets.worker import offenders
-from celery_budgets.worker.offenders import Offenders
+from celery_budgets.model.headers import HEADER_KILLS
+from celery_budgets.model.outcomes import Outcome
+from celery_budgets.worker.calls import reruns as offenders
+from celery_budgets.worker.calls.reruns import Offenders
 
 
 class Task:

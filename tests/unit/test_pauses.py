@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 from celery.worker import state
 
-from celery_budgets.lanes import Lane, Lanes
-from celery_budgets.worker.admission import Admission
-from celery_budgets.worker.consuming import Consuming
-from celery_budgets.worker.gate import Decision, Gate, Gauge
-from celery_budgets.worker.pauses import Pauses
-from celery_budgets.worker.slots import Slots
+from celery_budgets.model.lanes import Lane, Lanes
+from celery_budgets.worker.lanes.lane_slots import Slots
+from celery_budgets.worker.lanes.operator_pauses import Pauses
+from celery_budgets.worker.lanes.queue_pauses import Consuming
+from celery_budgets.worker.memory.admission import Admission
+from celery_budgets.worker.memory.gate import Decision, Gate, Gauge
 
 LANES = Lanes([Lane("one", 1), Lane("two", 1)], global_concurrency=2)
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from celery_budgets.per_process import OncePerProcess, PerProcess
+from celery_budgets.model.per_process import OncePerProcess, PerProcess
 from tests.support import ROOT
 
 
@@ -20,9 +20,9 @@ class App:
 #: A program of its own: to fork the process of the tests would share their connections.
 FORKING = """
 import os, sys, threading
-from celery_budgets.per_process import OncePerProcess, PerProcess
-from celery_budgets.process.recorder import recorder
-from celery_budgets.process.watchdog import watchdog
+from celery_budgets.model.per_process import OncePerProcess, PerProcess
+from celery_budgets.execution.flight.recorder import recorder
+from celery_budgets.execution.limits.watchdog import watchdog
 
 def child_says(look):
     pid = os.fork()
@@ -107,8 +107,8 @@ def test_a_fork_in_the_middle_of_making_one():
 
 
 OF_THREADS = """
-from celery_budgets.process import thread_exception
-from celery_budgets.process.thread_exception import shielded
+from celery_budgets.execution.limits import async_exception as thread_exception
+from celery_budgets.execution.limits.async_exception import shielded
 
 locked, forked = threading.Event(), threading.Event()
 

@@ -8,9 +8,9 @@ from celery.worker.request import create_request_cls
 
 from celery_budgets import BudgetedTask, Budgets, Lane
 from celery_budgets.worker import request as request_module
-from celery_budgets.worker.place import Place
+from celery_budgets.worker.assignment import Place
+from celery_budgets.worker.calls.roster import roster_of
 from celery_budgets.worker.request import BudgetedRequest
-from celery_budgets.worker.roster import roster_of
 from tests.benchmarks.memory import Message, Pool
 
 

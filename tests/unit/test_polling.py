@@ -11,8 +11,8 @@ from kombu import Connection, Consumer, Exchange, Queue
 from kombu.asynchronous import Hub
 from kombu.transport.redis import MultiChannelPoller
 
-from celery_budgets.worker import polling
-from celery_budgets.worker.polling import lighten
+from celery_budgets.worker.transport import redis_polling as polling
+from celery_budgets.worker.transport.redis_polling import lighten
 from tests.support import wait_until
 
 pytestmark = pytest.mark.skipif(

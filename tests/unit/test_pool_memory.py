@@ -9,10 +9,10 @@ import psutil
 import pytest
 
 from celery_budgets import Budget
-from celery_budgets.budget import TimeLimits
-from celery_budgets.process.call import Call
-from celery_budgets.process.flight import Reason, pack, unpack
-from celery_budgets.worker.pool_memory import PoolMemory
+from celery_budgets.execution.call import Call
+from celery_budgets.execution.flight.record import Reason, pack, unpack
+from celery_budgets.model.budget import TimeLimits
+from celery_budgets.worker.memory.pool_guard import PoolMemory
 from tests.support import wait_until
 
 LIMIT = 1000

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_budgets.worker.pool_processes import PoolProcesses
+from celery_budgets.worker.pool.processes import PoolProcesses
 
 
 class Pool:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from celery.concurrency.prefork import TaskPool
 
-from celery_budgets.worker.pool_size import slots_of
+from celery_budgets.worker.pool.size import slots_of
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from celery_budgets import Lane, Lanes, RejectedByBudget
-from celery_budgets.process.slots import ProcessSlots, Slot
+from celery_budgets.blocks.process_slots import ProcessSlots, Slot
 from tests.support import in_loop, wait_until
 
 

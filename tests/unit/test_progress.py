@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from celery_budgets.progress import Progress, ProgressBar
+from celery_budgets.batch.progress import Progress, ProgressBar
 
 
 def drawn(*progresses):

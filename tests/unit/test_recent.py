@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_budgets.worker.recent import SECONDS, STEP, Recent
-from celery_budgets.worker.tally import Tally
+from celery_budgets.worker.calls.recent import SECONDS, STEP, Recent
+from celery_budgets.worker.calls.tally import Tally
 
 
 class Clock:

@@ -10,12 +10,17 @@ import stat
 import pytest
 
 from celery_budgets import Budget
-from celery_budgets.budget import TimeLimits
-from celery_budgets.process import recorder as recorder_module
-from celery_budgets.process.call import Call
-from celery_budgets.process.flight import Reason
-from celery_budgets.process.folder import map_file
-from celery_budgets.process.recorder import ENVIRONMENT, FlightReader, FlightRecorder, recorder
+from celery_budgets.execution.call import Call
+from celery_budgets.execution.flight import recorder as recorder_module
+from celery_budgets.execution.flight.directory import map_file
+from celery_budgets.execution.flight.record import Reason
+from celery_budgets.execution.flight.recorder import (
+    ENVIRONMENT,
+    FlightReader,
+    FlightRecorder,
+    recorder,
+)
+from celery_budgets.model.budget import TimeLimits
 
 TRACE, SPAN = bytes(range(16)), bytes(range(8))
 

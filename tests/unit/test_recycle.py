@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from billiard import pool as billiard_pool
 
-from celery_budgets.budget import Budget
-from celery_budgets.process import recycle
-from celery_budgets.process.recycle import Recycling, largest_size
+from celery_budgets.execution.memory import recycling as recycle
+from celery_budgets.execution.memory.recycling import Recycling, largest_size
+from celery_budgets.model.budget import Budget
 from celery_budgets.units import KIB, MIB
 
 BUDGET = Budget(max_rss=512 * MIB, rss_warning=400 * MIB)

@@ -9,7 +9,7 @@ from kombu import Connection, Queue
 from kombu.transport.redis import Channel
 from redis import Redis
 
-from celery_budgets.worker.redis_client import keep_client
+from celery_budgets.worker.transport.redis_client import keep_client
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from celery import Celery
 
 import celery_budgets
 from celery_budgets import Budget, BudgetedTask, Budgets, Lane, MemoryLimitExceeded, Outcome
-from celery_budgets.batch_item import BatchItem, BatchSummary
-from celery_budgets.progress import Progress
+from celery_budgets.batch.items import BatchItem, BatchSummary
+from celery_budgets.batch.progress import Progress
 from celery_budgets.telemetry.histogram import Histogram
 from celery_budgets.telemetry.snapshots import Concurrency, Memory, WorkerMemory
 from celery_budgets.telemetry.statistics import CallStatistics, Statistics

@@ -11,7 +11,7 @@ from celery.exceptions import QueueNotFound
 from kombu import Exchange, Queue
 
 from celery_budgets import BudgetedTask, Budgets, ConfigurationError, Lane, Lanes
-from celery_budgets.routing import LaneRouter, lane_of
+from celery_budgets.config.routing import LaneRouter, lane_of
 
 
 def nothing():

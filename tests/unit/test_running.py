@@ -8,10 +8,10 @@ import pytest
 from celery import Celery
 
 from celery_budgets import BudgetedTask, Budgets
-from celery_budgets.process import memory
-from celery_budgets.process.current import call_of
-from celery_budgets.running import SHORTEST
-from celery_budgets.telemetry.names import HEADER_TERMS
+from celery_budgets.execution.context import call_of
+from celery_budgets.execution.memory import rss as memory
+from celery_budgets.model.headers import HEADER_TERMS
+from celery_budgets.tasks.run import SHORTEST
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def process(monkeypatch):
     made.run = run
     memory.forget_recent()
     monkeypatch.setattr(memory, "rss", rss)
-    monkeypatch.setattr("celery_budgets.running.monotonic", lambda: made.now)
-    monkeypatch.setattr("celery_budgets.process.call.monotonic", lambda: made.now)
+    monkeypatch.setattr("celery_budgets.tasks.run.monotonic", lambda: made.now)
+    monkeypatch.setattr("celery_budgets.execution.call.monotonic", lambda: made.now)
     yield made
     memory.forget_recent()
 

@@ -14,9 +14,9 @@ from celery.worker import state as worker_state
 from celery.worker.consumer.mingle import Mingle
 
 from celery_budgets import BudgetedTask, Budgets, RejectedByBudget
-from celery_budgets.scope import paths_above
-from celery_budgets.worker import scopes
-from celery_budgets.worker.scopes import Scopes
+from celery_budgets.sending.scope import paths_above
+from celery_budgets.worker.calls import scopes
+from celery_budgets.worker.calls.scopes import Scopes
 
 
 @pytest.fixture

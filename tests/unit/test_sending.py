@@ -14,13 +14,13 @@ import pytest
 from celery import Celery, Task
 
 from celery_budgets import BudgetedTask, Budgets, Lane, RejectedByBudget
-from celery_budgets.budget import TimeLimits
-from celery_budgets.deadline import Deadline
-from celery_budgets.outcomes import Outcome
-from celery_budgets.process.call import Call
-from celery_budgets.process.current import note_call, running_call
-from celery_budgets.scope import path_here
-from celery_budgets.sending import inherit, options_for, stamp
+from celery_budgets.execution.call import Call
+from celery_budgets.execution.context import note_call, running_call
+from celery_budgets.model.budget import TimeLimits
+from celery_budgets.model.deadline import Deadline
+from celery_budgets.model.outcomes import Outcome
+from celery_budgets.sending.options import inherit, options_for, stamp
+from celery_budgets.sending.scope import path_here
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from celery import Celery
 
 from celery_budgets import Budgets, ConfigurationError, Lane
-from celery_budgets.fields import FIELDS
-from celery_budgets.settings import Settings, settings_of
+from celery_budgets.config.setting_fields import FIELDS
+from celery_budgets.config.settings import Settings, settings_of
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +225,7 @@ def test_every_setting_has_a_place():
 
 def test_the_recorders_variable_is_no_setting(monkeypatch):
     """A worker hands its pool processes a variable of its own; they read their settings too."""
-    from celery_budgets.process.recorder import ENVIRONMENT
+    from celery_budgets.execution.flight.recorder import ENVIRONMENT
 
     monkeypatch.setenv(ENVIRONMENT, "/dev/shm/somewhere")
     assert settings_of(new_app()).budget.timeout == 300

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from celery_budgets import ConfigurationError, Lane
-from celery_budgets.priority import Priority
-from celery_budgets.worker.slots import BORROW_SECONDS, Slots
+from celery_budgets.model.priority import Priority
+from celery_budgets.worker.lanes.lane_slots import BORROW_SECONDS, Slots
 
 
 class Call:

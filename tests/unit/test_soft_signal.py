@@ -9,10 +9,10 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_budgets import Budget
-from celery_budgets.budget import TimeLimits
-from celery_budgets.process import interrupt as module
-from celery_budgets.process.call import Call
-from celery_budgets.process.interrupt import ProcessInterrupt
+from celery_budgets.execution.call import Call
+from celery_budgets.execution.limits import interrupts as module
+from celery_budgets.execution.limits.interrupts import ProcessInterrupt
+from celery_budgets.model.budget import TimeLimits
 
 
 @pytest.fixture

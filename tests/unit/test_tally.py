@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from celery_budgets import Outcome
-from celery_budgets.budget import Budget, TimeLimits
-from celery_budgets.process.call import Call
-from celery_budgets.process.flight import pack, with_its_end
-from celery_budgets.worker.facts import Ended, facts_of
-from celery_budgets.worker.tally import LONGEST, MOST, Tally
+from celery_budgets.execution.call import Call
+from celery_budgets.execution.flight.record import pack, with_its_end
+from celery_budgets.model.budget import Budget, TimeLimits
+from celery_budgets.worker.calls.ended_call import Ended, facts_of
+from celery_budgets.worker.calls.tally import LONGEST, MOST, Tally
 
 
 class Later:

@@ -8,8 +8,8 @@ from celery.worker.request import Request
 from click.testing import CliRunner
 
 from celery_budgets import BudgetedTask, Budgets, ConfigurationError, Lane
-from celery_budgets.worker.composing import composed
 from celery_budgets.worker.request import BudgetedRequest
+from celery_budgets.worker.request_classes import composed
 
 
 class Batches(Task):

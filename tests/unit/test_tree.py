@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from celery_budgets.process import memory
-from celery_budgets.process import tree as tree_module
-from celery_budgets.process.tree import Tree, processes_below, pss_of
+from celery_budgets.execution.memory import pss as tree_module
+from celery_budgets.execution.memory import rss as memory
+from celery_budgets.execution.memory.pss import Tree, processes_below, pss_of
 from celery_budgets.units import MIB
 
 FAMILY = """

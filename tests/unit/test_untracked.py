@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from celery_budgets import Lane
-from celery_budgets.worker import untracked
-from celery_budgets.worker.slots import Slots
-from celery_budgets.worker.untracked import Untracked
+from celery_budgets.worker.lanes import dropped_calls as untracked
+from celery_budgets.worker.lanes.dropped_calls import Untracked
+from celery_budgets.worker.lanes.lane_slots import Slots
 
 
 class Call:

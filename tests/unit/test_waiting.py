@@ -11,11 +11,11 @@ from celery._state import _task_stack
 from celery.result import AsyncResult, GroupResult
 
 from celery_budgets import BudgetedTask, Budgets, Lane
-from celery_budgets.budget import Budget, TimeLimits
-from celery_budgets.process.call import Call
-from celery_budgets.process.current import note_call
-from celery_budgets.process.recorder import recorder
-from celery_budgets.waiting import LaneResult, group_result
+from celery_budgets.execution.call import Call
+from celery_budgets.execution.context import note_call
+from celery_budgets.execution.flight.recorder import recorder
+from celery_budgets.model.budget import Budget, TimeLimits
+from celery_budgets.sending.results import LaneResult, group_result
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import threading
 import pytest
 
 from celery_budgets import Budget
-from celery_budgets.budget import TimeLimits
-from celery_budgets.process import watchdog as watchdog_module
-from celery_budgets.process.call import Call
-from celery_budgets.process.interrupt import Interrupt, ProcessInterrupt
-from celery_budgets.process.recorder import ENVIRONMENT
-from celery_budgets.process.watchdog import FASTEST_TICK, TICK, Watchdog
+from celery_budgets.execution.call import Call
+from celery_budgets.execution.flight.recorder import ENVIRONMENT
+from celery_budgets.execution.limits import watchdog as watchdog_module
+from celery_budgets.execution.limits.interrupts import Interrupt, ProcessInterrupt
+from celery_budgets.execution.limits.watchdog import FASTEST_TICK, TICK, Watchdog
+from celery_budgets.model.budget import TimeLimits
 
 MIB = 1024**2
 

@@ -339,6 +339,6 @@ def test_several_problems_come_at_once():
 
 
 def _every_setting():
-    from celery_budgets.fields import FIELDS
+    from celery_budgets.config.setting_fields import FIELDS
 
     return [f"budgets_{name}" for name in FIELDS]

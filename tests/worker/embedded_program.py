@@ -8,7 +8,7 @@ import sys
 from celery.contrib.testing.worker import start_worker
 
 from celery_budgets import Budgets
-from celery_budgets.asking import Asking
+from celery_budgets.sending.remote_control import Asking
 from tests.worker.lanes_app import app
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from celery import Celery
 
 from celery_budgets import BudgetedTask, Budgets, Lane
-from celery_budgets.worker import recent
+from celery_budgets.worker.calls import recent
 
 if "worker" in sys.argv:  # not in the process of the tests, which imports this too
     recent.SECONDS, recent.STEP = 3.0, 0.1

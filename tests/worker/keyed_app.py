@@ -10,8 +10,9 @@ import time
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_budgets import BudgetedTask, Budgets, Lane, idempotency
-from celery_budgets.leases import Leases
+from celery_budgets import BudgetedTask, Budgets, Lane
+from celery_budgets.idempotency import run_once as idempotency
+from celery_budgets.shared_state.leases import Leases
 
 if "SPANS" in os.environ:
     import tests.worker.spans_app  # noqa: F401  sets a provider; before the app, so not current

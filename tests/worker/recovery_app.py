@@ -9,7 +9,7 @@ from celery import Celery
 from celery.worker.control import control_command
 
 from celery_budgets import BudgetedTask, Budgets, Lane
-from celery_budgets.worker.roster import roster_of
+from celery_budgets.worker.calls.roster import roster_of
 
 app = Celery("recovery")
 budgets = Budgets(

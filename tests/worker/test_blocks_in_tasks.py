@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from celery.exceptions import TimeLimitExceeded
 
-from celery_budgets.telemetry import names
+from celery_budgets.telemetry import attributes as names
 from tests.support import Servers, Workers, fresh_app, json_lines, wait_until
 
 APP = "tests.worker.blocks_app"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from celery import VERSION
 
-from celery_budgets.leash import Leashed
+from celery_budgets.child_process import Leashed
 from tests.programs import fetch, free_port, program
 from tests.support import ROOT, Servers, wait_until
 from tests.worker.metrics_app import CLOSED

@@ -12,8 +12,8 @@ from celery.exceptions import TimeLimitExceeded
 from kombu import Connection
 
 from celery_budgets.errors import ConfigurationError
-from celery_budgets.idempotency import task_id_of
-from celery_budgets.telemetry import names
+from celery_budgets.idempotency.run_once import task_id_of
+from celery_budgets.telemetry import attributes as names
 from tests.brokers.test_gate_crashes import give_back_what_the_dead_held
 from tests.outage import Outage
 from tests.support import json_lines, wait_until

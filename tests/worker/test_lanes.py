@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_budgets.lanes import DEFAULT_LANES
+from celery_budgets.model.lanes import DEFAULT_LANES
 from tests.support import wait_until
 
 APP = "tests.worker.default_lanes_app"

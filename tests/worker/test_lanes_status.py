@@ -16,9 +16,9 @@ from contextlib import contextmanager
 import pytest
 
 from celery_budgets import Budgets
-from celery_budgets.asking import Asking
 from celery_budgets.cli.alerts import Alert
 from celery_budgets.cli.overview import Overview, Row
+from celery_budgets.sending.remote_control import Asking
 from celery_budgets.telemetry.snapshots import Slots
 from celery_budgets.units import MIB
 from tests.support import ROOT, RunningWorker, Servers, wait_until

@@ -15,7 +15,7 @@ from celery import VERSION, chain, chord, group
 from celery.exceptions import ChordError
 from kombu import Connection
 
-from celery_budgets.lanes import DEFAULT_LANES
+from celery_budgets.model.lanes import DEFAULT_LANES
 from tests.support import Servers, Workers, fresh_app, wait_until
 
 APP = "tests.worker.twin_app"

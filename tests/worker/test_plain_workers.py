@@ -15,8 +15,8 @@ from celery.utils.nodenames import gethostname
 from click.testing import CliRunner, Result
 
 from celery_budgets import Budgets
+from celery_budgets.child_process import Leashed
 from celery_budgets.cli import lanes
-from celery_budgets.leash import Leashed
 from celery_budgets.telemetry.snapshots import Slots
 from celery_budgets.units import MIB
 from tests.support import ROOT, wait_until

@@ -8,9 +8,9 @@ import urllib.request
 import pytest
 from billiard.exceptions import WorkerLostError
 
-from celery_budgets.asking import Asking
 from celery_budgets.cli.alerts import Alert
 from celery_budgets.cli.overview import Overview
+from celery_budgets.sending.remote_control import Asking
 from tests.support import wait_until
 
 APP = "tests.worker.slow_start_app"

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from celery_budgets.leash import Leashed
+from celery_budgets.child_process import Leashed
 from celery_budgets.telemetry.metrics import METRICS
 from tests.programs import fetch, fetch_json, free_port, program
 from tests.support import ROOT, RunningWorker, wait_until

@@ -8,8 +8,8 @@ import pytest
 from celery.exceptions import WorkerLostError
 from celery.utils.nodenames import gethostname
 
-from celery_budgets.worker.roster import Roster
-from celery_budgets.worker.slot_recovery import EVERY, SlotRecovery
+from celery_budgets.worker.calls.roster import Roster
+from celery_budgets.worker.lanes.slot_recovery import EVERY, SlotRecovery
 from tests.support import wait_until
 
 APP = "tests.worker.recovery_app"

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import pytest
 
-from celery_budgets.telemetry import names
+from celery_budgets.telemetry import attributes as names
 from tests.support import ROOT, fresh_app, json_lines, wait_until
 
 APP = "tests.worker.spans_app"

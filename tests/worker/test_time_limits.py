@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from celery_budgets.process import interrupt, solo_interrupt
+from celery_budgets.execution.limits import interrupts as interrupt
+from celery_budgets.execution.limits import solo_interrupt
 from tests.marks import ON_RABBITMQ
 from tests.support import RunningWorker, Servers, Workers, fresh_app, wait_until
 from tests.worker.limits_app import HARD, LONG, SOFT

@@ -1,0 +1,298 @@
+"""``budgets.call(...)``: any code as one call under the budget of a lane.
+
+For what is no task: a call to a model, a handler of a web framework, a step of a script, a part
+of a task that belongs to another lane. It takes a slot of this process, is held to its limits,
+and is told of like a task: by a span, a record of the log, and in the statistics.
+
+See also: :mod:`celery_budgets.blocks.process_slots` and :mod:`celery_budgets.blocks.interrupt`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from functools import wraps
+from time import monotonic
+from types import TracebackType
+from typing import Any, TypeVar
+
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+from kombu.utils.uuid import uuid
+
+from celery_budgets.blocks.interrupt import (
+    BlockInterrupt,
+    CoroutineInterrupt,
+    in_coroutine,
+    interrupt_here,
+)
+from celery_budgets.blocks.limits import end_no_later, is_over_hard_limit, limits_within
+from celery_budgets.blocks.process_slots import ProcessSlots, Slot, process_slots
+from celery_budgets.blocks.report import Telling, rss_if_known
+from celery_budgets.config.settings import settings_of
+from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded
+from celery_budgets.execution.call import Call, HardLimitReached
+from celery_budgets.execution.context import enter_block, running_block, running_call
+from celery_budgets.execution.limits.async_exception import shielded
+from celery_budgets.execution.limits.watchdog import watchdog
+from celery_budgets.execution.outcome import outcome_of_block
+from celery_budgets.model.outcomes import Outcome
+from celery_budgets.sending.scope import path_here
+from celery_budgets.units import parse_duration, parse_size
+
+__all__ = ["Block"]
+
+logger = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Block:
+    """One call of any code; made by :meth:`celery_budgets.Budgets.call`.
+
+    A context manager for one ``with`` or ``async with``, or a decorator for any number of calls.
+
+    Note:
+        In a thread a limit is an exception that Python code raises at its next step; a blocking
+        call or C code notices when it returns, and nothing can kill a thread. In a coroutine a
+        limit arrives where it awaits. A body that returns past its hard limit is over it.
+        A limit interrupts the thread, so a generator must not yield to others inside a block.
+
+    Args:
+        app: The Celery app.
+        lane: Name of the lane.
+        task_id: Id of the call; a new one by default.
+        tool_name: Name of what runs, as a task's name; by default that of the function, or of
+            the lane.
+        input_size: Size of its input, bytes, for its span.
+        wait: Longest wait for a slot, seconds; ``None``: no end.
+        limits: Fields of a budget over those of the lane.
+
+    Raises:
+        ConfigurationError: A number makes no sense.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        lane: str,
+        *,
+        task_id: str | None,
+        tool_name: str | None,
+        input_size: int | str | None,
+        wait: float | str | None,
+        limits: Mapping[str, Any],
+    ) -> None:
+        self._app = app
+        self._lane = lane
+        self._task_id = task_id
+        self._tool_name = tool_name
+        self._input_size = _parsed(lane, "input_size", parse_size, input_size)
+        self._wait = _parsed(lane, "wait", parse_duration, wait)
+        self._limits = limits
+        self._call: Call | None = None
+        self._slot: Slot | None = None
+
+    def __enter__(self) -> Call:
+        """Wait for a slot, start the clock, and return the running call.
+
+        Raises:
+            RejectedByBudget: No slot in time, or no time left in the call around.
+        """
+        if in_coroutine():
+            raise TypeError(f"in a coroutine write: async with budgets.call({self._lane!r}, ...)")
+        slots, slot = self._prepare()
+        try:
+            slots.reserve(slot, self._wait)
+            self._begin(interrupt_here())
+            return self._open()
+        except BaseException as exc:
+            self._give_up(exc)
+            raise
+
+    async def __aenter__(self) -> Call:
+        """Do as ``with`` does, and let the event loop run on while it waits."""
+        slots, slot = self._prepare()
+        try:
+            await slots.reserve_async(slot, self._wait)
+            self._begin(CoroutineInterrupt())
+            return self._open()
+        except BaseException as exc:
+            self._give_up(exc)
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give the slot back, say how the call ended, and raise what a limit has to."""
+        call = self._running()
+        stray = self._leave(call)
+        over = is_over_hard_limit(call, error)
+        self._telling.ended(call, _outcome(call, error, over=over), error)
+        if stray is not None:
+            raise stray  # of a call around this one, or of the user
+        if over:
+            raise TimeLimitExceeded(call.limits.hard) from _cause(error)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Do as ``with`` does; a cancellation that is a limit becomes that limit's exception."""
+        call = self._running()
+        interrupt = call.interrupt
+        assert isinstance(interrupt, CoroutineInterrupt)
+        interrupt.leave(call)
+        try:
+            by_limit = interrupt.settle(error)
+        finally:
+            self._give_back(call)
+        over = is_over_hard_limit(call, None if by_limit else error)
+        if by_limit and not over:
+            limit = SoftTimeLimitExceeded(call.limits.soft)
+            self._telling.ended(call, Outcome.SOFT_TIME_LIMIT, limit)
+            raise limit from error
+        self._telling.ended(call, _outcome(call, error, over=over), error)
+        if over:
+            raise TimeLimitExceeded(call.limits.hard) from _cause(error)
+
+    def __call__(self, function: F) -> F:
+        """Return *function*, each call of which is one under this budget."""
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"{function.__qualname__} yields to its caller: a limit would interrupt the caller"
+            )
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def call_async(*args: Any, **kwargs: Any) -> Any:
+                async with self._another(function):
+                    return await function(*args, **kwargs)
+
+            return call_async  # type: ignore[return-value]
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._another(function):
+                return function(*args, **kwargs)
+
+        return call  # type: ignore[return-value]
+
+    def _another(self, function: Callable[..., Any]) -> Block:
+        name = self._tool_name or f"{function.__module__}.{function.__qualname__}"
+        return Block(
+            self._app, self._lane, task_id=self._task_id, tool_name=name,
+            input_size=self._input_size, wait=self._wait, limits=self._limits,
+        )  # fmt: skip
+
+    def _prepare(self) -> tuple[ProcessSlots, Slot]:
+        """Settle on lane and budget, and on what this block is a part of."""
+        if self._slot is not None:
+            raise RuntimeError("a block is entered once; call budgets.call(...) anew")
+        settings = settings_of(self._app)
+        lane = settings.lanes[self._lane]
+        subject = f"budgets.call({self._lane!r})"
+        self._budget = lane.budget.over(subject, self._limits) if self._limits else lane.budget
+        self._memory_guarded = settings.memory_guard
+        self._outer, self._parent = running_block(), running_call()
+        self._slots = process_slots(self._app, settings.lanes)
+        self._telling = Telling(
+            self._app, lane, self._tool_name or lane.name, self._task_id or uuid(),
+            path_here(), self._input_size, monotonic(),
+        )  # fmt: skip
+        self._slot = Slot(lane.name, self._outer.slot if self._outer is not None else None)
+        return self._slots, self._slot
+
+    @shielded()  # a limit of a call around this one would be taken for a failure of ours
+    def _begin(self, interrupt: BlockInterrupt) -> None:
+        """Start the clock; the watchdog does nothing about the call before it is open."""
+        limits, ceiling = limits_within(self._parent, self._budget, self._lane)
+        self._call = call = Call(
+            self._telling.task_id, self._lane, self._budget, limits, rss=rss_if_known(),
+            ceiling=ceiling.soft, hard_ceiling=ceiling.hard, memory_guarded=self._memory_guarded,
+        )  # fmt: skip
+        call.open = False
+        call.interrupt, call.parent, call.slot = interrupt, self._parent, self._slot
+        if self._parent is not None:
+            end_no_later(call, self._parent)
+        self._telling.started(call, self._slots)
+        try:
+            interrupt.enter(call)
+            watchdog().watch(call)
+        except Exception:
+            logger.exception("budgets.watchdog_failed: no limit holds for %s", call.task_id)
+
+    def _open(self) -> Call:
+        call = self._running()
+        enter_block(call)
+        # Last, in one step with the return: from now on a limit may interrupt, and __exit__ runs.
+        call.open = True
+        return call
+
+    def _running(self) -> Call:
+        if self._call is None:
+            raise RuntimeError("a block that was not entered")
+        return self._call
+
+    def _leave(self, call: Call) -> BaseException | None:
+        """Leave until it takes; return what was raised meanwhile, and not on behalf of *call*."""
+        interrupt, stray = call.interrupt, None
+        assert isinstance(interrupt, BlockInterrupt)
+        while True:
+            try:
+                interrupt.leave(call)
+                self._give_back(call)
+                return stray
+            except _FROM_OUTSIDE as exc:
+                if not interrupt.sent(call, exc):
+                    stray = exc
+
+    def _give_back(self, call: Call) -> None:
+        call.open = False
+        assert self._slot is not None
+        try:
+            self._slots.release(self._slot)
+        finally:
+            watchdog().release(call)
+            enter_block(self._outer)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Leave nothing behind of a block that was not entered."""
+        assert self._slot is not None
+        try:
+            if self._call is not None:
+                self._give_back(self._call)
+        finally:
+            self._slots.release(self._slot)
+        self._telling.given_up(outcome_of_block(error, self._call), error)
+
+
+#: What may be raised between any two steps.
+_FROM_OUTSIDE = (
+    SoftTimeLimitExceeded, HardLimitReached, MemoryLimitExceeded, KeyboardInterrupt, SystemExit,
+)  # fmt: skip
+
+
+def _parsed(lane: str, name: str, parse: Callable[[Any], Any], value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        number = parse(value)
+        if number < 0:
+            raise ValueError(f"{value!r} must not be below 0")
+    except (TypeError, ValueError) as exc:
+        raise ConfigurationError(f"budgets.call({lane!r}): {name}: {exc}") from None
+    return number
+
+
+def _outcome(call: Call, error: BaseException | None, *, over: bool) -> Outcome:
+    return Outcome.HARD_TIME_LIMIT if over else outcome_of_block(error, call)
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    return None if isinstance(error, HardLimitReached) else error

@@ -1,0 +1,60 @@
+"""The limits of a block: its own, and those of the call that it is a part of.
+
+See also: :mod:`celery_budgets.blocks.interrupt`, which interrupts by them.
+"""
+
+from __future__ import annotations
+
+import math
+from time import monotonic
+
+from celery_budgets.errors import RejectedByBudget
+from celery_budgets.execution.call import Call, HardLimitReached
+from celery_budgets.model.budget import Budget, TimeLimits
+from celery_budgets.model.reasons import REASON_DEADLINE
+from celery_budgets.units import scaled
+
+__all__ = ["end_no_later", "is_over_hard_limit", "limits_within"]
+
+
+def limits_within(parent: Call | None, budget: Budget, lane: str) -> tuple[TimeLimits, TimeLimits]:
+    """Return the limits of a block that starts now, and how far it may extend both.
+
+    Raises:
+        RejectedByBudget: The call around it is over its hard limit.
+    """
+    soft, hard = budget.soft_time_limit, budget.hard_time_limit
+    top = budget.max_timeout or math.inf
+    if parent is None:
+        return TimeLimits(soft, hard), TimeLimits(top, math.inf)
+    now = monotonic()
+    left = TimeLimits(round(parent.soft_at - now, 6), round(parent.hard_at - now, 6))
+    if left.hard <= 0:
+        raise RejectedByBudget(REASON_DEADLINE, lane)
+    if left.soft <= 0:
+        # The call around was asked to stop, and this is how it tidies up.
+        left = TimeLimits(scaled(left.hard, 1 / budget.escalation_factor), left.hard)
+    soft, hard = min(soft, left.soft), min(hard, left.hard)
+    limits = TimeLimits(soft if soft < hard else scaled(hard, 1 / budget.escalation_factor), hard)
+    return limits, TimeLimits(min(top, left.soft), left.hard)
+
+
+def end_no_later(call: Call, parent: Call) -> None:
+    """Move the limits of *call* onto those of the call around it where they would be later.
+
+    By microseconds: then both are due at once, and only one of them interrupts.
+    """
+    if parent.soft_at > monotonic():
+        call.soft_at = min(call.soft_at, parent.soft_at)
+        call.ceiling = min(call.ceiling, parent.soft_at - call.started_mono)
+    call.hard_at = min(call.hard_at, parent.hard_at)
+    call.hard_ceiling = min(call.hard_ceiling, parent.hard_at - call.started_mono)
+
+
+def is_over_hard_limit(call: Call, error: BaseException | None) -> bool:
+    """Say whether the block is over its hard limit, and not ended by something stronger."""
+    if isinstance(error, HardLimitReached):
+        return call.hard_sent  # else it is that of the call around, which deals with it
+    if error is not None and not isinstance(error, Exception):
+        return False
+    return call.over_hard_limit(late=True)

@@ -1,0 +1,98 @@
+"""Queues and routes as a program may give them to Celery, in one form each.
+
+Used where an app is configured: in every process that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from kombu.entity import Exchange, Queue
+
+from celery_budgets.errors import ConfigurationError
+from celery_budgets.model.priority import MAX_PRIORITY, Broker, low_queue
+
+if TYPE_CHECKING:
+    from celery_budgets.config.settings import Settings
+
+__all__ = ["as_tuple", "declared_queues", "lane_queues", "queue_names", "real_names"]
+
+
+def declared_queues(declared: Any) -> dict[str, Queue]:
+    """Return the queues that the app declares already, by name."""
+    if not declared:
+        return {}
+    if isinstance(declared, dict):
+        return {
+            name: queue if isinstance(queue, Queue) else Queue.from_dict(name, **queue)
+            for name, queue in declared.items()
+        }
+    queues = [_direct(queue, None) if isinstance(queue, str) else queue for queue in declared]
+    return {queue.name: queue for queue in queues}
+
+
+def lane_queues(app: Any, settings: Settings, given: Any) -> tuple[Queue, ...]:
+    """Return the queues of *app*, those of its lanes among them.
+
+    Args:
+        app: The Celery app; its broker counts.
+        settings: Its lanes.
+        given: The queues that the program declares itself.
+
+    Raises:
+        ConfigurationError: The program declares one itself that has no priorities.
+    """
+    declared = declared_queues(given)
+    ordered = settings.priorities and Broker.of(app) is Broker.RABBITMQ
+    arguments = {"x-max-priority": MAX_PRIORITY} if ordered else None
+    problems: list[str] = []
+    for lane in settings.lanes.values():
+        theirs = declared.get(lane.queue)
+        # As Celery would make it, so that a plain Celery producer agrees about it.
+        declared.setdefault(lane.queue, _direct(lane.queue, arguments))
+        if not ordered:
+            continue
+        problems += _priority_problems(lane.queue, theirs or declared[lane.queue])
+        low = low_queue(lane.queue)
+        declared.setdefault(low, _direct(low, None))
+    ConfigurationError.raise_if(problems)
+    return tuple(declared.values())
+
+
+def _direct(name: str, arguments: dict[str, Any] | None) -> Queue:
+    return Queue(name, Exchange(name), routing_key=name, queue_arguments=arguments)
+
+
+def _priority_problems(name: str, queue: Any) -> Iterator[str]:
+    arguments = queue.queue_arguments or {}
+    if arguments.get("x-queue-type") == "quorum":
+        yield (
+            f"queue {name!r}: a quorum queue serves by no such priorities; make it a classic "
+            "queue, or set budgets_priorities = False"
+        )
+    elif arguments.get("x-max-priority") != MAX_PRIORITY:
+        yield (
+            f"queue {name!r}: budgets_priorities needs queue_arguments="
+            f"{{'x-max-priority': {MAX_PRIORITY}}}; it has "
+            f"{arguments.get('x-max-priority', 'none')}"
+        )
+
+
+def as_tuple(routes: Any) -> tuple[Any, ...]:
+    """Return the routes of ``task_routes``."""
+    if routes is None:
+        return ()
+    return tuple(routes) if isinstance(routes, list | tuple) else (routes,)
+
+
+def real_names(names: Iterable[str], queues: Any) -> list[str]:
+    """Return *names* of *queues*, an app's table, with that of the queue for each alias."""
+    return [queues.aliases[name].name if name in queues.aliases else name for name in names]
+
+
+def queue_names(queues: Any) -> list[str]:
+    """Return the queue names of a ``-Q`` or ``-X`` option."""
+    if isinstance(queues, str):
+        queues = queues.split(",")
+    return [str(queue).strip() for queue in queues or ()]

@@ -1,0 +1,86 @@
+"""The end of what a call does: from there on no limit interrupts its thread any more.
+
+See also: :mod:`celery_budgets.execution.limits.interrupts`, which knows how each pool is
+interrupted.
+
+Runs in the process that runs the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
+
+from celery_budgets.errors import MemoryLimitExceeded
+from celery_budgets.execution.call import Call, HardLimitReached
+from celery_budgets.execution.limits.interrupts import Interrupt
+from celery_budgets.execution.limits.watchdog import watchdog
+
+__all__ = ["run_body", "run_to_end"]
+
+
+def run_body(call: Call | None, body: Callable[[], Any]) -> Any:
+    """Run *body* where limits interrupt it; ``call`` is ``None`` where it is not measured.
+
+    Raises:
+        Ignore: Its caller has had its result since the hard limit.
+        TimeLimitExceeded: It has ended past its hard limit.
+    """
+    if call is None:
+        return body()
+    interrupt = watchdog().interrupt
+    try:
+        try:
+            interrupt.enter(call)
+            result = body()
+        finally:
+            interrupt.leave(call)
+    except BaseException:
+        _leave_for_good(interrupt, call)
+        if not call.over_hard_limit(late=interrupt.judges_late):
+            raise
+    else:
+        if not call.over_hard_limit(late=interrupt.judges_late):
+            return result
+    if interrupt.abandons:
+        # The caller has its result since the limit; nothing may be stored over it.
+        raise Ignore
+    raise TimeLimitExceeded(call.limits.hard)
+
+
+def run_to_end(call: Call | None, run: Callable[[], Any]) -> Any:
+    """Return what *run* does, which may get by without a body, and close *call* after it.
+
+    Raises:
+        Ignore: The call was given up at its hard limit, before or instead of its body.
+    """
+    if call is None:
+        return run()
+    interrupt = watchdog().interrupt
+    try:
+        try:
+            result = run()
+        finally:
+            if call.open:
+                interrupt.leave(call)
+    except BaseException:
+        if call.open:
+            _leave_for_good(interrupt, call)
+        if not (call.hard_sent and interrupt.abandons):
+            raise
+    else:
+        if not (call.hard_sent and interrupt.abandons):
+            return result
+    raise Ignore
+
+
+def _leave_for_good(interrupt: Interrupt, call: Call) -> None:
+    """Leave until it takes: an interrupt may have cut the first attempt short."""
+    while True:
+        try:
+            interrupt.leave(call)
+            return
+        except (SoftTimeLimitExceeded, MemoryLimitExceeded, HardLimitReached):
+            continue

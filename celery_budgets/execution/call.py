@@ -1,0 +1,199 @@
+"""One call as the process that runs it sees it: its limits, its clock, its memory.
+
+Runs in the pool process (or, on the other pools, in the worker). The task body reaches the
+call as ``self.budget``. See also: :mod:`celery_budgets.execution.limits.watchdog`, which enforces
+it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from time import monotonic, time
+from typing import TYPE_CHECKING, NamedTuple
+
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+
+from celery_budgets.units import format_duration
+
+if TYPE_CHECKING:
+    from celery_budgets.blocks.process_slots import Slot
+    from celery_budgets.execution.limits.interrupts import Interrupt
+    from celery_budgets.model.budget import Budget, TimeLimits
+    from celery_budgets.model.outcomes import Outcome
+
+__all__ = ["Call", "HardLimitReached", "Terms"]
+
+
+class Terms(NamedTuple):
+    """What the worker sends along with a call: its limits, and how full the lane was."""
+
+    lane: str
+    #: Limits in force, seconds.
+    soft: float
+    hard: float
+    #: Highest soft limit that the call may extend itself to, seconds; ``None``: no ceiling.
+    ceiling: float | None
+    #: Calls running with this one, and the most there may be: in the lane, in the worker.
+    lane_active: int = 0
+    lane_limit: int = 0
+    global_active: int = 0
+    global_limit: int = 0
+    #: Highest hard limit that the call may extend itself to, seconds; ``None``: no ceiling.
+    hard_ceiling: float | None = None
+
+
+class HardLimitReached(BaseException):
+    """Raised inside a call whose process cannot be ended.
+
+    Not an :class:`Exception`, so that ``except Exception`` in the body does not keep the call
+    alive. :class:`celery_budgets.BudgetedTask` turns it into ``TimeLimitExceeded``.
+    """
+
+
+class Call:
+    """One call in flight, and what it has used.
+
+    Args:
+        task_id: Id of the task.
+        lane: Name of its lane.
+        budget: The budget in force: levels of memory, and what the soft limit does.
+        limits: The time limits in force, seconds from now.
+        ceiling: Highest soft limit that :meth:`extend` may reach, seconds from the start.
+        hard_ceiling: The same for the hard limit; ``None``: it moves along with the soft one.
+        memory_guarded: ``False``: memory is measured, and nothing is done about it.
+    """
+
+    __slots__ = (
+        "_happened", "budget", "ceiling", "due_at", "hard_at", "hard_ceiling", "hard_sent",
+        "interrupt", "lane", "limits",
+        "memory_due", "memory_guarded", "memory_sent", "memory_warned",
+        "moved", "open", "outcome", "parent",
+        "rss_after", "rss_before", "rss_peak", "slot", "soft_at", "soft_exceeded", "soft_sent",
+        "started_at", "started_mono", "task_id", "terminated", "thread_id", "twin", "wall_seconds",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        task_id: str,
+        lane: str,
+        budget: Budget,
+        limits: TimeLimits,
+        *,
+        rss: int = 0,
+        ceiling: float | None = None,
+        hard_ceiling: float | None = None,
+        memory_guarded: bool = True,
+    ) -> None:
+        self.task_id = task_id
+        self.lane = lane
+        self.budget = budget
+        self.limits = limits
+        soft, hard = limits
+        self.ceiling = math.inf if ceiling is None else max(ceiling, soft)
+        self.hard_ceiling = math.inf if hard_ceiling is None else max(hard_ceiling, hard)
+        #: The call that this one is a part of, in the same process.
+        self.parent: Call | None = None
+        #: How this call is interrupted; ``None``: as the watchdog interrupts all tasks here.
+        self.interrupt: Interrupt | None = None
+        #: The slot of this process that it holds; a task holds none.
+        self.slot: Slot | None = None
+        #: Did its body not run, because one with the same idempotency key runs or has run?
+        self.twin = False
+        #: The stamp of its message, which tells messages for one task id apart.
+        self.due_at: float | None = None
+        #: How it ended; ``None`` while it runs.
+        self.outcome: Outcome | None = None
+        self.thread_id = threading.get_ident()
+        self.started_at = time()
+        self.started_mono = now = monotonic()
+        #: Monotonic instants of the two limits.
+        self.soft_at, self.hard_at = now + soft, now + hard
+        #: True while the body runs: only then may a limit interrupt the thread.
+        self.open = True
+        #: Told when :meth:`extend` has moved the limits.
+        self.moved: Callable[[Call], None] | None = None
+        self.soft_sent = self.hard_sent = self.memory_warned = self.soft_exceeded = False
+        #: Has somebody revoked it by the soft signal, to which its body may listen?
+        self.terminated = False
+        self.memory_guarded = memory_guarded
+        #: RSS for which MemoryLimitExceeded is to be raised in the body, bytes; 0: it is not.
+        self.memory_due, self.memory_sent = 0, False
+        self._happened: tuple[str, ...] = ()
+        #: Bytes of RSS; the peak is the highest sample.
+        self.rss_before = self.rss_after = self.rss_peak = rss
+        self.wall_seconds = 0.0
+
+    @property
+    def is_block(self) -> bool:
+        """Is it a block under a budget, and no task?"""
+        return self.interrupt is not None
+
+    def remaining(self) -> float:
+        """Return the seconds left to the soft time limit; negative once it is over."""
+        return self.soft_at - monotonic()
+
+    def extend(self, seconds: float) -> float:
+        """Move both time limits *seconds* later, at most to the lane's ``max_timeout``.
+
+        Returns:
+            The seconds that were granted; 0.0 once the ceiling is reached.
+
+        Raises:
+            ValueError: *seconds* is negative or not finite.
+        """
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"extend({seconds!r}): give seconds of 0 or more")
+        granted = min(seconds, max(0.0, self.started_mono + self.ceiling - self.soft_at))
+        # The hard limit first: at no instant may it lie below the soft one.
+        self.hard_at = min(self.hard_at + granted, self.started_mono + self.hard_ceiling)
+        self.soft_at += granted
+        if self.remaining() > 0:
+            # The soft limit is ahead again, and counts again.
+            self.soft_exceeded, self.soft_sent = self.soft_exceeded or self.soft_sent, False
+        if granted and self.moved is not None:
+            self.moved(self)
+        return granted
+
+    def check(self) -> None:
+        """Raise where a limit is over: for loops in code that signals cannot reach.
+
+        Raises:
+            SoftTimeLimitExceeded: Over the soft limit, and the budget says to raise.
+            TimeLimitExceeded: Over the hard limit.
+        """
+        now = monotonic()
+        if now >= self.hard_at:
+            raise TimeLimitExceeded(self.limits.hard)
+        if now >= self.soft_at and self.budget.soft == "raise":
+            self.soft_sent = True
+            raise SoftTimeLimitExceeded(self.limits.soft)
+
+    def first(self, event: str) -> bool:
+        """Say whether *event* happens to this call for the first time, and remember it."""
+        if event in self._happened:
+            return False
+        self._happened += (event,)
+        return True
+
+    def over_hard_limit(self, *, late: bool) -> bool:
+        """Say whether the call is over its hard limit, now that its body has ended.
+
+        Args:
+            late: Also where nothing interrupted the body, but it ended after the limit.
+        """
+        return self.hard_sent or (late and monotonic() >= self.hard_at)
+
+    def close(self, now: float, rss: int) -> None:
+        """Note the end of the body: at *now* (monotonic), in a process of *rss* bytes."""
+        self.wall_seconds = now - self.started_mono
+        self.soft_exceeded = self.soft_exceeded or self.soft_sent or now > self.soft_at
+        self.rss_after = rss
+        if rss > self.rss_peak:
+            self.rss_peak = rss
+
+    def __repr__(self) -> str:
+        return (
+            f"<Call {self.task_id} lane={self.lane} remaining={format_duration(self.remaining())}>"
+        )

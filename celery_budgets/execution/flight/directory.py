@@ -1,0 +1,112 @@
+"""The folder of flight records: one small file per pool process, in memory where possible.
+
+A worker holds its folder by a lock for as long as it lives, so that whoever comes next can tell
+what a killed worker has left. See also: :mod:`celery_budgets.execution.flight.recorder`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import mmap
+import os
+import shutil
+import stat
+import tempfile
+
+__all__ = ["lock", "make", "map_file", "sweep"]
+
+PREFIX = "celery-budgets-flights-"
+_MEMORY = "/dev/shm"
+
+
+def make() -> tuple[str, int | None]:
+    """Make and hold a folder for the records of this process's pool.
+
+    Returns:
+        Its path, and the descriptor of its lock: close it after the folder is removed.
+    """
+    try:
+        return _make_in(_MEMORY)
+    except OSError:  # not there, full, or read-only
+        return _make_in(tempfile.gettempdir())
+
+
+def _make_in(base: str) -> tuple[str, int | None]:
+    # Under a name that no sweep looks for, until it is held.
+    hidden = tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-", dir=base)
+    held = lock(hidden)
+    folder = os.path.join(base, os.path.basename(hidden).removeprefix("."))
+    os.rename(hidden, folder)
+    return folder, held
+
+
+def lock(folder: str) -> int | None:
+    """Hold *folder* for as long as this process lives; ``None`` where somebody else does."""
+    # A folder of somebody else's may have a link where the lock should be.
+    flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(os.path.join(folder, "lock"), flags, 0o600)
+    except OSError:
+        return None
+    try:
+        # Not by pid: those of another container may be on the same memory file system.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def sweep() -> None:
+    """Remove what workers of this user left that were killed."""
+    for base in (_MEMORY, tempfile.gettempdir()):
+        for folder in glob.glob(os.path.join(base, f"{PREFIX}*")):
+            if _is_ours(folder):
+                _remove_if_left(folder)
+
+
+def _is_ours(folder: str) -> bool:
+    """Say whether *folder* is one that this user has made, and nobody else can write to."""
+    try:
+        found = os.lstat(folder)
+    except OSError:
+        return False
+    private = not found.st_mode & 0o077
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and private
+
+
+def _remove_if_left(folder: str) -> None:
+    descriptor = lock(folder)
+    if descriptor is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def map_file(path: str, *, create: bool) -> mmap.mmap:
+    """Map the record at *path* into memory.
+
+    Args:
+        path: The file.
+        create: Make it, or take over one of an earlier process with this pid, emptied.
+
+    Raises:
+        OSError: There is no such file, or no room for one.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        if create:
+            # Never cut short: a process that has it mapped would die of SIGBUS. And with real
+            # room, or the first write to the map would die of that too.
+            reserve = getattr(os, "posix_fallocate", None)  # not on macOS
+            if reserve is not None:
+                reserve(descriptor, 0, mmap.PAGESIZE)
+            elif os.fstat(descriptor).st_size < mmap.PAGESIZE:
+                os.ftruncate(descriptor, mmap.PAGESIZE)
+        record = mmap.mmap(descriptor, mmap.PAGESIZE)
+    finally:
+        os.close(descriptor)
+    if create:
+        record[:] = bytes(mmap.PAGESIZE)
+    return record

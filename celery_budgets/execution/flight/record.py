@@ -1,0 +1,154 @@
+"""One flight record: what is written down of a call, byte by byte, and how it is read again.
+
+Written in the process that runs the call, read in the worker main process. See also:
+:mod:`celery_budgets.execution.flight.recorder`, which keeps the records.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from celery_budgets.execution.call import Call
+
+__all__ = [
+    "CHILD", "CHILDREN", "CHILDREN_OFFSET", "DEADLINES", "DEADLINES_OFFSET", "FAILURES",
+    "FAILURES_OFFSET", "HOW_IT_WENT", "MOST_CHILDREN", "PEAK", "PEAK_OFFSET",
+    "REASON_OFFSET", "SIZE", "TERMINATED", "WAITS_OFFSET", "Flight", "Reason",
+    "flight_in", "key_of", "pack", "pack_how_it_went", "unpack", "with_its_end",
+]  # fmt: skip
+
+_TASK_ID_BYTES = 128
+#: State, reason, soft exceeded, twin, waits, children left alone.
+_FLAGS = "BBBBBB2x"
+#: Those, started (epoch), soft and hard deadline (monotonic), wall seconds, RSS before, peak,
+#: after (bytes): what changes while the call runs.
+_CHANGING = f"{_FLAGS}4d3Q"
+#: Behind the id; then trace id and span id.
+_LAYOUT = struct.Struct(f"<{_TASK_ID_BYTES}s{_CHANGING}16s8s")
+_CHANGES = struct.Struct(f"<{_CHANGING}")
+SIZE = _LAYOUT.size
+HOW_IT_WENT = slice(_TASK_ID_BYTES, _TASK_ID_BYTES + _CHANGES.size)
+REASON_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}sB")
+WAITS_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}sBBBB")
+PEAK = struct.Struct("<Q")
+PEAK_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}s{_FLAGS}4d1Q")
+DEADLINES = struct.Struct("<2d")
+DEADLINES_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}s{_FLAGS}1d")
+#: Failures of telemetry in the process, behind the record.
+FAILURES = struct.Struct("<Q")
+FAILURES_OFFSET = 512
+#: The children of the call, behind those: when it started (as in its record) and how many; then
+#: the pid of each, and when that began.
+CHILDREN = struct.Struct("<dQ")
+CHILD = struct.Struct("<QQ")
+CHILDREN_OFFSET = 2048
+MOST_CHILDREN = 120
+#: Id of the call that the worker terminates, padded with zeros; written by the worker.
+TERMINATED = slice(1024, 1024 + _TASK_ID_BYTES)
+
+_IDLE, _RUNNING, _ENDED = range(3)
+
+
+class Reason(IntEnum):
+    """Why the process ended itself in the middle of a call."""
+
+    NONE = 0
+    HARD_TIME_LIMIT = 1
+    MEMORY_LIMIT = 2
+
+
+_REASONS = tuple(Reason)
+
+
+class Flight(NamedTuple):
+    """What a process had written down of its call."""
+
+    #: Id of the task in UTF-8, cut where it is long.
+    task_key: bytes
+    ended: bool
+    reason: Reason
+    soft_exceeded: bool
+    #: Seconds since the epoch.
+    started_at: float
+    #: Monotonic instants, the same clock in all processes of a host.
+    soft_deadline: float
+    hard_deadline: float
+    wall_seconds: float
+    rss_before_bytes: int
+    rss_peak_bytes: int
+    rss_after_bytes: int
+    trace_id: bytes
+    span_id: bytes
+    #: The body did not run: a twin of the call runs, or has run.
+    twin: bool = False
+    #: It waits for a result of its own lane.
+    waits: bool = False
+    #: The processes that it has started are left alone.
+    leaves_children: bool = False
+
+    @property
+    def task_id(self) -> str:
+        """Id of the task, cut where it is long."""
+        return self.task_key.decode(errors="replace")
+
+    def is_of(self, task_id: str) -> bool:
+        """Say whether the record is of that task; as bytes: a cut may go through a character."""
+        return self.task_key == key_of(task_id).rstrip(b"\0")
+
+
+def key_of(task_id: str) -> bytes:
+    """Return *task_id* as it stands in a record: in UTF-8, cut where it is long."""
+    return task_id.encode()[:_TASK_ID_BYTES].ljust(_TASK_ID_BYTES, b"\0")
+
+
+def pack(call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> bytes:
+    """Return the record of *call*, which runs."""
+    return _LAYOUT.pack(
+        key_of(call.task_id), _RUNNING, 0,
+        call.soft_exceeded, call.twin, False, call.budget.children == "leave",
+        call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
+        call.rss_before, call.rss_peak, call.rss_after, trace_id, span_id,
+    )  # fmt: skip
+
+
+def pack_how_it_went(call: Call) -> bytes:
+    """Return what has changed of the record of *call*, now that it has ended."""
+    return _CHANGES.pack(
+        _ENDED, 0, call.soft_exceeded, call.twin, False, False,
+        call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
+        call.rss_before, call.rss_peak, call.rss_after,
+    )  # fmt: skip
+
+
+def with_its_end(record: bytes, call: Call) -> bytes:
+    """Return the *record* of *call*, which has ended, with that."""
+    return record[: HOW_IT_WENT.start] + pack_how_it_went(call) + record[HOW_IT_WENT.stop :]
+
+
+def unpack(data: bytes | mmap.mmap) -> Flight | None:
+    """Return what a record says; ``None`` of an empty one."""
+    (
+        task_id, state, reason, soft_exceeded, twin, waits, leaves, started_at, soft, hard, wall,
+        before, peak, after, trace_id, span_id,
+    ) = _LAYOUT.unpack_from(data)  # fmt: skip
+    if state == _IDLE:
+        return None
+    return Flight(
+        task_id.rstrip(b"\0"), state == _ENDED, _REASONS[reason],
+        bool(soft_exceeded), started_at, soft, hard, wall, before, peak, after, trace_id, span_id,
+        bool(twin), bool(waits), bool(leaves),
+    )  # fmt: skip
+
+
+def flight_in(record: Flight | bytes | mmap.mmap | None, task_id: str) -> Flight | None:
+    """Return what *record* says of *task_id*; ``None`` where it is of another call, or empty.
+
+    One that has been read already is returned as it is.
+    """
+    if record is None or isinstance(record, Flight):
+        return record
+    flight = unpack(record)
+    return flight if flight is not None and flight.is_of(task_id) else None

@@ -1,0 +1,300 @@
+"""How a running call is interrupted on each pool, of which solo has a module of its own.
+
+An interrupt has a soft way (an exception in the call) and a hard one (the call is over, whether
+or not its code stops). What a pool cannot do is in its :attr:`Interrupt.enforces`, which the
+worker logs at its start.
+
+Runs in the process that runs calls. See also: :mod:`celery_budgets.execution.limits.watchdog`,
+which decides when.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, ClassVar
+
+from celery._state import _task_stack
+from celery.exceptions import SoftTimeLimitExceeded
+
+from celery_budgets.errors import MemoryLimitExceeded
+from celery_budgets.execution.call import Call, HardLimitReached
+from celery_budgets.execution.child_tracking import family
+from celery_budgets.execution.flight.record import Reason
+from celery_budgets.execution.flight.recorder import recorder
+from celery_budgets.execution.limits.async_exception import held_off, raise_in, take_back
+from celery_budgets.execution.limits.signal_handlers import hear, is_heard
+from celery_budgets.execution.safely import guarded
+from celery_budgets.model.headers import HEADER_TERMS
+from celery_budgets.telemetry import spans
+
+__all__ = [
+    "EXIT_CODE", "AsynchronousInterrupt", "GreenletInterrupt", "Interrupt", "ProcessInterrupt",
+    "ThreadInterrupt", "raise_for_memory",
+]  # fmt: skip
+
+#: Exit code of a pool process that ended itself at a hard limit (``EX_SOFTWARE``).
+EXIT_CODE = 70
+#: Longest flush of telemetry before a process ends itself, seconds: billiard allows 0.1.
+FLUSH_SECONDS = 0.08
+#: A soft signal this much ahead of the deadline is still meant for this call, seconds.
+_EARLY = 0.1
+#: A soft signal that was meant for an earlier call comes within this of a call's start, seconds.
+_STRAY = 1.0
+
+
+class Interrupt:
+    """Measures only: for a process in which nothing may be interrupted."""
+
+    #: What holds on this pool, one phrase each for ``soft``, ``hard`` and ``memory``.
+    enforces: ClassVar[dict[str, str]] = {"soft": "no", "hard": "no", "memory": "measured"}
+    #: How long after a limit the watchdog acts, seconds: the worker's own timer goes first.
+    soft_grace = 0.0
+    hard_grace = 0.0
+    #: Is the memory of the process that of one call?
+    attributes_memory = False
+    #: Does a SystemExit in a call end the process that runs it?
+    ends_process = False
+    #: Does a call past its hard limit have its result already, while its code runs on?
+    abandons = False
+    #: Do the processes that a call has started count as its own, and end with it?
+    owns_children = False
+    #: Is a body that returns past its hard limit over it, since nothing could stop it before?
+    judges_late = False
+
+    def enter(self, call: Call) -> None:
+        """Prepare for *call*; in the thread that is about to run its body."""
+
+    def leave(self, call: Call) -> None:
+        """Make sure that no interrupt reaches this thread any more; may itself be interrupted."""
+        call.open = False
+
+    def soft(self, call: Call) -> None:
+        """Raise ``SoftTimeLimitExceeded`` in the call."""
+
+    def hard(self, call: Call) -> None:
+        """End the call, or say that it is over; called again while its body runs on."""
+
+    def memory_soft(self, call: Call, rss: int) -> None:
+        """Raise ``MemoryLimitExceeded`` in a call that has its memory to itself; *rss* in bytes."""
+        if self.attributes_memory:
+            call.memory_due = rss  # what the handler of the soft signal looks for
+            self.soft(call)
+
+    def memory(self, call: Call) -> None:
+        """End the call for its memory."""
+
+
+class AsynchronousInterrupt(Interrupt):
+    """What can raise an asynchronous exception in the thread of a call."""
+
+    def __init__(self) -> None:
+        # Entered again where a block in the call, at the end of its shield, is interrupted.
+        self._lock = threading.RLock()
+
+    def leave(self, call: Call) -> None:
+        """Close the call, then take back an exception that has not arrived yet."""
+        with self._lock:
+            call.open = False
+        take_back(call)
+
+    def raise_in_thread(
+        self, call: Call, error: type[BaseException], again: Callable[[Call], object]
+    ) -> None:
+        """Raise *error* in the thread of *call* as soon as it runs Python code, if it is open."""
+        with self._lock:
+            if call.open:
+                raise_in(call, error, again)
+
+
+class ProcessInterrupt(AsynchronousInterrupt):
+    """Prefork: second line behind the worker's own timers; ends the process."""
+
+    enforces: ClassVar = {
+        "soft": "yes",
+        "hard": "yes, by kill",
+        "memory": "yes, by kill; the soft one in Python code",
+    }
+    soft_grace = 0.15
+    hard_grace = 0.3
+    attributes_memory = True
+    ends_process = True
+    owns_children = True
+
+    #: That of billiard, which installs its own handler after worker_process_init.
+    _SIGNAL = getattr(signal, "SIGUSR1", None)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._call: Call | None = None
+        self._handler = self._on_soft_signal
+        #: Has a soft signal come since the last call?
+        self._early = False
+
+    def enter(self, call: Call) -> None:
+        """Hear the soft signal: a program may have taken it, or blocked it, since the last call."""
+        if self._SIGNAL is not None:
+            hear(self._SIGNAL, self._handler)
+        self._call = call
+        if self._early:
+            self._early = False
+            _raise_if_terminated(call)
+
+    def soft(self, call: Call) -> None:
+        """Send the soft signal to the main thread, so that it ends a blocking system call.
+
+        Where the body has taken it for itself, the exception comes without.
+        """
+        if self._SIGNAL is not None and is_heard(self._SIGNAL, self._handler):
+            signal.pthread_kill(threading.main_thread().ident or 0, self._SIGNAL)
+        elif not call.memory_due:
+            self.raise_in_thread(call, SoftTimeLimitExceeded, self.soft)
+
+    def hard(self, call: Call) -> None:
+        """End this process; the worker reads the reason from the flight recorder."""
+        self._end(call, Reason.HARD_TIME_LIMIT)
+
+    def memory(self, call: Call) -> None:
+        """End this process; the worker reads the reason from the flight recorder."""
+        self._end(call, Reason.MEMORY_LIMIT)
+
+    def _end(self, call: Call, reason: Reason) -> None:
+        recorder().killed(call, reason)
+        spans.flush(FLUSH_SECONDS)
+        if call.open:
+            if call.budget.children == "end":
+                guarded(family().ask_to_end, call)
+            os._exit(EXIT_CODE)
+
+    def _on_soft_signal(self, signum: int, frame: Any) -> None:
+        """Raise in the body of a call that is due; never in the bookkeeping around it.
+
+        Mirrors billiard.pool.soft_timeout_sighandler, which raises wherever the process is:
+        also between two calls, or while a result is stored.
+        """
+        call, task = self._call, _task_stack.top
+        if call is None or not call.open:
+            if task is not None and getattr(task.request, HEADER_TERMS, None) is None:
+                raise SoftTimeLimitExceeded  # a task that is not budgeted: as billiard does
+            self._early = True
+            return  # between two calls, or around the body of one
+        if held_off(call, self.soft):
+            return
+        _raise_if_terminated(call)
+        raise_for_memory(call)
+        if monotonic() < call.soft_at - _EARLY:
+            if _is_of_others(call):
+                raise SoftTimeLimitExceeded
+            return  # extended, or meant for an earlier call
+        if call.soft_sent or call.budget.soft == "warn":
+            return
+        call.soft_sent = True
+        raise SoftTimeLimitExceeded(call.limits.soft)
+
+
+class ThreadInterrupt(AsynchronousInterrupt):
+    """Threads: an asynchronous exception; at the hard limit the call is given up.
+
+    Args:
+        on_abandon: Told once per call whose time is over while its thread may run on; must
+            not block.
+        on_return: Told when the thread of such a call comes back after all.
+    """
+
+    enforces: ClassVar = {
+        "soft": "in Python code; a blocking call notices when it returns",
+        "hard": "result and slot at the limit; the thread is abandoned",
+        "memory": "measured over the worker, which pauses above the limit",
+    }
+    abandons = True
+
+    def __init__(
+        self, on_abandon: Callable[[Call], None], on_return: Callable[[Call], None]
+    ) -> None:
+        super().__init__()
+        self._on_abandon = on_abandon
+        self._on_return = on_return
+
+    def leave(self, call: Call) -> None:
+        """Close the call, then take back an exception that has not arrived yet."""
+        super().leave(call)
+        if call.hard_sent:
+            self._on_return(call)
+
+    def soft(self, call: Call) -> None:
+        """Raise in the thread as soon as it runs Python code."""
+        self.raise_in_thread(call, SoftTimeLimitExceeded, self.soft)
+
+    def hard(self, call: Call) -> None:
+        """Give the call up, and keep asking its thread to end."""
+        with self._lock:
+            if not call.open:
+                return
+            first, call.hard_sent = not call.hard_sent, True
+            raise_in(call, HardLimitReached, self.hard)
+            if first:
+                # Under the lock, so that the thread cannot come back before it was given up.
+                self._on_abandon(call)
+
+
+class GreenletInterrupt(Interrupt):
+    """Gevent: throws into the greenlet at the soft limit; Celery itself does the hard one."""
+
+    enforces: ClassVar = {
+        "soft": "where the call yields",
+        "hard": "where the call yields",
+        "memory": "measured over the worker, which pauses above the limit",
+    }
+    judges_late = True
+
+    def __init__(self) -> None:
+        self._greenlets: dict[int, Any] = {}
+
+    def enter(self, call: Call) -> None:
+        """Remember the greenlet of the call."""
+        import gevent
+
+        self._greenlets[id(call)] = gevent.getcurrent()
+
+    def leave(self, call: Call) -> None:
+        """Close the call; what was scheduled for it does nothing any more."""
+        call.open = False
+        self._greenlets.pop(id(call), None)
+
+    def soft(self, call: Call) -> None:
+        """Throw into the greenlet from the hub, if the call is still open by then."""
+        call.soft_sent = True
+        self._throw(call, SoftTimeLimitExceeded(call.limits.soft))
+
+    def _throw(self, call: Call, error: BaseException) -> None:
+        import gevent
+
+        def throw() -> None:
+            greenlet = self._greenlets.get(id(call))
+            if greenlet is not None and call.open:
+                greenlet.throw(error)
+
+        gevent.get_hub().loop.run_callback(throw)
+
+
+def raise_for_memory(call: Call) -> None:
+    """Raise once per call, in a signal's handler, where the watchdog has asked for it."""
+    if call.memory_due and not call.memory_sent:
+        call.memory_sent = True
+        raise MemoryLimitExceeded(call.memory_due, call.budget.max_rss)
+
+
+def _raise_if_terminated(call: Call) -> None:
+    """Raise where somebody has terminated the call by the soft signal, as plain Celery does."""
+    if recorder().is_terminated(call):
+        call.terminated = True
+        raise SoftTimeLimitExceeded
+
+
+def _is_of_others(call: Call) -> bool:
+    """Say whether a soft signal so long before the limit comes from neither us nor the worker."""
+    extended = call.soft_at != call.started_mono + call.limits.soft
+    return not extended and not call.memory_due and monotonic() > call.started_mono + _STRAY

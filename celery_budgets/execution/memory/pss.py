@@ -1,0 +1,116 @@
+"""The memory of a worker with all of its processes: sampled about once a second, never per call.
+
+Counted is the proportional set size (PSS): a page that eight forked processes share counts as
+one, where the sum of their RSS would count it eight times.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+
+import psutil
+
+from celery_budgets.execution.memory import rss as memory
+
+__all__ = ["Tree", "processes_below", "pss_of"]
+
+#: Reading PSS may take this share of the time at most: the kernel walks every page for it.
+_SHARE_OF_TIME = 0.004
+
+
+def pss_of(pid: int) -> int | None:
+    """Return the proportional set size of process *pid*, bytes; ``None`` when it is gone.
+
+    Where the kernel does not tell it, the memory that the process shares with no other.
+    """
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
+            for line in rollup:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        return int(psutil.Process(pid).memory_full_info().uss)
+    except (psutil.Error, OSError):
+        return memory.rss_of(pid)
+
+
+def processes_below(pid: int) -> list[int]:
+    """Return *pid* and the processes below it, however far down."""
+    found = [pid]
+    for parent in found:
+        found += _children(parent)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+        children: list[int] = []
+        for thread in threads:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as names:
+                children += map(int, names.read().split())
+        return children
+    except OSError:
+        pass
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.Error:
+        return []
+
+
+class Tree:
+    """Measures one process and everything below it.
+
+    Args:
+        pid: Process id of the worker.
+        clock: Returns monotonic seconds.
+        members: Returns the process ids to measure, in place of *pid* and all below it; where
+            they have changed, PSS is read anew.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        clock: Callable[[], float] = monotonic,
+        members: Callable[[], list[int]] | None = None,
+    ) -> None:
+        self._members = members or (lambda: processes_below(pid))
+        self._chosen = members is not None
+        self._measured: list[int] = []
+        self._clock = clock
+        #: The last PSS that was read, and the sum of RSS beside it, bytes.
+        self._last = (0, 0)
+        self._next_at = 0.0
+
+    def size(self, enough: int = 0, certain: float = inf) -> int:
+        """Return the PSS of the whole tree, bytes.
+
+        Args:
+            enough: Where the sum of RSS is not above this, that sum is the answer: PSS is
+                never more, and RSS costs a hundredth.
+            certain: An answer above this is PSS that was read now, however lately it was before.
+        """
+        pids = self._members()
+        most = sum(memory.rss_of(pid) or 0 for pid in pids)
+        if most <= enough:
+            return most
+        changed = self._chosen and pids != self._measured
+        if changed or self._clock() >= self._next_at:
+            return self._read(pids, most)
+        # Between two readings: what came since is taken as its own, and what went as given back.
+        size, beside = self._last
+        about = max(0, min(most, size + most - beside))
+        return about if about <= certain else self._read(pids, most)
+
+    def _read(self, pids: list[int], most: int) -> int:
+        began = self._clock()
+        size = sum(pss_of(pid) or 0 for pid in pids)
+        self._last, self._measured = (size, most), pids
+        ended = self._clock()
+        self._next_at = ended + (ended - began) / _SHARE_OF_TIME
+        return max(0, min(most, size))

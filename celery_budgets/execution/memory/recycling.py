@@ -1,0 +1,105 @@
+"""Between two calls: a pool process that has grown too large takes no further call.
+
+It leaves where billiard lets a process leave: after the result was sent and before the next job
+is taken. Celery's own ``worker_max_memory_per_child`` leaves there too, but it looks at the
+highest RSS ever, so that one spike replaces a process which has long given the memory back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from billiard import pool as billiard_pool
+
+from celery_budgets.execution.limits.watchdog import watchdog
+from celery_budgets.execution.memory import rss as memory
+from celery_budgets.units import KIB, format_size
+
+if TYPE_CHECKING:
+    from celery_budgets.execution.call import Call
+    from celery_budgets.model.budget import Budget
+
+__all__ = ["Recycling", "install", "largest_size"]
+
+logger = logging.getLogger(__name__)
+
+
+def largest_size(budget: Budget, started: int) -> int:
+    """Return the RSS above which a process takes no further call, bytes.
+
+    ``max_rss``, but at least the size that the process had when it started, plus the room
+    between the warning and the limit. Below that a replacement would be as large again after
+    one call: a process forked from a fat worker would be replaced after each call, for nothing.
+
+    Args:
+        budget: The budget of the call that has ended.
+        started: RSS of the process before its first call, bytes.
+    """
+    return max(budget.max_rss, started + budget.max_rss - budget.rss_warning)
+
+
+class Recycling:
+    """Answers billiard's question how large this process is, in KiB.
+
+    Mirrors billiard.compat.mem_rss (4.3), which billiard.pool.Worker.workloop asks after each
+    call where ``max_memory_per_child`` is set, and leaves when the answer is above that.
+    Differs: it answers by the current RSS, and 1 KiB for a process that shall stay.
+
+    Args:
+        theirs: The program's own ``worker_max_memory_per_child``, KiB of peak RSS; it holds too.
+        peak: billiard's own answer, KiB.
+    """
+
+    def __init__(self, theirs: int | None, peak: Callable[[], int]) -> None:
+        self._theirs = theirs or 0
+        self._peak = peak
+        self._started = memory.rss()
+        self._asked_after: Call | None = None
+        #: The budget of the last call, and the size that goes with it, bytes.
+        self._budget: Budget | None = None
+        self._limit = 0
+
+    def __call__(self) -> int:
+        """Return KiB above ``max_memory_per_child`` for a process that shall leave."""
+        if self._theirs and (peak := self._peak()) > self._theirs:
+            return peak
+        call = watchdog().released
+        if call is None:
+            return 1
+        if call.budget is not self._budget:
+            self._budget, self._limit = call.budget, largest_size(call.budget, self._started)
+        limit = self._limit
+        # After a call under a budget it was read just now, or just before a very short one; after
+        # a plain task it was not.
+        rss = call.rss_after if call is not self._asked_after else memory.rss()
+        self._asked_after = call
+        if rss > limit:
+            _give_back()
+            rss = memory.rss()
+        if rss <= limit:
+            return 1
+        logger.warning(
+            "budgets.process_leaves lane=%s rss=%s limit=%s started=%s: it takes no further call",
+            call.lane, format_size(rss), format_size(limit), format_size(self._started),
+        )  # fmt: skip
+        return max(rss // KIB, self._theirs) + 1
+
+
+def _give_back() -> None:
+    """Return to the system what the call has left behind unused."""
+    gc.collect()  # an exception, its traceback and the frames of the body are a cycle
+    # glibc keeps freed blocks below the last one in use.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def install(app: Any) -> None:
+    """Make billiard ask :class:`Recycling`; in a pool process, before its first call."""
+    if not isinstance(billiard_pool.mem_rss, Recycling):
+        theirs = app.conf.worker_max_memory_per_child
+        billiard_pool.mem_rss = Recycling(theirs, billiard_pool.mem_rss)

@@ -1,1 +1,0 @@
-"""Mechanisms of the process that runs calls: memory, flight recorder, limits."""

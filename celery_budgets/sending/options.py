@@ -1,0 +1,203 @@
+"""What a caller may ask for with one call, and what a call passes on to those that it sends.
+
+``apply_async`` takes options of this package beside Celery's; :func:`options_for` turns them
+into Celery's. Whatever is published while a call runs inherits its deadline.
+
+Runs in the process that sends. See also: :mod:`celery_budgets.worker.calls.inherited_deadline`,
+which holds calls to what arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from time import time
+from typing import Any
+
+from celery_budgets.config.settings import settings_of
+from celery_budgets.errors import ConfigurationError
+from celery_budgets.execution.context import call_of, running_call, takes_its_place, worker_request
+from celery_budgets.model.budget import Budget, checked_limit, seconds_or_none
+from celery_budgets.model.deadline import Deadline
+from celery_budgets.model.headers import HEADER_DEADLINE, HEADER_DUE_AT, HEADER_IDEMPOTENCY_KEY
+from celery_budgets.model.outcomes import Outcome
+from celery_budgets.model.priority import Broker, Priority, low_queue, number_of
+from celery_budgets.sending.scope import admit, join_scope, take_back
+
+__all__ = ["inherit", "not_sent", "options_for", "stamp"]
+
+
+def options_for(task: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return *options* of ``apply_async`` with those of this package turned into Celery's.
+
+    Args:
+        task: The task that is sent.
+        options: Keyword arguments of its ``apply_async``; left as they are.
+
+    Raises:
+        ValueError: One of them makes no sense.
+
+    Example:
+        >>> options_for(task, {"deadline": 5.0, "countdown": 1})
+        {'countdown': 1, 'headers': {'budgets_deadline': [1764000005.0, 1764000007.5]}}
+    """
+    options = dict(options)
+    for turn in _TURNS:
+        turn(task, options)
+    return options
+
+
+def _deadline(task: Any, options: dict[str, Any]) -> None:
+    """``deadline=``: seconds for the call and all below it; ``None``: it inherits none."""
+    if "deadline" in options:
+        factor = settings_of(task.app).budget.escalation_factor
+        _add_header(options, HEADER_DEADLINE, _header(options.pop("deadline"), factor))
+
+
+def _priority(task: Any, options: dict[str, Any]) -> None:
+    """``priority=``: ``"high"``, ``"normal"`` or ``"low"``; a number stays the broker's own.
+
+    Raises:
+        ConfigurationError: There is none of that name, or the app has no priorities.
+    """
+    word = options.get("priority")
+    if word is None:
+        word = task.priority
+    if not isinstance(word, str):
+        return
+    priority = Priority.named(word, f"task {task.name!r}")
+    settings, broker = settings_of(task.app), Broker.of(task.app)
+    if not settings.priorities or broker is None:
+        remedy = (
+            "the broker has none; use Redis or RabbitMQ"
+            if settings.priorities
+            else "set budgets_priorities = True in senders and workers"
+        )
+        raise ConfigurationError(f"task {task.name!r}: priority {word!r}: {remedy}")
+    options["priority"] = number_of(priority, broker)
+    queue = options.get("queue")
+    lane = settings.lanes.of_queue(getattr(queue, "name", queue))
+    if lane is not None and priority is Priority.LOW and broker is Broker.RABBITMQ:
+        # The router gives way to a queue that the call names.
+        options["queue"] = low_queue(lane.queue)
+
+
+def _idempotency_key(task: Any, options: dict[str, Any]) -> None:
+    """``idempotency_key=``: text; of the calls that carry the same, one runs.
+
+    They share one task id, and so one result; a call that is given an id, as canvas does, keeps
+    it, and its result is a copy. Eager calls run each time.
+
+    Raises:
+        ConfigurationError: No Redis keeps the keys of the app.
+    """
+    key = options.pop("idempotency_key", None)
+    if key is None or task.app.conf.task_always_eager:
+        return
+    # Imported here, with a client of Redis: most calls have no key.
+    from celery_budgets.idempotency.run_once import checked_key, forget_failure, task_id_of
+    from celery_budgets.shared_state.lease_store import leases_of
+
+    leases_of(task.app)
+    _add_header(options, HEADER_IDEMPOTENCY_KEY, checked_key(key))
+    if options.get("task_id") is None:
+        options["task_id"] = task_id_of(task.name, key)
+        if not options.get("ignore_result", task.ignore_result):
+            forget_failure(task.backend, options["task_id"])
+
+
+def _scope(task: Any, options: dict[str, Any]) -> None:
+    """The request scope around the call, which may have had its calls or its time."""
+    if not takes_its_place(options.get("task_id")):
+        admit()
+
+
+def not_sent(task: Any, task_id: str | None) -> None:
+    """Take back what was counted of a call that could not be published.
+
+    An eager call has run, whatever it raised.
+    """
+    if not task.app.conf.task_always_eager and not takes_its_place(task_id):
+        take_back()
+
+
+def _time_limits(task: Any, options: dict[str, Any]) -> None:
+    """``soft_time_limit=`` and ``time_limit=``: Celery's own, as text too.
+
+    Raises:
+        ValueError: One is no duration above 0; a worker could only drop it.
+    """
+    for name in ("soft_time_limit", "time_limit"):
+        value = options.get(name)
+        if value is not None:
+            # What goes on for a call has what that came with, from whoever sent it.
+            again = takes_its_place(options.get("task_id"))
+            options[name] = seconds_or_none(value) if again else checked_limit(name, value)
+
+
+#: One per option; each takes its own out of the options, and may add Celery's. The last one
+#: counts the call, and so after what may refuse it.
+_TURNS: tuple[Callable[[Any, dict[str, Any]], None], ...] = (
+    _deadline, _time_limits, _priority, _idempotency_key, _scope,
+)  # fmt: skip
+
+
+def _add_header(options: dict[str, Any], name: str, value: Any) -> None:
+    """Add a header to those of the caller's, which other messages may share."""
+    options["headers"] = {**(options.get("headers") or {}), name: value}
+
+
+def _header(seconds: Any, factor: float) -> list[float] | None:
+    return None if seconds is None else list(Deadline.after(seconds, factor))
+
+
+def stamp(headers: Any = None, properties: Any = None, **_: Any) -> None:
+    """Note in a message its scope, from when on it waits, and until when it may run.
+
+    A receiver of Celery's signal ``before_task_publish``: it sees whatever is published.
+    """
+    if headers is None:
+        return
+    inherit(headers, properties)
+    join_scope(headers)
+    now, eta = time(), headers.get("eta")
+    headers[HEADER_DUE_AT] = max(now, datetime.fromisoformat(eta).timestamp()) if eta else now
+
+
+def inherit(headers: dict[str, Any], properties: dict[str, Any] | None) -> None:
+    """Write into a message that is about to be published the deadline that it has to keep.
+
+    A message that says ``None`` inherits nothing, and one with a deadline of its own keeps the
+    earlier of both.
+
+    Args:
+        headers: Those of the message; changed.
+        properties: Those of the message; ``deadline=`` and ``idempotency_key=`` end up there
+            where a task is sent by its name alone (celery.app.amqp, send_task_message).
+    """
+    if properties and "idempotency_key" in properties:
+        headers.setdefault(HEADER_IDEMPOTENCY_KEY, properties.pop("idempotency_key"))
+    if properties and "deadline" in properties:
+        seconds = properties.pop("deadline")
+        headers.setdefault(HEADER_DEADLINE, _header(seconds, Budget().escalation_factor))
+    if HEADER_DEADLINE in headers and headers[HEADER_DEADLINE] is None:
+        return
+    own, inherited = Deadline.of(headers.get(HEADER_DEADLINE)), _inherited(headers.get("id"))
+    kept = own.earlier(inherited) if own is not None else inherited
+    if kept is not None:
+        headers[HEADER_DEADLINE] = list(kept)
+
+
+def _inherited(task_id: Any) -> Deadline | None:
+    """Return the deadline of what runs here and publishes a message, if it has one."""
+    request, running = worker_request(), running_call()
+    if running is not None and not takes_its_place(task_id):
+        return Deadline.of_call(running)
+    if request is None:
+        return None
+    # Where the body has ended, what follows a success goes on with what the call was given, and
+    # what handles an error is free.
+    call = call_of(request)
+    if call is not None and call.outcome not in (None, Outcome.SUCCEEDED):
+        return None
+    return Deadline.of(getattr(request, HEADER_DEADLINE, None))

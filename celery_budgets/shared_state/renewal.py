@@ -1,0 +1,162 @@
+"""The keeper: one thread that renews the leases which this process holds.
+
+A holder that cannot renew its lease in time is told while there is still some of it left, so that
+it can stop before another holder may start.
+
+Physical limit: C code that keeps the interpreter lock for longer than a lease stops this thread as
+well; the lease then runs out while its holder's work goes on.
+
+See also: :mod:`celery_budgets.shared_state.leases`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+
+from redis.exceptions import RedisError
+
+from celery_budgets.shared_state.leases import Lease, Leases
+
+__all__ = ["SERVER_SECONDS", "Keeper", "keeper"]
+
+logger = logging.getLogger(__name__)
+
+#: Part of a lease's length after which it is renewed, and between two attempts that fail.
+RENEWED_AFTER = 1 / 3
+TRIED_AGAIN_AFTER = 1 / 15
+#: Part of its length that is left when a holder that could not renew it is told to stop.
+LEFT_TO_STOP = 1 / 6
+#: Part of its length that the server may take to answer: an attempt, which connects and then
+#: asks, begins with at least LEFT_TO_STOP left and so ends before the lease does.
+SERVER_SECONDS = 1 / 15
+
+
+@dataclass(slots=True)
+class _Held:
+    """One lease in hand, and the monotonic instant at which it is renewed next."""
+
+    leases: Leases
+    lease: Lease
+    needed: Callable[[], bool]
+    on_lost: Callable[[Lease], None]
+    due_at: float = 0.0
+
+    def put_off(self) -> None:
+        """Plan the next renewal after one that has gone well."""
+        self.due_at = self.lease.valid_until - self.leases.length * (1 - RENEWED_AFTER)
+
+
+class Keeper:
+    """Renews leases.
+
+    Args:
+        clock: Returns monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self.pid = os.getpid()
+        self._clock = clock
+        self._held: dict[str, _Held] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def hold(
+        self,
+        leases: Leases,
+        lease: Lease,
+        on_lost: Callable[[Lease], None],
+        needed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Renew *lease* until :meth:`let_go`.
+
+        Args:
+            leases: Where it was taken.
+            lease: The claim.
+            needed: Asked before each renewal; where it says no, the lease is left to run out.
+            on_lost: Told once when it could not be renewed in time or is another's; in the
+                keeper's thread, so it must not block.
+        """
+        held = _Held(leases, lease, needed, on_lost)
+        held.put_off()
+        with self._lock:
+            self._held[lease.holder] = held
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="celery-budgets-leases", daemon=True
+                )
+                self._thread.start()
+        self._wake.set()
+
+    def let_go(self, lease: Lease) -> None:
+        """Renew *lease* no more."""
+        with self._lock:
+            self._held.pop(lease.holder, None)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                delay = self.tick()
+            except Exception:
+                logger.exception("budgets.keeper_failed: leases are looked at again in 1 s")
+                delay = 1.0
+            self._wake.wait(delay)
+            self._wake.clear()
+
+    def tick(self) -> float | None:
+        """Renew what is due; return the seconds until the next is, ``None`` without any."""
+        now, error = self._clock(), None
+        with self._lock:
+            due = [held for held in self._held.values() if held.due_at <= now]
+        for held in due:
+            # One that does not answer is not asked for each of many leases: that takes too long.
+            error = self._renew(held) if error is None else self._put_off(held, error)
+        with self._lock:
+            instants = [held.due_at for held in self._held.values()]
+        return max(0.0, min(instants) - self._clock()) if instants else None
+
+    def _renew(self, held: _Held) -> RedisError | None:
+        """Renew one lease; return the error of a server that does not answer."""
+        if not held.needed():
+            self.let_go(held.lease)
+            return None
+        try:
+            if not held.leases.renew(held.lease):
+                self._lose(held, "another has taken it")
+            held.put_off()
+        except RedisError as exc:
+            return self._put_off(held, exc)
+        return None
+
+    def _put_off(self, held: _Held, error: RedisError) -> RedisError:
+        """Try again soon, unless it would be too late then."""
+        length = held.leases.length
+        held.due_at = self._clock() + length * TRIED_AGAIN_AFTER
+        if held.due_at > held.lease.valid_until - length * LEFT_TO_STOP:
+            self._lose(held, f"it could not be renewed: {error}")
+        return error
+
+    def _lose(self, held: _Held, why: str) -> None:
+        lease = held.lease
+        with self._lock:
+            if self._held.pop(lease.holder, None) is None:
+                return  # let go meanwhile
+        lease.lost = True
+        logger.error("budgets.lease_lost name=%s fence=%s: %s", lease.name, lease.fence, why)
+        held.on_lost(lease)
+
+
+_keeper: Keeper | None = None
+
+
+def keeper() -> Keeper:
+    """Return the keeper of this process, made at its first lease (so also after a fork)."""
+    global _keeper
+    if _keeper is None or _keeper.pid != os.getpid():
+        _keeper = Keeper()
+    return _keeper

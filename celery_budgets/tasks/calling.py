@@ -1,0 +1,95 @@
+"""How a call of a task gets to its body: by overrides of ``__call__`` too, which skip nothing.
+
+A class may override ``__call__`` and run the body itself, as Flask's documentation has it::
+
+    class FlaskTask(BudgetedTask):
+        def __call__(self, *args, **kwargs):
+            with flask_app.app_context():
+                return self.run(*args, **kwargs)
+
+So the budget stands around the outermost ``__call__`` of a class, whoever has defined it: on the
+class itself, on a mix-in before or behind :class:`celery_budgets.BudgetedTask`, or assigned later.
+
+See also: :mod:`celery_budgets.tasks.mixins`, for what else is overridden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial, wraps
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from celery import Task
+
+from celery_budgets.model.headers import HEADER_TERMS
+
+if TYPE_CHECKING:
+    from celery_budgets.tasks.task import BudgetedTask
+
+__all__ = ["call_body", "guard_call"]
+
+#: Attribute of a request: how far its call has got to its body.
+_STAGE = "budgets_stage"
+_ON_ITS_WAY, _IN_BODY = 1, 2
+_guards: WeakSet[Any] = WeakSet()
+
+
+@cache
+def _run_in_budget() -> Any:
+    """Return what runs a call; a program that only sends has no use for it."""
+    from celery_budgets.tasks.run import run_in_budget
+
+    return run_in_budget
+
+
+def call_body(task: BudgetedTask, args: Any, kwargs: Any, behind: Callable[..., Any] | None) -> Any:
+    """Do what ``BudgetedTask.__call__`` does: run the body, under a budget when a worker calls.
+
+    Mirrors celery.app.trace.build_tracer, which calls ``run`` for a plain task, so that an eager
+    call has its own request and no second one; and Task.__call__ for a direct call.
+
+    Args:
+        task: The task.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        behind: ``__call__`` of a mix-in behind, which goes on to the body; ``None``: none.
+    """
+    request = task.request
+    known = vars(request)
+    stage, terms = known.get(_STAGE), known.get(HEADER_TERMS)
+    if stage is _IN_BODY or (terms is None and request.called_directly):
+        return (behind or Task.__call__.__get__(task))(*args, **kwargs)
+    setattr(request, _STAGE, _IN_BODY)
+    body = behind or task.run
+    if stage is not None or terms is None:
+        return body(*args, **kwargs)
+    return _run_in_budget()(task, request, terms, partial(body, *args, **kwargs))
+
+
+def guard_call(cls: type, own: Any) -> None:
+    """Put the budget around ``__call__`` of *cls*, unless that is *own* or has it around already.
+
+    Args:
+        cls: A subclass of BudgetedTask.
+        own: ``__call__`` of BudgetedTask, as it stands in its ``__dict__``.
+    """
+    override = next(vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base))
+    if override is not own and override not in _guards:
+        cls.__call__ = _guarded(override)  # type: ignore[method-assign]
+
+
+def _guarded(override: Any) -> Any:
+    @wraps(override)
+    def __call__(self: BudgetedTask, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        bound = override.__get__(self, type(self)) if hasattr(override, "__get__") else override
+        request = self.request
+        known = vars(request)
+        terms = known.get(HEADER_TERMS)
+        if terms is None or _STAGE in known:
+            return bound(*args, **kwargs)
+        setattr(request, _STAGE, _ON_ITS_WAY)
+        return _run_in_budget()(self, request, terms, partial(bound, *args, **kwargs))
+
+    _guards.add(__call__)
+    return __call__

@@ -1,0 +1,184 @@
+"""One call under its budget, in the process that runs it.
+
+The worker decides on lane and limits (:mod:`celery_budgets.worker.request`) and sends them
+along; this module measures the call, lets the watchdog hold it to them, and describes it on
+the span that is open around it. None of that may fail a call: it is logged and passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from time import monotonic
+from traceback import clear_frames
+from typing import TYPE_CHECKING, Any
+
+from celery_budgets.config.settings import settings_of
+from celery_budgets.errors import MemoryLimitExceeded, RejectedByBudget
+from celery_budgets.execution.body import run_body, run_to_end
+from celery_budgets.execution.call import Call, HardLimitReached, Terms
+from celery_budgets.execution.context import note_call
+from celery_budgets.execution.flight.recorder import recorder
+from celery_budgets.execution.limits.watchdog import watchdog
+from celery_budgets.execution.memory import rss as memory
+from celery_budgets.execution.outcome import outcome_of
+from celery_budgets.execution.safely import guarded
+from celery_budgets.model.budget import TimeLimits
+from celery_budgets.model.headers import (
+    HEADER_DEADLINE,
+    HEADER_IDEMPOTENCY_KEY,
+    HEADER_WAITED_FOR,
+    seconds_waited,
+)
+from celery_budgets.model.outcomes import Outcome
+from celery_budgets.tasks.deadline_at_start import terms_at_start
+from celery_budgets.telemetry import spans
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from celery_budgets.tasks.task import BudgetedTask
+
+__all__ = ["run_in_budget"]
+
+logger = logging.getLogger(__name__)
+
+#: How old a reading of memory may be when a call begins, seconds: many short ones share it.
+AGE = 0.005
+#: A call that took no longer has the size that its process had before it, seconds.
+SHORTEST = 0.001
+
+
+def run_in_budget(
+    task: BudgetedTask, request: Any, terms: Iterable[Any], body: Callable[[], Any]
+) -> Any:
+    """Run *body* as a call of *task* under its budget, and return what it returns.
+
+    Args:
+        task: The task.
+        request: That of the call: handed on, because ``task.request`` looks it up each time.
+        terms: What the worker sent along (:class:`celery_budgets.execution.call.Terms`).
+        body: ``run`` of the task, or what a class has put around it, with its arguments.
+
+    Raises:
+        RejectedByBudget: Its deadline has passed before it began.
+        TimeLimitExceeded: It has ended past its hard limit.
+        MemoryLimitExceeded: In place of a bare ``MemoryError``.
+        Ignore: Its caller has had its result already.
+        BaseException: What the body raised.
+    """
+    call, span = _begin(task, request, _at_start(task, request, Terms(*terms)))
+    outcome = Outcome.FAILED
+    try:
+        result = _run_once(task, request, call, body)
+    except MemoryError as exc:
+        # A bare MemoryError would stop the whole worker (celery.worker.request.on_failure).
+        outcome = Outcome.MEMORY_LIMIT
+        clear_frames(exc.__traceback__)
+        error = MemoryLimitExceeded(memory.rss())
+        raise error.with_traceback(exc.__traceback__) from None
+    except (SystemExit, KeyboardInterrupt):
+        outcome = Outcome.WORKER_LOST
+        if call is not None and watchdog().interrupt.ends_process:
+            # The process is going (billiard.pool.Worker.workloop): the worker tells the end.
+            guarded(_leave_to_worker, task, call)
+            call = None
+        raise
+    except BaseException as exc:
+        outcome = _outcome_in(call, exc)
+        if outcome is Outcome.MEMORY_LIMIT:
+            # Its traceback would keep alive what the body held, until the next call.
+            clear_frames(exc.__traceback__)
+        raise
+    else:
+        outcome = Outcome.SUCCEEDED
+        return result
+    finally:
+        if call is not None:
+            guarded(_end, task, request, call, span, outcome)
+
+
+def _outcome_in(call: Call | None, exc: BaseException) -> Outcome:
+    outcome = outcome_of(exc)
+    if call is not None and call.hard_sent:
+        return Outcome.HARD_TIME_LIMIT
+    if call is not None and call.terminated and outcome is Outcome.SOFT_TIME_LIMIT:
+        return Outcome.REVOKED
+    return outcome
+
+
+def _at_start(task: BudgetedTask, request: Any, terms: Terms) -> Terms:
+    if HEADER_DEADLINE not in vars(request):
+        return terms
+    try:
+        return terms_at_start(terms, request)
+    except RejectedByBudget:
+        spans.leave_open(task, request.id)  # the worker tells of it
+        if HEADER_WAITED_FOR in vars(request):
+            from celery_budgets.idempotency.run_once import stands_for_twin
+
+            if stands_for_twin(vars(request), task.name, request.id):
+                # Celery's trace still tells errbacks; only the twin's result stays.
+                request.ignore_result = True
+        raise
+
+
+def _run_once(task: BudgetedTask, request: Any, call: Call | None, body: Callable[[], Any]) -> Any:
+    if vars(request).get(HEADER_IDEMPOTENCY_KEY) is None:
+        return run_body(call, body)
+    from celery_budgets.idempotency.run_once import run_once  # and a client of Redis with it
+
+    return run_to_end(call, partial(run_once, task, call, partial(run_body, call, body)))
+
+
+def _begin(task: BudgetedTask, request: Any, terms: Terms) -> tuple[Call | None, Span | None]:
+    """Start the call's clock and describe it on its span, where one is recorded.
+
+    Without a call where that fails: the body then runs unmeasured.
+    """
+    try:
+        settings = settings_of(task.app)
+        lane = settings.lanes[terms.lane]
+        call = Call(
+            request.id, lane.name, task.budget_in(lane), TimeLimits(terms.soft, terms.hard),
+            rss=memory.recent_rss(monotonic(), AGE), ceiling=terms.ceiling,
+            hard_ceiling=terms.hard_ceiling, memory_guarded=settings.memory_guard,
+        )  # fmt: skip
+        note_call(request, call)
+        span = spans.span_of(task, call.task_id)
+        writer = recorder()
+        call.moved = writer.deadlines
+        writer.begin(call, *spans.span_ids(span))
+        watchdog().watch(call)
+    except (Exception, HardLimitReached):
+        logger.exception("budgets.begin_failed task=%s: the call is not measured", task.name)
+        return None, None
+    if span is None or not settings.tracing:
+        return call, None
+    guarded(spans.begin, span, call, task, request, terms, settings.span_name)
+    return call, span
+
+
+def _leave_to_worker(task: BudgetedTask, call: Call) -> None:
+    watchdog().release(call)
+    spans.leave_open(task, call.task_id)
+
+
+def _end(task: BudgetedTask, request: Any, call: Call, span: Span | None, outcome: Outcome) -> None:
+    dog = watchdog()
+    call.outcome = outcome
+    dog.release(call)
+    now = monotonic()
+    if now - call.started_mono <= SHORTEST:
+        call.close(now, call.rss_before)
+    else:
+        call.close(now, memory.rss())
+        # Its arguments and its result go after this: not what the next call begins with.
+        memory.forget_recent()
+    recorder().end(call)
+    if call.hard_sent and dog.interrupt.abandons:
+        spans.leave_open(task, call.task_id)  # ended by the worker when it was given up
+    elif span is not None:
+        waited = seconds_waited(vars(request), call.started_at)
+        spans.end(span, call, outcome, waited, attributed=dog.interrupt.attributes_memory)

@@ -1,0 +1,198 @@
+"""``BudgetedTask``: what users subclass, in programs that send calls and in those that run them.
+
+See also: :mod:`celery_budgets.tasks.run`, which runs a call under its budget.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from celery import Task
+
+from celery_budgets.config.routing import lane_of
+from celery_budgets.config.settings import settings_of
+from celery_budgets.errors import ConfigurationError
+from celery_budgets.execution.context import call_of
+from celery_budgets.model.budget import Budget, TimeLimits
+from celery_budgets.model.lanes import Lane
+from celery_budgets.sending.options import not_sent, options_for
+from celery_budgets.sending.results import LaneResult, note_queue
+from celery_budgets.tasks import mixins
+from celery_budgets.tasks.calling import call_body, guard_call
+from celery_budgets.tasks.strategies import STRATEGY, strategy_problems
+
+if TYPE_CHECKING:
+    from celery_budgets.execution.call import Call
+
+__all__ = ["BudgetedTask"]
+
+_BUDGET_ATTRIBUTES = (
+    "timeout", "hard_timeout", "max_timeout", "max_rss", "rss_warning", "soft", "memory",
+    "children",
+)  # fmt: skip
+
+
+class BudgetedTask(Task):
+    """A task whose calls run under the budget of their lane.
+
+    Set the attributes below in the decorator or on a subclass; each one left out is the
+    lane's. Sizes and durations are as in :class:`celery_budgets.Budget`.
+
+    Example:
+        >>> @app.task(base=BudgetedTask, lane="critic", timeout=600)
+        ... def critics_run(path): ...
+    """
+
+    abstract = True
+    Request = "celery_budgets.worker.request:BudgetedRequest"
+    Strategy = STRATEGY
+    #: Celery's, without ``acks_late``: bound from the configuration it would look as if the
+    #: program had set it on the task, and it is the lane that says it (worker.steps).
+    from_config = tuple(pair for pair in Task.from_config if pair[0] != "acks_late")
+
+    #: Acknowledged when the call has ended; a worker sets it as the lane says at its start.
+    acks_late = True
+    #: Name of the lane; ``None``: by the tool table.
+    lane: ClassVar[str | None] = None
+    #: Soft time limit, seconds.
+    timeout: ClassVar[float | str | None] = None
+    #: Hard time limit, seconds; ``None``: ``timeout`` x the escalation factor.
+    hard_timeout: ClassVar[float | str | None] = None
+    #: Highest soft limit that a call may ask for, seconds.
+    max_timeout: ClassVar[float | str | None] = None
+    #: Memory limit, bytes of RSS.
+    max_rss: ClassVar[int | str | None] = None
+    #: Level of the memory warning, bytes of RSS.
+    rss_warning: ClassVar[int | str | None] = None
+    #: At the soft limit: raise in the call, or only warn.
+    soft: ClassVar[Literal["raise", "warn"] | None] = None
+    #: At ``max_rss``: only warn, or raise in the call.
+    memory: ClassVar[Literal["warn", "raise"] | None] = None
+    #: Processes that a call starts: end them when it is killed, or leave them alone.
+    children: ClassVar[Literal["end", "leave"] | None] = None
+    #: ``False``: acknowledged early and never run twice on its own; ``None``: the lane's.
+    idempotent: ClassVar[bool | None] = None
+    #: Re-runs that a call gets after it was killed; needs an idempotent task.
+    max_kills: ClassVar[int] = 0
+
+    _budgets: tuple[Lane, Budget] | None = None
+    #: Does a mix-in between this class and Celery's define ``__call__``, and ``AsyncResult``?
+    _is_called_behind = _results_come_behind = False
+
+    def budget_in(self, lane: Lane) -> Budget:
+        """Return the budget of this task's calls in *lane*.
+
+        Raises:
+            ConfigurationError: What the task sets does not go with the lane's budget.
+        """
+        budgets = self._budgets
+        if budgets is None or budgets[0] is not lane:
+            own = {name: getattr(self, name) for name in _BUDGET_ATTRIBUTES}
+            changes = {name: value for name, value in own.items() if value is not None}
+            budget = lane.budget.over(f"task {self.name!r}", changes) if changes else lane.budget
+            self._budgets = budgets = lane, budget
+        return budgets[1]
+
+    @property
+    def budget(self) -> Call:
+        """The running call: ``remaining()``, ``extend(seconds)`` and ``check()``.
+
+        Called directly or eagerly a task has no limits, and these say so.
+        """
+        call = call_of(self.request)
+        if call is not None:
+            return call
+        from celery_budgets.execution.call import Call
+
+        forever = TimeLimits(float("inf"), float("inf"))
+        return Call(self.request.id or "", self.lane or "", Budget(), forever)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body under its budget when a worker calls, plainly otherwise.
+
+        The span of the call is open here for every way that the body may end.
+        """
+        behind = super().__call__ if self._is_called_behind else None
+        return call_body(self, args, kwargs, behind)
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Send a call, as Task.apply_async does, with options of this package beside Celery's.
+
+        ``deadline`` is how many seconds from now the call, and everything that it sends, has in
+        all; with ``None`` it does not inherit the deadline of the call that sends it. Of all
+        calls with one ``idempotency_key`` one runs, and the others get its result; they share a
+        task id, except those that are given one, as canvas does.
+
+        Example:
+            >>> critics_run.apply_async(("tools.py",), deadline=5.0)
+        """
+        turned = options_for(self, {**options, "task_id": task_id})
+        try:
+            result = super().apply_async(
+                args, kwargs, producer=producer, link=link, link_error=link_error, shadow=shadow,
+                **turned,
+            )  # fmt: skip
+        except Exception:
+            not_sent(self, task_id)
+            raise
+        return note_queue(result, turned)
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> Any:  # noqa: N802  Celery's name
+        """Return the result of a call of this task, of the class that a mix-in has for it."""
+        if self._results_come_behind:
+            return mixins.knowing_lane(super().AsyncResult(task_id, **kwargs), self)
+        return LaneResult(task_id, self.backend, self.name, self._get_app(), **kwargs)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.join_mixins()
+
+    @classmethod
+    def join_mixins(cls) -> None:
+        """Have what other classes define of this task bypass nothing.
+
+        Again when the task meets its app, and at the start of a worker: a class may be changed.
+        """
+        cls._is_called_behind = mixins.behind(cls, BudgetedTask, "__call__")
+        cls._results_come_behind = mixins.behind(cls, BudgetedTask, "AsyncResult")
+        guard_call(cls, _CALL)
+        mixins.guard_result(cls, _RESULT)
+        if cls.from_config is BudgetedTask.from_config:
+            cls.from_config = mixins.configured_by(cls, BudgetedTask)
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Refuse what no lane could make right, as soon as the task meets its app."""
+        super().on_bound(app)
+        # Before mix-ins are joined, which may hide theirs.
+        problems = [*strategy_problems(cls)]
+        cls.join_mixins()
+        if cls.Strategy == Task.Strategy:
+            cls.Strategy = STRATEGY
+        if isinstance(cls.max_kills, bool) or not isinstance(cls.max_kills, int):
+            problems.append(f"task {cls.name!r}: max_kills {cls.max_kills!r} is no whole number")
+        elif cls.max_kills and cls.idempotent is False:
+            problems.append(
+                f"task {cls.name!r}: max_kills {cls.max_kills} would run a task again that is "
+                "declared idempotent=False; drop one of them"
+            )
+        ConfigurationError.raise_if(problems)
+
+    def home(self) -> Lane:
+        """Return the lane of a call that names no queue."""
+        return lane_of(settings_of(self.app).lanes, self.name, self)
+
+
+#: As they stand here, whatever is assigned to the class later.
+_CALL = vars(BudgetedTask)["__call__"]
+_RESULT = vars(BudgetedTask)["AsyncResult"]

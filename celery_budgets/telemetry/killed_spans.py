@@ -1,0 +1,161 @@
+"""Spans of calls that their own process can no longer end: killed, lost, revoked, rejected.
+
+The worker main process ends them. Where the call had begun, under the very span id that its
+process used, so that the spans made inside the call keep their parent.
+
+Needs the tracer provider in the worker main process too: set it where the app is made, not
+only in ``worker_process_init``. See also: :mod:`celery_budgets.telemetry.spans`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from celery_budgets.model.headers import seconds_waited
+from celery_budgets.telemetry import attributes as names
+from celery_budgets.telemetry import spans
+
+if TYPE_CHECKING:
+    from celery_budgets.execution.flight.record import Flight
+    from celery_budgets.model.outcomes import Outcome
+
+__all__ = ["end_for_process"]
+
+logger = logging.getLogger(__name__)
+
+_INSTRUMENTATION = "opentelemetry.instrumentation.celery"
+
+
+def end_for_process(
+    name: str,
+    attributes: Mapping[str, Any],
+    headers: Mapping[str, Any],
+    outcome: Outcome,
+    reason: str,
+    flight: Flight | None,
+) -> bool:
+    """Emit the span of one call; return whether there was somewhere to emit it to.
+
+    Args:
+        name: Name of the span.
+        attributes: What is known of the call.
+        headers: Those of its message: they name the parent.
+        outcome: How the call ended.
+        reason: Why, in words; the description of the status ERROR.
+        flight: The record of its process; ``None`` where the call never began.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return False
+    provider = trace.get_tracer_provider()
+    processor = getattr(provider, "_active_span_processor", None)
+    if processor is None:
+        return False  # no provider of the SDK: nothing that could be given a span id
+    parent = _parent(trace, headers)
+    context = _context(trace, provider, parent, flight, name)
+    if context is None:
+        return False
+    known = dict(attributes)
+    if flight is not None:
+        known[names.WAIT] = seconds_waited(headers, flight.started_at)
+    processor.on_end(_readable(name, known, outcome, reason, flight, provider, parent, context))
+    return True
+
+
+def _parent(trace: Any, headers: Mapping[str, Any]) -> Any:
+    from opentelemetry.propagate import extract
+
+    carrier = {key: value for key, value in headers.items() if isinstance(value, str)}
+    found = trace.get_current_span(extract(carrier)).get_span_context()
+    return found if found.is_valid else None
+
+
+def _context(trace: Any, provider: Any, parent: Any, flight: Flight | None, name: str) -> Any:
+    """Return the identity of the span, or ``None`` for one that is not sampled."""
+    if parent is not None and not parent.trace_flags.sampled:
+        return None
+    if flight is not None and any(flight.span_id):
+        trace_id = int.from_bytes(flight.trace_id, "big")
+        span_id = int.from_bytes(flight.span_id, "big")
+    else:
+        if flight is not None and _was_sampled_out(provider):
+            return None
+        trace_id = parent.trace_id if parent else provider.id_generator.generate_trace_id()
+        span_id = provider.id_generator.generate_span_id()
+        if flight is None and not _is_sampled(trace, provider, parent, trace_id, name):
+            return None
+    return trace.SpanContext(
+        trace_id, span_id, is_remote=False, trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED)
+    )
+
+
+def _is_sampled(trace: Any, provider: Any, parent: Any, trace_id: int, name: str) -> bool:
+    """Ask the sampler, as a tracer does, about a call that never began."""
+    around = trace.set_span_in_context(trace.NonRecordingSpan(parent)) if parent else None
+    result = provider.sampler.should_sample(around, trace_id, name, trace.SpanKind.CONSUMER)
+    return bool(result.decision.is_sampled())
+
+
+def _was_sampled_out(provider: Any) -> bool:
+    """Say whether a call that began without a recorded span is one that sampling dropped."""
+    from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
+
+    return provider.sampler not in (ALWAYS_ON, DEFAULT_ON)
+
+
+def _readable(
+    name: str,
+    attributes: Mapping[str, Any],
+    outcome: Outcome,
+    reason: str,
+    flight: Flight | None,
+    provider: Any,
+    parent: Any,
+    context: Any,
+) -> Any:
+    from opentelemetry.sdk.trace import Event, ReadableSpan
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from opentelemetry.trace import SpanKind, Status, StatusCode
+
+    ended = time()
+    started = flight.started_at if flight is not None else ended
+    facts = {
+        **spans.shared_attributes(provider.resource),
+        **attributes,
+        names.OUTCOME: outcome.value,
+        names.ERROR_TYPE: outcome.value,
+        names.DURATION: ended - started,
+    }
+    if flight is not None:
+        facts[names.RSS_BEFORE] = flight.rss_before_bytes
+        facts[names.RSS_PEAK] = flight.rss_peak_bytes
+        over = ended - started > attributes.get(names.SOFT_LIMIT, float("inf"))
+        facts[names.SOFT_EXCEEDED] = flight.soft_exceeded or over
+    happened = [names.EVENT_STARTED] if flight is not None else []
+    if facts.get(names.SOFT_EXCEEDED):
+        happened.append(names.EVENT_SOFT_LIMIT)
+    if outcome.value == "hard_time_limit":
+        happened.append(names.EVENT_HARD_LIMIT)
+    happened += [names.EVENT_FAILED, names.EVENT_COMPLETED]
+    instants = {names.EVENT_STARTED: started}
+    return ReadableSpan(
+        name=name,
+        context=context,
+        parent=parent,
+        resource=provider.resource,
+        attributes=facts,
+        events=[Event(event, timestamp=_ns(instants.get(event, ended))) for event in happened],
+        kind=SpanKind.CONSUMER,
+        status=Status(StatusCode.ERROR, reason),
+        start_time=_ns(started),
+        end_time=_ns(ended),
+        instrumentation_scope=InstrumentationScope(_INSTRUMENTATION),
+    )
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1_000_000_000)

@@ -1,0 +1,64 @@
+"""The place of a task's calls: the lane that their queue belongs to, and their budget in it.
+
+Runs in the worker main process.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple, Self
+
+from celery_budgets.config.broker_limits import broker_ceiling
+from celery_budgets.config.routing import lane_of
+from celery_budgets.config.settings import settings_of
+from celery_budgets.errors import ConfigurationError
+from celery_budgets.model.budget import Budget, TimeLimits, limits_in_message, seconds_or_none
+from celery_budgets.model.lanes import Lane
+from celery_budgets.worker.calls.roster import Roster, roster_of
+
+__all__ = ["Place"]
+
+logger = logging.getLogger(__name__)
+
+#: What a message says where neither its call nor its task has limits in Celery's words.
+_NONE_ASKED_FOR = (None, [None, None])
+
+
+class Place(NamedTuple):
+    """What all calls of one task have that come from one queue."""
+
+    roster: Roster
+    lane: Lane
+    budget: Budget
+    #: Of calls that ask for none themselves.
+    limits: TimeLimits
+    #: Highest soft limit that a call may ask for, seconds; ``None``: no ceiling.
+    ceiling: float | None
+
+    @classmethod
+    def of(cls, app: Any, task: Any, name: str, queue: str) -> Self:
+        """Return the place of calls of *task*, named *name* in their messages, from *queue*."""
+        lane = lane_of(settings_of(app).lanes, name, task, queue)
+        try:
+            budget: Budget = task.budget_in(lane)
+        except ConfigurationError as exc:
+            # Checked at the start for the task's own lane; this is another lane's queue.
+            logger.warning("budgets.lane_budget_used task=%s: %s", name, exc)
+            budget = lane.budget
+        ceiling = budget.max_timeout or broker_ceiling(app, budget.escalation_factor)
+        return cls(roster_of(app), lane, budget, budget.time_limits(), ceiling)
+
+    def limits_of(self, task: Any, header: Any) -> TimeLimits:
+        """Return the limits of one call, up to the ceiling.
+
+        Args:
+            task: Its own limits, in Celery's words, go after those of the message.
+            header: What the message says: (hard, soft), or anything.
+        """
+        soft, hard = task.soft_time_limit, task.time_limit
+        if soft is hard is None and header in _NONE_ASKED_FOR:
+            return self.limits
+        asked_hard, asked_soft = limits_in_message(header)
+        soft = asked_soft or seconds_or_none(soft)
+        hard = asked_hard or seconds_or_none(hard)
+        return self.budget.time_limits(soft=soft, hard=hard, ceiling=self.ceiling)

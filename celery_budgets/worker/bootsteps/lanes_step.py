@@ -1,0 +1,296 @@
+"""The bootstep by which several lanes share one worker, each within its own limit.
+
+It stands between a delivery and the pool: a call gets a slot of its lane first, or waits for
+one here. See also: :mod:`celery_budgets.worker.lanes.lane_slots`, which decides, and
+:mod:`celery_budgets.worker.lanes.lane_consumer`, which keeps the broker from sending much more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps, signals
+from celery.utils.quorum_queues import detect_quorum_queues
+from celery.worker import state
+from celery.worker.consumer.tasks import Tasks
+
+from celery_budgets.config.settings import settings_of
+from celery_budgets.model.priority import Broker, Priority, level_of
+from celery_budgets.worker.calls.roster import roster_of
+from celery_budgets.worker.lanes.consumer_renewal import Renewals
+from celery_budgets.worker.lanes.drift import Drift
+from celery_budgets.worker.lanes.dropped_calls import Untracked
+from celery_budgets.worker.lanes.held_deliveries import is_waiting
+from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
+from celery_budgets.worker.lanes.lane_limits import LaneLimits
+from celery_budgets.worker.lanes.lane_slots import Slots
+from celery_budgets.worker.lanes.low_priority import LOOK, AgingSteps, LowQueues
+from celery_budgets.worker.lanes.operator_pauses import Pauses
+from celery_budgets.worker.lanes.queue_pauses import Consuming
+from celery_budgets.worker.lanes.self_waiting import LaneWaits
+from celery_budgets.worker.lanes.slot_recovery import SlotRecovery
+from celery_budgets.worker.pool.size import slots_of
+from celery_budgets.worker.startup.checks import lanes_of_queues, pool_name
+from celery_budgets.worker.startup.stray_queues import tell_of_abandoned
+from celery_budgets.worker.transport.redis_client import keep_client
+from celery_budgets.worker.transport.redis_polling import lighten
+
+if TYPE_CHECKING:
+    from celery.worker.request import Request
+
+    from celery_budgets.worker.request import BudgetedRequest
+
+__all__ = ["LanesStep"]
+
+logger = logging.getLogger(__name__)
+
+#: How often changes by others are looked for, seconds.
+TICK = 1.0
+#: How long the loop of gevent waits for the broker before it looks around, seconds.
+DRAIN = 0.05
+#: How long a percentile is used before it is read anew, seconds.
+_P95_SECONDS = 5.0
+
+
+class LanesStep(bootsteps.StartStopStep):
+    """Reserves a slot for each budgeted call before it enters the pool."""
+
+    label = "Budgets lanes"
+    requires = (Tasks,)
+
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        super().__init__(c, **kwargs)
+        self._consumer = c
+        settings = settings_of(c.app)
+        self._lanes = settings.lanes
+        self._broker = Broker.of(c.app) if settings.priorities else None
+        self._timer_entries: list[Any] = []
+        self._woken = False
+        self._first_start = True
+        #: Deliveries that wait for their ETA, by queue: they count as unacknowledged.
+        self._later: Counter[str] = Counter()
+        self._awaited: set[Request] = set()
+        self._roster = roster_of(c.app)
+        #: When a lane's percentile was read, and what it was.
+        self._read: dict[str, tuple[float, float | None]] = {}
+        self.slots = self._roster.slots = Slots(
+            self._lanes.values(), self._size, self._p95, self._wake,
+            self._priority if self._broker is not None else None, settings.priority_aging,
+        )  # fmt: skip
+        self._consuming = consuming = self._roster.consuming = Consuming(c)
+        consuming.attach()
+        self.drift = self._roster.drift = Drift(c, self._roster)
+        self.pauses = self._roster.pauses = Pauses(c, consuming, self._lanes, self._roster)
+        self.limits = self._roster.limits = LaneLimits(
+            c, self._lanes, self.slots, consuming, self._roster
+        )
+        self._waits = LaneWaits(self.slots, self._roster)
+        self._untracked = Untracked(self.slots, self._roster)
+        self._recovery = SlotRecovery(self.slots, self._roster, self._is_waiting)
+        self._renewals = Renewals(c, self._lanes, self.slots, self._prefetch)
+        # Before the strategies are built, which keep the attribute (celery.worker.strategy).
+        self._hand_over, c.on_task_request = c.on_task_request, self.take_in
+        if c.hub is not None:
+            connect = c.connection_for_read
+            c.connection_for_read = lambda **options: keep_client(lighten(connect(**options)))
+        queues = c.app.amqp.queues.consume_from
+        served = lanes_of_queues(self._lanes, queues)
+        for slots in self.slots.lanes.values():
+            slots.served = slots.lane in served
+        self._low: LowQueues | None = None
+        if self._broker is Broker.RABBITMQ:
+            self._low = LowQueues(served, consuming, self.slots)
+        _restore_consumer(c.app)
+        #: Does Celery's own consumer do, where a channel's count can be changed?
+        self._alone = len(queues) == 1 and self._broker is None
+        if served:
+            signals.task_received.connect(self._on_received, sender=c)
+            c.app.amqp.Consumer = partial(self._consumer_of, c.app.amqp.Consumer)
+
+    def start(self, c: Any) -> None:
+        """Forget what the lost channels had delivered; again after each reconnect."""
+        self._later.clear()
+        self._awaited.clear()
+        self._renewals.lose_connection()
+        self._recovery.lose_connection()
+        if self._first_start:
+            self._first_start = False
+            tell_of_abandoned(c.app)
+        self.slots.give_up_held()
+        self.pauses.lose_connection()
+        if pool_name(c.controller.pool_cls) == "prefork":
+            # What no process had accepted is dropped by now (Consumer.on_close).
+            reserved = self.slots.reserved()
+            self._untracked.add(call for call in reserved if call not in state.active_requests)
+        if c.hub is None:
+            c.connection.drain_events = partial(_drain_soon, c.connection.drain_events)
+        self._disarm(c)
+        self._timer_entries = [c.timer.call_repeatedly(TICK, c.call_soon, (self._look,))]
+        if c.hub is not None and pool_name(c.controller.pool_cls) == "prefork":
+            # On solo a body keeps the event loop from its timers, and threads do not wake it.
+            self._roster.tally.call_later = c.hub.call_later
+        if self._low is not None:
+            look = c.timer.call_repeatedly(LOOK, c.call_soon, (self._low.look,))
+            self._timer_entries.append(look)
+
+    def stop(self, c: Any) -> None:
+        """Start nothing any more; what is kept goes back to the broker with its channel."""
+        self._disarm(c)
+        self.slots.give_up_held()
+        # Without its consumer the event loop stands still, and fires no timer.
+        self._roster.tally.call_later = None
+        self._roster.tally.count_noted()
+
+    def take_in(self, request: Request) -> None:
+        """Hand *request* to the pool once its lane has a slot. Replaces on_task_request."""
+        if request in self._awaited:
+            # By the call: one that was kept comes here again.
+            self._awaited.discard(request)
+            self._later[request.delivery_info["routing_key"]] -= 1
+        # A plain task's has no lane: it takes a place in the pool, as in Celery.
+        budgeted = getattr(request, "lane", None) is not None
+        if budgeted and self.pauses.turn_away(request):
+            return
+        if not budgeted or self.slots.take(request):
+            self._hand_over(request)
+        if self._renewals.needed:
+            self._renewals.look_soon(request.delivery_info["routing_key"])
+
+    def _wake(self) -> None:
+        if self._woken:
+            return
+        self._woken = True
+        if self._consumer.hub is None:
+            # Not here: the greenlet that is ending has its place in the pool still.
+            self._consumer.timer.call_after(0, self._start_due)
+        else:
+            self._consumer.call_soon(self._start_due)
+
+    def _start_due(self) -> None:
+        self._woken = False
+        for request in self.slots.due():
+            self._hand_over(request)
+
+    def _size(self) -> int:
+        controller = self._consumer.controller
+        if controller.autoscaler is not None:
+            return int(controller.max_concurrency)
+        return slots_of(self._consumer.pool)
+
+    def _p95(self, lane: str) -> float | None:
+        read_at, p95 = self._read.get(lane, (-inf, None))
+        if monotonic() - read_at > _P95_SECONDS:
+            calls = self._roster.tally.statistics().lanes.get(lane)
+            p95 = calls.duration.quantile(0.95) if calls is not None else None
+            self._read[lane] = monotonic(), p95
+        return p95
+
+    def _on_received(self, request: Request, **_: Any) -> None:
+        if request.eta is not None:
+            self._awaited.add(request)
+            queue = request.delivery_info["routing_key"]
+            self._later[queue] += 1
+            if self._renewals.needed:
+                self._renewals.note(queue, request.eta)
+            else:
+                self._consumer.call_soon(self._recount, queue)
+
+    def _recount(self, queue: str) -> None:
+        consumer = self._consumer.task_consumer
+        if isinstance(consumer, LaneConsumer):
+            consumer.recount(queue)
+
+    def _consumer_of(self, plain: Any, channel: Any, **kwargs: Any) -> Any:
+        """Return what consumes the queues; *plain* makes Celery's own consumer."""
+        apply_global = getattr(self._consumer, "qos_global", None)
+        if apply_global is None:  # before Celery 5.7
+            apply_global = not channel.qos_semantics_matches_spec and not self._has_quorum_queues()
+        if channel.transport.driver_type != "amqp":
+            apply_global = True  # kombu's own counts can be changed at any time
+        self._renewals.needed = not apply_global
+        if self._alone and apply_global:
+            return plain(channel, **kwargs)
+        return LaneConsumer(
+            channel, prefetch=self._prefetch, apply_global=apply_global, prepare=self._prepare,
+            withheld=self._withheld, **kwargs,
+        )  # fmt: skip
+
+    def _has_quorum_queues(self) -> bool:
+        """Mirrors celery.worker.consumer.tasks.Tasks.qos_global, which keeps it since 5.7."""
+        if not self._consumer.app.conf.get("worker_detect_quorum_queues"):
+            return False
+        driver = self._consumer.connection.transport.driver_type
+        return bool(detect_quorum_queues(self._consumer.app, driver)[0])
+
+    def _prepare(self, queue: str, channel: Any) -> None:
+        lane = self._lanes.of_queue(queue)
+        if self._broker is Broker.REDIS and lane is not None:
+            is_due = partial(self.slots.low_is_due, lane.name)
+            channel.priority_steps = AgingSteps(channel.priority_steps, is_due)
+
+    def _prefetch(self, queue: str) -> int | None:
+        lane = self._lanes.of_queue(queue)
+        if lane is None:
+            return None
+        slots = self.slots.lanes[lane.name]
+        later = 0 if self._renewals.needed else self._later[queue]
+        if queue != lane.queue:
+            # Its low calls: as many as may start now, so that few are in hand when it is busy.
+            return max(1, slots.limit - len(slots.taken)) + later
+        ahead = slots.most * int(self._consumer.prefetch_multiplier)
+        return ahead + later if ahead else 0  # 0: no bound, as in Celery
+
+    def _priority(self, request: BudgetedRequest) -> Priority:
+        assert self._broker is not None
+        return level_of(request.delivery_info.get("priority"), self._broker)
+
+    def _look(self) -> None:
+        if state.should_terminate:
+            return  # a cold stop has ended the pool: celery.apps.worker.on_cold_shutdown
+        for look in (
+            self.pauses.look, self.limits.look, self.drift.look, self._waits.look,
+            self._untracked.look, self._start_due, self._roster.tally.count_noted,
+            self._roster.look, self._recovery.look,
+        ):  # fmt: skip
+            try:
+                look()
+            except self._consumer.connection_errors:
+                raise  # Celery connects anew
+            except Exception:
+                # In the event loop it would end the worker.
+                logger.exception("budgets.lanes_look_failed")
+
+    def _is_waiting(self, request: BudgetedRequest) -> bool:
+        """Return whether a call waits for its place in the pool, or was dropped by it."""
+        return is_waiting(self._consumer, request) or request in self._untracked
+
+    def _withheld(self) -> list[Any]:
+        """Return the queues of lanes that are not consumed now: purged with the others."""
+        known = self._consumer.app.amqp.queues
+        return [known[name] for name in self._consuming.paused]
+
+    def _disarm(self, c: Any) -> None:
+        while self._timer_entries:
+            c.timer.cancel(self._timer_entries.pop())
+
+
+def _drain_soon(drain: Callable[..., Any], timeout: float, **kwargs: Any) -> Any:
+    """Wait for the broker, but not for long.
+
+    celery.worker.loops.synloop (5.7) waits 2 s and acknowledges what has ended only in between: a
+    worker whose slots are all taken would start as many calls every 2 s, and no more.
+    """
+    return drain(timeout=min(timeout, DRAIN), **kwargs)
+
+
+def _restore_consumer(app: Any) -> None:
+    """Take back what an earlier worker of *app* in this process has put in Consumer's place."""
+    ours = vars(app.amqp).get("Consumer")
+    if isinstance(ours, partial) and isinstance(getattr(ours.func, "__self__", None), LanesStep):
+        del app.amqp.Consumer

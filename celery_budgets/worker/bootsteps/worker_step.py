@@ -1,0 +1,167 @@
+"""The bootstep that joins this package to a worker; the work is in plain objects.
+
+See also: :mod:`celery_budgets.worker.startup.checks`,
+:mod:`celery_budgets.worker.pool.time_limits`, :mod:`celery_budgets.worker.pool.abandoned_threads`
+and :mod:`celery_budgets.worker.calls.roster`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import partial
+from importlib.metadata import version
+from itertools import takewhile
+from typing import Any
+
+from celery import bootsteps
+
+from celery_budgets.blocks.ledger import ledger_of
+from celery_budgets.config.settings import Settings, settings_of
+from celery_budgets.execution.flight.recorder import FlightReader
+from celery_budgets.execution.limits.interrupts import (
+    GreenletInterrupt,
+    Interrupt,
+    ProcessInterrupt,
+    ThreadInterrupt,
+)
+from celery_budgets.execution.limits.solo_interrupt import MainThreadInterrupt
+from celery_budgets.execution.limits.watchdog import install
+from celery_budgets.model import failures
+from celery_budgets.model.lanes import Lane
+from celery_budgets.tasks import run as running  # noqa: F401  before processes are forked, for all of them
+from celery_budgets.tasks.mapped import MappingTask
+from celery_budgets.tasks.task import BudgetedTask
+from celery_budgets.telemetry.logs import print_json_lines
+from celery_budgets.units import KIB
+from celery_budgets.worker.calls.roster import roster_of
+from celery_budgets.worker.calls.settling import contain
+from celery_budgets.worker.pool.abandoned_threads import AbandonedThreads
+from celery_budgets.worker.pool.children import Children
+from celery_budgets.worker.pool.processes import PoolProcesses
+from celery_budgets.worker.pool.started_calls import Begun
+from celery_budgets.worker.pool.time_limits import Deadlines
+from celery_budgets.worker.remote.metrics_source import Meters
+from celery_budgets.worker.remote.report import Report, pool_pids
+from celery_budgets.worker.startup.checks import check_worker, pool_name
+
+__all__ = ["BudgetsStep"]
+
+logger = logging.getLogger(__name__)
+
+
+class BudgetsStep(bootsteps.StartStopStep):
+    """Checks the worker, prepares its process for its pool, and answers ``inspect stats``."""
+
+    label = "Budgets"
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, autoscale: Any = None, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self.settings: Settings = settings_of(worker.app)
+        self.roster = roster_of(worker.app)
+        self.pool = pool_name(worker.pool_cls)
+        self.lanes: list[Lane] = check_worker(worker, self.settings, autoscale)
+        if self.settings.json_logs:
+            # Before the pool forks, so that its processes print their records so too.
+            print_json_lines()
+        self.roster.capacity = worker.concurrency
+        self.roster.tells_slots = self.settings.tracing
+        failures.listen(self.roster.count_failure)
+        self.interrupt = self._interrupt(worker)
+        self.report = Report(
+            worker, self.settings, self.lanes, self.roster, self.pool, self.interrupt.enforces
+        )
+        if self.pool == "prefork":
+            # Before the pool forks, so that each process finds the folder in its environment.
+            self.roster.flights = FlightReader()
+            self._let_fat_processes_leave(worker)
+        else:
+            install(self.interrupt)
+            ledger_of(worker.app).worker = self.roster.tally.count
+        for task in worker.app.tasks.values():
+            if isinstance(task, BudgetedTask):
+                type(task).join_mixins()
+                _settle_acknowledgement(task)
+
+    def _interrupt(self, worker: Any) -> Interrupt:
+        if self.pool == "threads":
+            most = self.settings.max_abandoned_threads
+            threads = AbandonedThreads(worker, self.roster, most)
+            return ThreadInterrupt(threads.abandon, threads.returned)
+        kinds = {
+            "prefork": ProcessInterrupt,
+            "gevent": GreenletInterrupt,
+            "solo": MainThreadInterrupt,
+        }
+        return kinds.get(self.pool, Interrupt)()
+
+    def _let_fat_processes_leave(self, worker: Any) -> None:
+        """Make billiard ask each pool process for its size after a call (process.recycle).
+
+        It asks only where ``max_memory_per_child`` (KiB) is set. A program's own stays, and is
+        kept in the configuration, where pool processes find it.
+        """
+        theirs = worker.max_memory_per_child
+        if theirs:
+            worker.app.conf.worker_max_memory_per_child = theirs
+        elif self.settings.memory_guard:
+            budgets = [lane.budget for lane in self.lanes]
+            for task in worker.app.tasks.values():
+                if isinstance(task, BudgetedTask) and not isinstance(task, MappingTask):
+                    budgets.append(task.budget_in(task.home()))
+            # The lowest, as billiard logs it: a process answers 1 KiB, or more than its own.
+            worker.max_memory_per_child = min((b.max_rss for b in budgets), default=KIB) // KIB
+
+    def create(self, worker: Any) -> BudgetsStep:
+        """Return the object that the worker starts and stops: this step itself."""
+        return self
+
+    def start(self, worker: Any) -> None:
+        """Stand in front of the pool, and say what it enforces."""
+        # As celery.contrib.testing.worker.start_worker runs it.
+        self.roster.embedded = threading.current_thread() is not threading.main_thread()
+        if self.roster.flights is None:
+            contain(worker.pool)
+        asynpool = getattr(worker.pool, "_pool", None)
+        self.roster.processes = None
+        if self.roster.flights is not None and hasattr(asynpool, "_on_hard_timeout"):
+            Deadlines(asynpool, worker.hub, self.roster.flights).attach()
+            Begun(worker.pool, worker.hub).attach()
+            self.roster.processes = PoolProcesses(asynpool)
+        if self.roster.flights is not None and hasattr(asynpool, "_timeout_handler"):
+            Children(worker.pool, self.roster.flights).attach()
+        self._start_telemetry(worker)
+        enforces = self.interrupt.enforces
+        logger.info(
+            "budgets.worker_started lanes=%s concurrency=%s pool=%s soft=%r hard=%r memory=%r",
+            ",".join(lane.name for lane in self.lanes) or "none", worker.concurrency, self.pool,
+            enforces["soft"], enforces["hard"], enforces["memory"],
+        )  # fmt: skip
+
+    def _start_telemetry(self, worker: Any) -> None:
+        about = (version("celery-budgets"), worker.hostname, self.pool)
+        pids = partial(pool_pids, worker)
+        Meters(self.roster, self.lanes, about, pids).start(self.settings)
+
+    def stop(self, worker: Any) -> None:
+        """Nothing to do before the pool has stopped."""
+
+    def terminate(self, worker: Any) -> None:
+        """Nothing to do before the pool has stopped."""
+
+    def info(self, worker: Any) -> dict[str, Any]:
+        """Return what `inspect stats`, and so Flower's worker page, shows."""
+        return {"budgets": self.report.in_short()}
+
+
+def _settle_acknowledgement(task: BudgetedTask) -> None:
+    """Acknowledge late where a call may run twice, early where it may not.
+
+    Before the consumer builds its strategies: they keep the value (create_request_cls).
+    """
+    classes = takewhile(lambda cls: cls is not BudgetedTask, type(task).__mro__)
+    if any("acks_late" in cls.__dict__ for cls in classes):
+        return  # the program says it itself
+    idempotent = task.idempotent
+    type(task).acks_late = task.home().idempotent if idempotent is None else idempotent

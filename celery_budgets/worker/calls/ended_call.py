@@ -1,0 +1,99 @@
+"""The facts of a call that has ended, as the worker main process knows them."""
+
+from __future__ import annotations
+
+from time import time
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from celery_budgets.execution.flight.record import Flight, flight_in
+from celery_budgets.model.headers import HEADER_DUE_AT, HEADER_SCOPE, seconds_waited
+from celery_budgets.model.outcomes import Outcome
+from celery_budgets.sending.scope import scope_in
+
+if TYPE_CHECKING:
+    from celery_budgets.worker.request import BudgetedRequest
+
+__all__ = ["Ended", "facts_of"]
+
+#: What a record has where the call had no span.
+_NO_TRACE = bytes(16)
+_OVER_THE_SOFT_LIMIT = frozenset({Outcome.SOFT_TIME_LIMIT, Outcome.HARD_TIME_LIMIT})
+
+
+class Ended(NamedTuple):
+    """What is kept of a delivery whose call has ended, until it is counted.
+
+    Not the delivery itself: it has the arguments of the call, which may be large.
+    """
+
+    outcome: Outcome
+    #: Seconds since the epoch.
+    ended_at: float
+    started_at: float | None
+    #: The soft limit that was in force, seconds.
+    soft: float
+    lane: str
+    task: str
+    task_id: str
+    worker: str
+    #: Headers of its message; producers may send anything.
+    due_at: Any
+    scope: Any
+    #: What its process wrote down; a copy that nobody has read yet, or as it was read.
+    record: Flight | bytes | None
+
+    @classmethod
+    def of(cls, request: BudgetedRequest, outcome: Outcome, record: Flight | bytes | None) -> Self:
+        """Return what is kept of *request*, whose call has ended now."""
+        headers = request._request_dict
+        return cls(
+            outcome, time(), request.time_start, request.limits.soft, request.lane.name,
+            request._type, request.id, request._hostname, headers.get(HEADER_DUE_AT),
+            headers.get(HEADER_SCOPE), record,
+        )  # fmt: skip
+
+
+def facts_of(ended: Ended) -> dict[str, Any]:
+    """Return what is logged and counted of a call (telemetry.logs.SCHEMA).
+
+    Time and memory are ``None`` where it never ran or nobody could tell.
+    """
+    flight = flight_in(ended.record, ended.task_id)
+    seconds = _seconds(ended, flight)
+    if flight is not None and flight.ended:
+        exceeded = flight.soft_exceeded
+    else:
+        exceeded = seconds is not None and seconds > ended.soft
+    headers = {HEADER_DUE_AT: ended.due_at, HEADER_SCOPE: ended.scope}
+    facts = {
+        "outcome": ended.outcome.value,
+        "lane": ended.lane,
+        "task": ended.task,
+        "task_id": ended.task_id,
+        "worker": ended.worker,
+        "scope": scope_in(headers),
+        "seconds": seconds,
+        "wait_seconds": seconds_waited(headers, ended.started_at or ended.ended_at),
+        "soft_limit_exceeded": exceeded or ended.outcome in _OVER_THE_SOFT_LIMIT,
+        "rss_before_bytes": None,
+        "rss_peak_bytes": None,
+        "trace_id": None,
+        "twin": False,
+    }
+    if flight is not None:
+        facts |= {
+            "rss_before_bytes": flight.rss_before_bytes,
+            "rss_peak_bytes": flight.rss_peak_bytes,
+            "trace_id": flight.trace_id.hex() if flight.trace_id != _NO_TRACE else None,
+            "twin": flight.twin,
+        }
+    return facts
+
+
+def _seconds(ended: Ended, flight: Flight | None) -> float | None:
+    if flight is not None and flight.ended:
+        return flight.wall_seconds
+    if ended.started_at is None:
+        return None
+    started = flight.started_at if flight is not None else ended.started_at
+    return max(0.0, ended.ended_at - started)

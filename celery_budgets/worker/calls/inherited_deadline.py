@@ -1,0 +1,67 @@
+"""Deadlines that calls inherit, in the worker main process: who may start, and with how much.
+
+Looked at when a call is handed to the pool, not when it arrives: it may have waited in this
+worker. See also: :mod:`celery_budgets.tasks.deadline_at_start`, which looks again when it begins.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from kombu.utils.encoding import safe_repr
+
+from celery_budgets.errors import RejectedByBudget
+from celery_budgets.model.deadline import Deadline
+from celery_budgets.model.headers import HEADER_DEADLINE
+from celery_budgets.model.reasons import REASON_DEADLINE
+
+if TYPE_CHECKING:
+    from celery_budgets.execution.flight.record import Flight
+    from celery_budgets.worker.request import BudgetedRequest
+
+__all__ = ["came_too_late", "in_time"]
+
+logger = logging.getLogger(__name__)
+
+#: What two readings of a clock by two processes may differ by, seconds.
+_CLOCKS_APART = 0.01
+
+
+def in_time(request: BudgetedRequest) -> bool:
+    """Cut the limits of *request* to what is left; fail it where nothing is."""
+    header = request.request_dict.get(HEADER_DEADLINE)
+    if header is None:
+        return True
+    deadline = Deadline.of(header)
+    if deadline is None:
+        _tell_of_malformed(request, header)
+        return True
+    if deadline.passed:
+        request.roster.rejected(request, REASON_DEADLINE)
+        request.end_rejected(RejectedByBudget(REASON_DEADLINE, request.lane.name))
+        return False
+    limits = deadline.clamp(request.limits)
+    request.limits, request.time_limits = limits, (limits.hard, limits.soft)
+    return True
+
+
+def _tell_of_malformed(request: BudgetedRequest, header: object) -> None:
+    """Log and count a header that cannot be read: the call runs as if it had none."""
+    request.roster.count_failure()
+    logger.warning(
+        "budgets.header_malformed task=%s task_id=%s header=%s: %.100s is no pair of seconds "
+        "since the epoch; send headers=budgets.deadline(seconds)",
+        request.name, request.id, HEADER_DEADLINE, safe_repr(header),
+    )  # fmt: skip
+
+
+def came_too_late(request: BudgetedRequest, exc: BaseException, flight: Flight | None) -> bool:
+    """Say whether *exc* is that of a call that its process did not start.
+
+    A body may fail with the same error of a call that it waited for; but that one had begun,
+    and so there is a record of it, later than one of an earlier attempt.
+    """
+    if not isinstance(exc, RejectedByBudget) or exc.reason != REASON_DEADLINE:
+        return False
+    return flight is None or flight.started_at < (request.time_start or 0.0) - _CLOCKS_APART

@@ -1,0 +1,160 @@
+"""What must not keep a call from settling: code of users, a backend that is away, telemetry.
+
+A call's slot and outcome come first, by code that runs nothing of the user's. What is told of it
+after that (result, handlers, signals, events) may fail, each part by itself, and is logged.
+
+Runs in the worker main process.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery import signals, states
+from celery.app.trace import task_has_custom
+from celery.exceptions import WorkerLostError, WorkerShutdown, WorkerTerminate
+from celery.utils.serialization import get_pickled_exception
+from celery.worker import state
+from kombu.utils.encoding import safe_repr
+
+from celery_budgets.errors import BudgetsError, words_of
+from celery_budgets.model.headers import HEADER_TERMS
+
+__all__ = ["UNSTORED", "contain", "fail", "passes"]
+
+logger = logging.getLogger(__name__)
+
+#: Marks a failure that Celery's trace has not stored, in the place of its own 1 (failed) and 0.
+UNSTORED = 2
+#: By these a worker is told to stop, also from within a call on the solo pool.
+_STOPS = (WorkerShutdown, WorkerTerminate)
+
+
+def passes(request: Any, tell: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    """Call *tell*, and return whether it came back without an error.
+
+    An error is logged with the task and its id, also one that is no :class:`Exception`: a
+    handler that exits would end the worker.
+    """
+    try:
+        tell(*args, **kwargs)
+    except _STOPS:
+        raise
+    except BaseException as exc:
+        logger.error(
+            "budgets.settling_failed task=%s task_id=%s in=%s: %s: %s\n%s",
+            request.name, request.id, getattr(tell, "__qualname__", type(tell).__name__),
+            type(exc).__name__, words_of(exc), _traceback_of(exc),
+        )  # fmt: skip
+        return False
+    return True
+
+
+def _traceback_of(exc: BaseException) -> str:
+    """Return the traceback of *exc*; logging would raise where the error's own code does."""
+    try:
+        return "".join(traceback.format_exception(exc))
+    except BaseException:
+        return "(its traceback cannot be printed)"
+
+
+def fail(request: Any, exc: Exception) -> None:
+    """Tell everybody that the call of *request* has failed by *exc*, which no process will.
+
+    Mirrors the middle of celery.worker.request.Request.on_timeout (5.7), each part by itself.
+    """
+    task, context = request.task, request._context
+    passes(request, _store, request, exc)
+    try:
+        raise exc
+    except type(exc):
+        einfo = ExceptionInfo()
+    task.request_stack.push(context)
+    try:
+        about = (exc, request.id, request.args, request.kwargs)
+        passes(request, task.on_failure, *about, einfo)
+        if task_has_custom(task, "after_return"):
+            passes(request, task.after_return, states.FAILURE, *about, None)
+        passes(
+            request, signals.task_failure.send, sender=task, task_id=request.id, exception=exc,
+            args=request.args, kwargs=request.kwargs, traceback=exc.__traceback__, einfo=einfo,
+        )  # fmt: skip
+    finally:
+        task.request_stack.pop()
+        exc.__traceback__ = None  # its frame holds this request
+    # Not the exception of einfo, which stands in billiard's wrapper until it has been pickled.
+    shown = safe_repr(get_pickled_exception(exc))
+    passes(request, request.send_event, "task-failed", exception=shown, traceback=einfo.traceback)
+
+
+def _store(request: Any, exc: Exception) -> None:
+    request.task.backend.mark_as_failure(
+        request.id, exc, request=request._context, store_result=request.store_errors
+    )
+
+
+def contain(pool: Any) -> None:
+    """Have each call of *pool* come back with a result, whatever leaves its task.
+
+    Wraps ``on_apply`` of a pool whose calls run in this process. celery.concurrency.base.
+    apply_target calls nobody back where an Exception leaves Celery's trace (a handler that raises
+    Reject or MemoryError), hands on a bare ExceptionInfo where a BaseException does, and raises
+    where that cannot be put into words; on prefork billiard catches each of them.
+    """
+    apply = pool.on_apply
+
+    def on_apply(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run *target* in the pool, contained; its request keeps what the pool gives for it."""
+        job = apply(_contained(target), *args, **kwargs)
+        request = getattr(kwargs.get("accept_callback"), "__self__", None)
+        if request is not None and hasattr(request, "job"):
+            request.job = job
+        return job
+
+    pool.on_apply = on_apply
+
+
+def _contained(target: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        """Return what *target* does, or a failure in the form of celery.app.trace."""
+        try:
+            return target(*args, **kwargs)
+        except _STOPS:
+            raise
+        except BaseException as exc:
+            # The third argument is the request: that of a plain task has no terms.
+            if len(args) < 3 or HEADER_TERMS not in args[2] or _is_of_the_pool(exc):
+                raise
+            return UNSTORED, _as_on_prefork(exc), 0.0
+
+    return run
+
+
+def _is_of_the_pool(exc: BaseException) -> bool:
+    """Is it what gevent ends a greenlet by: a hard limit, or a pool that is stopped?"""
+    name = type(exc).__name__
+    return name == "Timeout" or (name == "GreenletExit" and bool(state.should_terminate))
+
+
+def _as_on_prefork(exc: BaseException) -> ExceptionInfo:
+    """Return what a pool process would report: that it has left, where *exc* would end it.
+
+    Mirrors the end of billiard.pool.Worker.workloop, and Request._worker_lost_info (5.7).
+    """
+    words = f"{type(exc).__name__}({words_of(exc)})"
+    told: Exception
+    if isinstance(exc, SystemExit | KeyboardInterrupt):
+        told = WorkerLostError(f"Worker exited prematurely: {words}")
+    else:
+        try:
+            return ExceptionInfo()
+        except BaseException:
+            told = BudgetsError(f"{words}: its own code fails where it is told of")
+    try:
+        raise told from None
+    except Exception:
+        return ExceptionInfo()

@@ -1,0 +1,64 @@
+"""A call that somebody terminates: ``revoke(terminate=True)``, by id or by stamped headers.
+
+The call counts as revoked at once. Its slot is free when its process is: a signal may be caught,
+ignored or blocked, and SIGUSR1 is sent so that the body tidies up.
+
+Lives in the worker main process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery.worker.request import Request
+
+if TYPE_CHECKING:
+    from celery_budgets.model.outcomes import Outcome
+    from celery_budgets.worker.calls.roster import Roster
+
+__all__ = ["TerminableRequest"]
+
+
+class TerminableRequest(Request):
+    """A delivery whose slot is held, once it is terminated, until the pool tells of its end."""
+
+    roster: Roster
+    outcome: Outcome | None
+    #: Does its body run on, or may it, although the call has its outcome?
+    runs_on = False
+    _terminated_in: Any = None
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Signal the process of the call, which is told what the signal is meant for.
+
+        Differs from Request.terminate in that; pools without processes refuse it there.
+
+        Raises:
+            NotImplementedError: A thread cannot be terminated, nor can the worker itself.
+        """
+        if self.time_start and self.outcome is None:
+            self.runs_on, self._terminated_in = True, pool
+            if self.roster.flights is not None:
+                self.roster.flights.terminate(self.worker_pid, self.id)
+        try:
+            super().terminate(pool, signal)
+        except NotImplementedError:
+            self.runs_on = False
+            raise
+
+    def comes_back(self) -> None:
+        """Note that the pool has told of the end of the call; to be called first of all."""
+        if self.runs_on:
+            self.roster.comes_back(self)
+            self._forgive()
+
+    def _forgive(self) -> None:
+        """Have billiard forget that a process which lives on was sent a signal.
+
+        It would take the loss of a later call there for the termination of this one
+        (billiard.pool.Pool.terminate_job and _join_exited_workers).
+        """
+        find = getattr(getattr(self._terminated_in, "_pool", None), "_process_by_pid", None)
+        process = find(self.worker_pid)[0] if find is not None else None
+        if process is not None:
+            process._controlled_termination = process._job_terminated = False

@@ -1,0 +1,39 @@
+"""Twins in the worker main process: deliveries whose result is also another's, which may run.
+
+See also: :mod:`celery_budgets.idempotency.run_once`, for what is done in the process that runs a
+call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from celery.worker import state
+
+from celery_budgets.model.headers import HEADER_WAITED_FOR
+
+if TYPE_CHECKING:
+    from celery_budgets.worker.request import BudgetedRequest
+
+__all__ = ["expires_alone", "shares_result_of_twin"]
+
+
+def shares_result_of_twin(request: BudgetedRequest) -> bool:
+    """Say whether *request* has not started and has waited for a twin that shares its id."""
+    headers = request.request_dict
+    if request.time_start is not None or HEADER_WAITED_FOR not in headers:
+        return False
+    # With a client of Redis: most calls have no key.
+    from celery_budgets.idempotency.run_once import stands_for_twin
+
+    return stands_for_twin(headers, request.type, request.id)
+
+
+def expires_alone(request: BudgetedRequest, expire: Callable[[], bool | None]) -> bool:
+    """Return what *expire*, Celery's own, does: which revokes the id, and so twins to come."""
+    known = request.id in state.revoked
+    expired = bool(expire())
+    if expired and not known and shares_result_of_twin(request):
+        state.revoked.discard(request.id)
+    return expired

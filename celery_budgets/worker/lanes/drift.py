@@ -1,0 +1,75 @@
+"""What somebody else has changed of this worker since it started: its pool, its queues.
+
+Flower and ``celery control`` can grow and shrink a pool, add a consumer and cancel one. Limits
+per lane hold all the same, but the worker is not what its configuration says: that is logged
+once per change, and shown by ``inspect budgets`` and ``celery lanes status``. What is changed by
+``celery lanes`` itself is no drift.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from celery_budgets.worker.calls.roster import Roster
+from celery_budgets.worker.pool.size import slots_of
+
+__all__ = ["Difference", "Drift"]
+
+logger = logging.getLogger(__name__)
+
+
+class Difference(NamedTuple):
+    """One thing that is not as at the start."""
+
+    text: str
+    remedy: str
+    #: The queue that is missing; empty where it is about the whole worker.
+    queue: str = ""
+
+
+class Drift:
+    """Compares a worker with what it was started as.
+
+    Args:
+        consumer: The Celery consumer.
+        roster: Knows the slots that the pool is to have, and which queues are paused.
+    """
+
+    def __init__(self, consumer: Any, roster: Roster) -> None:
+        self._consumer = consumer
+        self._roster = roster
+        #: What was found at the last :meth:`look`.
+        self._known: tuple[Difference, ...] = ()
+
+    def look(self) -> None:
+        """Look again, and log what is new."""
+        found = tuple(self.differences())
+        for difference in found:
+            if difference not in self._known:
+                logger.warning("budgets.drift %s; %s", difference.text, difference.remedy)
+        if self._known and not found:
+            logger.info("budgets.drift_gone")
+        self._known = found
+
+    def differences(self) -> Iterator[Difference]:
+        """Yield what differs now."""
+        yield from self._of_pool()
+        changed = self._roster.consuming.drift() if self._roster.consuming is not None else {}
+        for queue in changed.get("added", ()):
+            yield Difference(
+                f"queue {queue} is consumed, and was not at the start",
+                f"celery control cancel_consumer {queue}",
+            )
+        for queue in changed.get("cancelled", ()):
+            text = f"queue {queue} is not consumed"
+            yield Difference(text, f"celery control add_consumer {queue}", queue)
+
+    def _of_pool(self) -> Iterator[Difference]:
+        wanted, now = self._roster.capacity, slots_of(self._consumer.pool)
+        if self._consumer.controller.autoscaler is not None or not wanted or now == wanted:
+            return
+        command = f"pool_shrink {now - wanted}" if now > wanted else f"pool_grow {wanted - now}"
+        slots = f"{now} slot{'' if now == 1 else 's'}"
+        yield Difference(f"{slots} instead of {wanted}", f"celery control {command}")

@@ -1,0 +1,68 @@
+"""Calls that wait for a result of their own full lane: noticed, and warned about once.
+
+Such a call keeps the slot that the awaited call may need: when all slots of a lane are taken by
+them, nothing goes on until a time limit ends one.
+
+Runs in the worker's event loop. See also: :mod:`celery_budgets.sending.results`, by which a call
+says that it waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from celery_budgets.execution.flight.recorder import recorder
+from celery_budgets.worker.calls.roster import Roster
+from celery_budgets.worker.lanes.lane_slots import Slots
+
+if TYPE_CHECKING:
+    from celery_budgets.worker.request import BudgetedRequest
+
+__all__ = ["LaneWaits"]
+
+logger = logging.getLogger(__name__)
+
+
+class LaneWaits:
+    """Looks for them in one worker.
+
+    Args:
+        slots: Knows which lanes are full, and of what.
+        roster: Reads what the process of a call has written of it.
+    """
+
+    def __init__(self, slots: Slots, roster: Roster) -> None:
+        self._slots = slots
+        self._roster = roster
+        self._told: set[tuple[str, str]] = set()
+
+    def look(self) -> None:
+        """Warn of what is new, by lane and task."""
+        for lane, taken in self._slots.full():
+            for task in sorted(set(self._waiting(taken))):
+                if (lane, task) not in self._told:
+                    self._told.add((lane, task))
+                    self._warn(lane, task, len(taken))
+
+    def _waiting(self, taken: list[BudgetedRequest]) -> Iterator[str]:
+        for request in taken:
+            if (request.lane.name, request.type) in self._told:
+                continue
+            if self._waits(request):
+                yield request.type
+
+    def _waits(self, request: BudgetedRequest) -> bool:
+        flights = self._roster.flights
+        if flights is None:
+            return request.id in recorder().waiting
+        flight = flights.read(request.worker_pid, request.id)
+        return flight is not None and flight.waits and not flight.ended
+
+    def _warn(self, lane: str, task: str, taken: int) -> None:
+        logger.warning(
+            "budgets.lane_waits_for_itself lane=%s task=%s taken=%s: a call waits for a result of "
+            "its own lane, which is full; give what it waits for a lane of its own, use a chain or "
+            "chord instead of get(), or raise the lane's concurrency", lane, task, taken,
+        )  # fmt: skip

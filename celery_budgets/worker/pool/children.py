@@ -1,0 +1,116 @@
+"""Ends the processes that a call has started, where the worker or the kernel has killed the call.
+
+After a call that has ended by itself, well or not, they are left alone, as are those of tasks
+without a budget and of those with ``children="leave"``.
+
+Runs in the worker main process, prefork only. See also:
+:mod:`celery_budgets.execution.child_tracking`, which writes them down in the process of the call.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import time
+from typing import Any
+
+from celery_budgets.execution.children import Child, began_since, end, found_below
+from celery_budgets.execution.flight.record import Flight
+from celery_budgets.execution.flight.recorder import FlightReader
+
+__all__ = ["Children"]
+
+logger = logging.getLogger(__name__)
+
+
+class Children:
+    """Stands in front of what ends a process of the pool, and of what notices that one is gone.
+
+    Args:
+        task_pool: A ``celery.concurrency.prefork.TaskPool`` that has started.
+        flights: Reads the records of the pool processes.
+    """
+
+    def __init__(self, task_pool: Any, flights: FlightReader) -> None:
+        self._task_pool, self._pool = task_pool, task_pool._pool
+        self._flights = flights
+        #: By pid of a process that somebody has asked to end: its call, and the children of that.
+        self._noted: dict[int, tuple[Flight, set[Child]]] = {}
+
+    def attach(self) -> None:
+        """Replace four methods, each by one that calls it.
+
+        billiard.pool.TimeoutHandler._trywaitkill ends a process at the hard limit, TaskPool.
+        terminate_job for a revocation, TaskPool.on_terminate all of them at a cold shutdown.
+        Pool.process_flush_queues is called for each process that has been found dead, however
+        it died, before its call is settled (billiard.pool.Pool._join_exited_workers).
+        """
+        handler = self._pool._timeout_handler
+        self._celery_kill, handler._trywaitkill = handler._trywaitkill, self.kill
+        self._celery_terminate_job = self._task_pool.terminate_job
+        self._task_pool.terminate_job = self.terminate_job
+        self._celery_terminate, self._task_pool.on_terminate = (
+            self._task_pool.on_terminate, self.terminate,
+        )  # fmt: skip
+        self._celery_flush, self._pool.process_flush_queues = (
+            self._pool.process_flush_queues, self.gone,
+        )  # fmt: skip
+
+    def kill(self, process: Any) -> None:
+        """Kill a process at the hard limit, and what its call has started."""
+        self._note(process.pid)
+        self._celery_kill(process)
+        self._end(process.pid)
+
+    def terminate_job(self, pid: int, *args: Any, **kwargs: Any) -> None:
+        """Send a process the signal of a revocation; its children end once it is gone."""
+        self._note(pid)
+        self._celery_terminate_job(pid, *args, **kwargs)
+
+    def terminate(self) -> None:
+        """Kill all processes, and what their calls have started."""
+        pids = [process.pid for process in getattr(self._pool, "_pool", ()) if process.pid]
+        for pid in pids:
+            self._note(pid)
+        try:
+            self._celery_terminate()
+        finally:
+            for pid in pids:
+                self._end(pid)
+
+    def gone(self, process: Any) -> None:
+        """End what the call of a dead process has started."""
+        self._end(process.pid)
+        self._celery_flush(process)
+
+    def _note(self, pid: int) -> None:
+        """Look what is below a process, which nobody can tell any more once it is dead."""
+        try:
+            flight = self._flight(pid)
+            if flight is not None:
+                since = began_since(time() - flight.started_at)
+                self._noted[pid] = flight, found_below(pid, since)
+        except Exception:
+            logger.exception("budgets.children_unknown pid=%s: they may live on", pid)
+
+    def _flight(self, pid: int) -> Flight | None:
+        """Return the record of the call in the middle of which a process is, or was."""
+        flight = self._flights.current(pid)
+        over = flight is None or flight.ended or flight.leaves_children
+        return None if over else flight
+
+    def _end(self, pid: int) -> None:
+        try:
+            noted, children = self._noted.pop(pid, (None, set()))
+            flight = self._flight(pid)
+            if flight is None:
+                return
+            if noted is None or noted.started_at != flight.started_at:
+                children = set()  # of an earlier call, which took the signal and went on
+            count = end(children | self._flights.children(pid, flight))
+        except Exception:
+            logger.exception("budgets.children_unknown pid=%s: they may live on", pid)
+        else:
+            if count:
+                logger.warning(
+                    "budgets.children_ended task_id=%s pid=%s count=%s", flight.task_id, pid, count
+                )

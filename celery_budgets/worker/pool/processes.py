@@ -1,0 +1,96 @@
+"""The processes of a prefork pool: which take calls, and whether those that should do come up.
+
+Celery kills a process that has not told within ``worker_proc_alive_timeout`` (4 s) that it is up,
+and starts another: where ``worker_process_init`` takes longer, for ever. It does so only with those
+that replace others, so such a worker begins well and dies with its first kill.
+
+Covers: counting them, and noticing those that stay away. Does not cover: how long one takes to
+start, which it says itself (:mod:`celery_budgets.execution.slow_start`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from celery_budgets.units import format_duration
+
+__all__ = ["PoolProcesses"]
+
+logger = logging.getLogger(__name__)
+
+
+class PoolProcesses:
+    """Looks at the processes of one asynchronous pool, about once a second.
+
+    Args:
+        asynpool: A ``celery.concurrency.asynpool.AsynPool`` that has started.
+        clock: Returns monotonic seconds.
+    """
+
+    def __init__(self, asynpool: Any, clock: Callable[[], float] = monotonic) -> None:
+        self._pool = asynpool
+        self._clock = clock
+        #: By its place in the pool, since when no process there has been seen to be up.
+        self._away: dict[int, float] = {}
+        self._pids: set[int] = set()
+        #: Processes that were started, those of the worker's start among them, as far as seen.
+        self.starts = 0
+        self._told = False
+
+    @property
+    def alive_timeout(self) -> float:
+        """Seconds in which one that replaces another has to be up, or is killed."""
+        return float(self._pool._proc_alive_timeout)
+
+    @property
+    def size(self) -> int:
+        """How many there should be."""
+        return int(self._pool._processes)
+
+    def up(self) -> int:
+        """Return how many take calls: Celery's index has those that have said so."""
+        return sum(self._is_up(process) for process in list(self._pool._pool))
+
+    def missing(self) -> int:
+        """Return how many places have had no process that is up for longer than it may take."""
+        now = self._clock()
+        return sum(now - since > self.alive_timeout for since in list(self._away.values()))
+
+    def look(self) -> None:
+        """Notice who is up and who stays away, and log when that begins and when it is over."""
+        now, processes = self._clock(), list(self._pool._pool)
+        pids = {process.pid for process in processes}
+        self.starts += len(pids - self._pids)
+        self._pids = pids
+        places = {process.index for process in processes}
+        away = {process.index for process in processes if not self._is_up(process)}
+        if len(processes) < self.size:
+            away |= set(self._away) - places  # killed just now, and not replaced yet
+        self._away = {place: self._away.get(place, now) for place in away}
+        self._tell()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a worker says of them when it is asked."""
+        return {
+            "size": self.size, "up": self.up(), "missing": self.missing(), "starts": self.starts,
+            "alive_timeout": self.alive_timeout,
+        }  # fmt: skip
+
+    def _is_up(self, process: Any) -> bool:
+        return self._pool._fileno_to_inq.get(process.inqW_fd) is process
+
+    def _tell(self) -> None:
+        missing = self.missing()
+        if missing and not self._told:
+            logger.error(
+                "budgets.pool_processes_missing missing=%s of=%s worker_proc_alive_timeout=%s: a "
+                "process that is not up by then is killed and replaced; raise "
+                "worker_proc_alive_timeout above what worker_process_init takes",
+                missing, self.size, format_duration(self.alive_timeout),
+            )  # fmt: skip
+        elif self._told and not missing:
+            logger.info("budgets.pool_processes_back up=%s of=%s", self.up(), self.size)
+        self._told = bool(missing)

@@ -1,0 +1,47 @@
+"""How many calls a pool runs at once, and giving it more slots while it runs.
+
+There is no way back: Celery cannot take slots from a pool while calls run in all of them
+(billiard.pool.Pool.shrink raises, the other pools count below zero). Limits hold without it.
+
+Runs in the worker main process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["GROWING_POOLS", "grow", "slots_of"]
+
+#: Pools that can be given slots, by the names of
+#: :func:`celery_budgets.worker.startup.checks.pool_name`.
+GROWING_POOLS = frozenset({"prefork", "threads", "gevent"})
+
+
+def slots_of(pool: Any) -> int:
+    """Return how many calls *pool* runs at once; 0 before it has started and after its end.
+
+    ``num_processes`` of Celery's pool, but for gevent, where Celery 5.5 says how many run now.
+    """
+    greenlets = getattr(pool, "_pool", None)
+    return int(getattr(greenlets, "size", getattr(pool, "num_processes", 0)))
+
+
+def grow(pool: Any, kind: str, slots: int) -> None:
+    """Give *pool*, of the named *kind*, that many more slots, for calls from now on."""
+    if kind == "threads":
+        _add_threads(pool, slots)
+        return
+    pool.grow(slots)
+    if kind == "prefork":
+        # Otherwise its processes start with the next look of a timer, up to 5 s later.
+        pool.maintain_pool()
+
+
+def _add_threads(pool: Any, slots: int) -> None:
+    """Let a pool of threads have more of them; each starts with the first call that needs it.
+
+    Celery's has no ``grow``. Reaches into concurrent.futures.ThreadPoolExecutor, which compares
+    ``_max_workers`` with its threads at each submission.
+    """
+    pool.executor._max_workers += slots
+    pool.limit += slots

@@ -1,0 +1,243 @@
+"""The limits of running calls on prefork, kept by the worker main process with one timer.
+
+Celery arms a timer for each call that the pool has accepted and cancels it at the end of the
+call; its event loop keeps a cancelled timer until it would have been due. Here one timer looks at
+the calls that run, when the first of them is due. It leaves a call alone that was extended, until
+its new deadline; it does not kill one whose body has ended, while the result is on the way; and
+the slot of a dead process comes back at once.
+
+See also: :mod:`celery_budgets.execution.limits.watchdog`, the second line.
+"""
+
+from __future__ import annotations
+
+import threading
+from math import inf
+from time import monotonic
+from typing import Any
+
+from celery_budgets.execution.flight.record import Flight
+from celery_budgets.execution.flight.recorder import FlightReader
+from celery_budgets.worker.request import BudgetedRequest
+
+__all__ = ["Deadlines"]
+
+#: Seconds after the end of a process at which the pool is looked at again: waitpid may not
+#: see it dead at first, and Celery's own next look comes after 5 s (celery#9588).
+NUDGES = (0.02, 0.06, 0.12, 0.2, 0.4, 1.0)
+#: Longest that a result may take to arrive after its body has ended, seconds.
+RESULT_SECONDS = 60.0
+#: How often a call that was accepted is looked at until it begins, seconds.
+BEGIN_POLL = 0.1
+#: How often a result on its way is looked for, seconds.
+RESULT_POLL = 0.25
+#: Longest until running calls are looked at again, seconds: an earlier look cancels its timer,
+#: and a cancelled one stays in the event loop until it would have been due.
+LONGEST = 1.0
+#: A look that comes later than this, in seconds, finds an event loop that was held up: it reads
+#: for as long what has come from the processes, as results of calls that are due may be there.
+LATE = 0.1
+#: Time that the event loop has to itself between many kills, seconds.
+TURN = 0.01
+
+
+class Deadlines:
+    """Stands in front of the timers of one asynchronous pool.
+
+    Args:
+        asynpool: A ``celery.concurrency.asynpool.AsynPool`` that has not met its hub yet.
+        hub: The worker's event loop.
+        flights: Reads the records of the pool processes.
+    """
+
+    def __init__(self, asynpool: Any, hub: Any, flights: FlightReader) -> None:
+        self._pool = asynpool
+        self._hub = hub
+        self._flights = flights
+        self._celery_exit = asynpool._event_process_exit
+        #: When the calls are looked at next (monotonic), and the timer that does it.
+        self._next_look = inf
+        self._timer: Any = None
+        self._was_late = False
+        self._looking = threading.Lock()
+        #: Jobs that have had their soft signal.
+        self._told: set[int] = set()
+
+    def attach(self) -> None:
+        """Replace AsynPool._create_timelimit_handlers and _event_process_exit.
+
+        AsynPool looks up the first on itself each time that it meets an event loop, at the
+        start and after each reconnect, and the second each time that it tracks a process: so
+        attributes of the instance stand in front of the methods. At a warm stop there is no
+        event loop; ResultHandler.on_stop_not_started then calls check_timeouts, which is
+        billiard's TimeoutHandler and knows of no extended call.
+        """
+        self._pool._create_timelimit_handlers = self.register
+        self._pool._event_process_exit = self.on_process_exit
+        self._pool._result_handler.check_timeouts = self.look
+
+    def register(self, hub: Any) -> None:
+        """Have the pool tell of calls that it accepts; look at those that run already.
+
+        Mirrors AsynPool._create_timelimit_handlers (5.7). billiard.pool.ApplyResult calls
+        on_timeout_set when a process has accepted a call; it asks before on_timeout_cancel,
+        and there is nothing to cancel. After a reconnect the timer may be gone: Celery 5.5 drops
+        all of them (celery.worker.consumer.Consumer.on_close), and 5.7 those that were armed in
+        here (celery.worker.loops.asynloop).
+        """
+        self._pool.on_timeout_set = self.on_accepted
+        self._pool.on_timeout_cancel = None
+        self._disarm()
+        self._look_at(monotonic() + LATE)
+
+    def on_accepted(self, result: Any, soft: float | None, hard: float | None) -> None:
+        """Look at a call when it is due, at the latest."""
+        first = soft or hard
+        if first:
+            due = result._time_accepted + first
+            if due < self._next_look:
+                self._look_at(due)
+
+    def _look_at(self, when: float) -> None:
+        """Look at the calls at *when* (monotonic), or earlier."""
+        if when >= self._next_look:
+            return
+        self._disarm()
+        now = monotonic()
+        self._next_look = min(when, now + LONGEST)
+        self._timer = self._hub.call_later(self._next_look - now, self.look)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._next_look = None, inf
+
+    def look(self) -> None:
+        """Do what is due for the calls that run, and find out when to look again.
+
+        At a stop timers fire in a thread (celery.concurrency.prefork.TaskPool.on_stop), and the
+        pool asks too: one of them is enough.
+        """
+        if self._looking.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._looking.release()
+
+    def _look(self) -> None:
+        now = monotonic()
+        late = now > self._next_look + LATE
+        self._disarm()
+        if late and not self._was_late:
+            self._was_late = True
+            self._look_at(now + LATE)
+            return
+        self._was_late = False
+        jobs = self._pool._cache.copy()
+        self._told &= jobs.keys()
+        running = [job for job in jobs.values() if job._worker_pid]
+        if running:
+            # Also where settling one of them fails, with a connection that is lost.
+            self._look_at(now + LONGEST)
+        for result in running:
+            act = self._settle if monotonic() <= now + LATE else self._due_at
+            self._look_at(act(result, now))
+        self._give_turn(now)
+
+    def _give_turn(self, began: float) -> None:
+        """Let the event loop have its turn before the next look, where this one has killed.
+
+        A kill takes a tenth of a second. That the next look would be late is known, then, and no
+        reason to hold it off further.
+        """
+        now = monotonic()
+        if now > began + LATE and self._next_look < now + TURN:
+            self._disarm()
+            self._look_at(now + TURN)
+
+    def _settle(self, result: Any, now: float) -> float:
+        """Do what is due for one call; return when there may be more to do (monotonic)."""
+        soft_at = self._soft_at(result, now)
+        if soft_at <= now:
+            self._told.add(result._job)
+            self._pool.on_soft_timeout(result)
+            soft_at = inf
+        hard_at = self._hard_at(result, now)
+        if hard_at <= now:
+            self._pool.on_hard_timeout(result)
+            self._nudge()
+            return inf
+        return min(soft_at, hard_at)
+
+    def _due_at(self, result: Any, now: float) -> float:
+        return min(self._soft_at(result, now), self._hard_at(result, now))
+
+    def _soft_at(self, result: Any, now: float) -> float:
+        if not result._soft_timeout or result._job in self._told:
+            return inf
+        at: float = result._time_accepted + result._soft_timeout
+        if now < at:
+            return at
+        flight = self._flight(result)
+        if flight is not None:
+            return inf if flight.ended else flight.soft_deadline
+        # Accepted, but not begun: its process still imports, and the signal would hit that.
+        return now + BEGIN_POLL if _is_budgeted(result) else at
+
+    def _hard_at(self, result: Any, now: float) -> float:
+        if not result._timeout:
+            return inf
+        at: float = result._time_accepted + result._timeout
+        flight = self._flight(result) if now >= at else None
+        if flight is None:
+            return at
+        if flight.ended and now < flight.hard_deadline + RESULT_SECONDS:
+            # The result is stored or on its way: killing now would lose it.
+            return now + RESULT_POLL
+        return flight.hard_deadline
+
+    def _flight(self, result: Any) -> Flight | None:
+        return self._flights.read(result._worker_pid, result.correlation_id or "")
+
+    def on_process_exit(self, hub: Any, process: Any) -> None:
+        """Let Celery replace the process, and look again until it has.
+
+        Mirrors AsynPool._event_process_exit (5.7) where calls are due.
+        """
+        if self._calls_are_due():
+            self._pool._untrack_child_process(process, hub)
+        else:
+            self._celery_exit(hub, process)
+        self._nudge()
+
+    def _calls_are_due(self) -> bool:
+        """Say whether calls are looked at now: to start a process first would make them late.
+
+        Not where that look is long overdue: its timer may be lost until the next reconnect.
+        """
+        return -LONGEST < self._next_look - monotonic() <= TURN
+
+    def _nudge(self) -> None:
+        for seconds in NUDGES:
+            self._hub.call_later(seconds, self._maintain)
+
+    def _maintain(self) -> None:
+        if self._calls_are_due():
+            return  # it is asked again
+        pool = self._pool
+        if len(pool._pool) < pool._processes or not all(p._is_alive() for p in pool._pool):
+            pool.maintain_pool()
+        self._forget_the_gone()
+
+    def _forget_the_gone(self) -> None:
+        """Drop records that nothing asks for any more: their process and their call are gone."""
+        wanted = {process.pid for process in self._pool._pool}
+        wanted |= {job._worker_pid for job in self._pool._cache.values()}
+        for pid in self._flights.pids():
+            if pid not in wanted:
+                self._flights.forget(pid)
+
+
+def _is_budgeted(result: Any) -> bool:
+    """Say whether a job of the pool is a call whose process keeps a record of it."""
+    return isinstance(getattr(result._timeout_callback, "__self__", None), BudgetedRequest)

@@ -1,0 +1,108 @@
+"""Remote control: what an operator can ask a worker and tell it.
+
+Registered for every worker of a process in which this module is imported; a worker whose app
+has no budgets answers as plain Celery does, and says so where only budgets are asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.utils.serialization import strtobool
+from celery.worker.control import Panel, control_command, inspect_command, nok, ok
+
+from celery_budgets.config.broker_limits import broker_ceiling
+from celery_budgets.errors import ConfigurationError
+from celery_budgets.model.budget import seconds_or_none
+from celery_budgets.tasks.task import BudgetedTask
+from celery_budgets.units import format_duration
+from celery_budgets.worker.bootsteps.worker_step import BudgetsStep
+from celery_budgets.worker.calls.roster import roster_of
+from celery_budgets.worker.calls.scopes import cancel
+
+__all__: list[str] = []
+
+logger = logging.getLogger(__name__)
+
+_celery_time_limit = Panel.data["time_limit"]
+
+
+@inspect_command(args=[("scope", str)], signature="[scope]")
+def budgets(state: Any, scope: str | None = None, **_: Any) -> Any:
+    """Calls, limits and memory of this worker, per lane and task; or the calls of one scope."""
+    controller = getattr(state.consumer, "controller", None)
+    steps = [step for step in getattr(controller, "steps", ()) if isinstance(step, BudgetsStep)]
+    if not steps:
+        return nok("this worker runs without budgets: its app has no Budgets(app)")
+    roster = roster_of(state.app)
+    if scope is not None:
+        return {"scope": roster.tally.of_scope(scope).to_json()}
+    return {
+        **steps[0].report.in_full(),
+        "gate": roster.gate.to_json() if roster.gate is not None else None,
+        "time_limits": {name: list(pair) for name, pair in roster.overrides.items()},
+        "statistics": roster.tally.statistics().to_json(),
+    }
+
+
+@control_command(args=[("scope", str), ("running", strtobool)], signature="<scope> [running=False]")
+def cancel_scope(state: Any, scope: str = "", running: bool = False, **_: Any) -> Any:
+    """Tell worker(s) to revoke all calls of a request scope, and end those that run if asked."""
+    if not scope:
+        return nok("cancel_scope: name a scope")
+    ended = cancel(scope, state.consumer.pool, running=running)
+    logger.info("budgets.scope_cancelled scope=%s terminated=%s", scope, ended)
+    return ok(f"scope {scope} is cancelled, {ended} calls were terminated")
+
+
+@control_command(
+    name="time_limit",
+    args=[("task_name", str), ("soft", float), ("hard", float)],
+    signature="<task_name> <soft_secs> [hard_secs]",
+)
+def time_limit(
+    state: Any, task_name: str = "", hard: float | None = None, soft: float | None = None, **_: Any
+) -> Any:
+    """Tell worker(s) to modify the time limit for task by type.
+
+    Differs from celery.worker.control.time_limit for budgeted tasks: it takes effect on every
+    call that starts from now on, whatever limit its message carries, or says why not.
+    """
+    task = state.app.tasks.get(task_name)
+    if not isinstance(task, BudgetedTask):
+        return _celery_time_limit(state, task_name=task_name, hard=hard, soft=soft)
+    overrides = roster_of(state.app).overrides
+    for what, value in (("soft", soft), ("hard", hard)):
+        if value is not None and seconds_or_none(value) is None:
+            return nok(f"task {task_name!r}: {what} time limit {value!r}: give seconds above 0")
+    soft, hard = seconds_or_none(soft), seconds_or_none(hard)
+    if soft is None and hard is None:
+        overrides.pop(task_name, None)
+        return ok("time limits of the lane apply again")
+    refusal = _refusal(state.app, task, soft, hard)
+    if refusal:
+        return nok(refusal)
+    overrides[task_name] = (soft, hard)
+    logger.info("budgets.time_limit_set task=%s soft=%s hard=%s", task_name, soft, hard)
+    return ok("time limits set successfully")
+
+
+def _refusal(app: Any, task: BudgetedTask, soft: float | None, hard: float | None) -> str | None:
+    """Return why the limits cannot be had, or ``None``."""
+    try:
+        budget = task.budget_in(task.home())
+        changes = {"timeout": soft, "hard_timeout": hard}
+        given = {name: value for name, value in changes.items() if value is not None}
+        if soft is not None:
+            budget.over(f"task {task.name!r}", given)
+    except ConfigurationError as exc:
+        return str(exc)
+    ceiling = budget.max_timeout or broker_ceiling(app, budget.escalation_factor)
+    if soft is not None and ceiling is not None and soft > ceiling:
+        return (
+            f"task {task.name!r}: soft time limit {format_duration(soft)} is above the highest "
+            f"allowed ({format_duration(ceiling)}); raise the lane's max_timeout or the "
+            "broker's visibility timeout"
+        )
+    return None
