@@ -25,8 +25,9 @@ from kombu import Connection, pools
 from celery_budgets.embedded import EmbeddedBroker
 from celery_budgets.model.lanes import DEFAULT_LANES
 from celery_budgets.model.priority import LOW_SUFFIX
-from tests.marks import ON_RABBITMQ
-from tests.support import Servers, Workers, fresh_app, leaving
+from tests.support.apps import Servers, fresh_app
+from tests.support.marks import ON_RABBITMQ
+from tests.support.workers import Workers, leaving
 
 # Before any test module is imported: a module that takes a constant from an app's module makes
 # that app, and Celery would add its tasks to every app that comes later.

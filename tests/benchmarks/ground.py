@@ -14,7 +14,9 @@ from celery import Celery
 from redis import Redis
 
 from celery_budgets.embedded import EmbeddedBroker
-from tests.support import RunningWorker, Servers, Workers, wait_until
+from tests.support.apps import Servers
+from tests.support.waiting import wait_until
+from tests.support.workers import RunningWorker, Workers
 
 APP = "tests.benchmarks.calls_app"
 _DATABASES = 512

@@ -17,7 +17,7 @@ from typing import Any
 from celery_budgets.units import MIB
 from tests.benchmarks.ground import Ground, Workplace, cpu_seconds
 from tests.benchmarks.measure import Figure, Target
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 #: Limit of the worker, what the call takes first and then, bytes: 100 to 250 MiB are the worker's.
 LIMIT, BELOW, OVER = 500 * MIB, 200 * MIB, 300 * MIB

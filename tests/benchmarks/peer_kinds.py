@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from celery_budgets.child_process import Leashed
 from tests.benchmarks import peer_bodies
 from tests.benchmarks.ground import Workplace
-from tests.support import ROOT
+from tests.support.places import ROOT
 
 __all__ = ["PEERS", "Peer"]
 

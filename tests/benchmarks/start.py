@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.benchmarks.ground import Ground, Workplace
 from tests.benchmarks.measure import Figure, Target, in_turn
-from tests.support import ROOT
+from tests.support.places import ROOT
 
 _PLAIN = """
 from celery import Celery

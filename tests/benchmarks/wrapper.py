@@ -24,7 +24,7 @@ from celery_budgets import Budgets, Lane
 from celery_budgets.execution.memory import rss as memory
 from tests.benchmarks.ground import Ground
 from tests.benchmarks.measure import Figure, Target, in_turn
-from tests.support import ROOT
+from tests.support.places import ROOT
 
 WAYS = ("with", "decorator", "async with", "nested", "everything")
 #: Calls that a process makes before any is measured.

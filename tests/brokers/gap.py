@@ -18,7 +18,8 @@ import psutil
 from kombu.transport.redis import Channel
 from redis import Redis
 
-from tests.support import RunningWorker, wait_until
+from tests.support.waiting import wait_until
+from tests.support.workers import RunningWorker
 
 
 def note_polls(folder: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kombu import Connection
 
 from celery_budgets.units import MIB
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.memory_app"
 #: Limit of a whole worker: above what it takes with four idle processes, below one fat call.

@@ -11,8 +11,8 @@ from kombu import Connection
 
 from tests.brokers.gap import kill_outside
 from tests.brokers.gate import APP, FAT, FAT_CALL, close_gate, gate_of, open_gate, waiting_in
-from tests.outage import Outage
-from tests.support import values_of, wait_until
+from tests.support.outage import Outage
+from tests.support.waiting import values_of, wait_until
 from tests.worker.test_memory_calls import calls_of, runs_of
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from celery_budgets import RejectedByBudget
 from celery_budgets.units import MIB
 from tests.brokers.gate import APP, FAT, close_gate, gate_of, open_gate, waiting_in
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 from tests.worker.test_memory_calls import calls_of, runs_of
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from celery_budgets.idempotency.run_once import task_id_of
 from tests.brokers.test_gate_crashes import give_back_what_the_dead_held
-from tests.support import values_of, wait_until
+from tests.support.waiting import values_of, wait_until
 from tests.worker.test_keyed import delete_queues
 
 pytestmark = pytest.mark.slow

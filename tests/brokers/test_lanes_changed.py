@@ -11,9 +11,10 @@ import time
 import pytest
 from celery.exceptions import TimeoutError as NoResult
 
-from tests.marks import ON_RABBITMQ
-from tests.outage import Outage
-from tests.support import ROOT, wait_until
+from tests.support.marks import ON_RABBITMQ
+from tests.support.outage import Outage
+from tests.support.places import ROOT
+from tests.support.waiting import wait_until
 
 APP = "tests.brokers.changing_app"
 EACH_POOL = pytest.mark.parametrize("pool", ["prefork", "threads"])

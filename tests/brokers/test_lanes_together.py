@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from tests.outage import Outage
-from tests.support import values_of, wait_until
+from tests.support.outage import Outage
+from tests.support.waiting import values_of, wait_until
 
 APP = "tests.brokers.together_app"
 EACH_POOL = pytest.mark.parametrize("pool", ["prefork", "threads"])

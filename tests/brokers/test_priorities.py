@@ -9,7 +9,7 @@ import pytest
 from kombu import Connection, Queue
 
 from celery_budgets import ConfigurationError
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 APP = "tests.brokers.together_app"
 ENVIRONMENT = {"PRIORITIES": "1"}

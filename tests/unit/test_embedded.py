@@ -17,7 +17,7 @@ from redis import exceptions as redis_exceptions
 
 from celery_budgets import NoServerError, embedded
 from celery_budgets.embedded import EmbeddedBroker, find_server
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 HOLDER = """
 import time

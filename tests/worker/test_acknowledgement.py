@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.acknowledging_app"
 

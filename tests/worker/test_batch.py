@@ -19,7 +19,9 @@ from kombu.exceptions import OperationalError
 from celery_budgets import RejectedByBudget
 from celery_budgets.units import MIB
 from tests.brokers.gate import waiting_in
-from tests.support import ROOT, Servers, wait_until
+from tests.support.apps import Servers
+from tests.support.places import ROOT
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.batch_app"
 PROGRAM = "tests.worker.batch_program"

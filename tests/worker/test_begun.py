@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kombu import Connection
 
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.stopping_app"
 

@@ -6,7 +6,10 @@ import pytest
 from celery.exceptions import TimeLimitExceeded
 
 from celery_budgets.telemetry import attributes as names
-from tests.support import Servers, Workers, fresh_app, json_lines, wait_until
+from tests.support.apps import Servers, fresh_app
+from tests.support.places import json_lines
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
 
 APP = "tests.worker.blocks_app"
 QUEUES = ("-Q", "lane,patient", "-c", "2")

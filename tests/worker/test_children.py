@@ -13,7 +13,7 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
 from celery_budgets import MemoryLimitExceeded
 from celery_budgets.units import MIB
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.children_app"
 WAYS = ("subprocess", "session", "shell", "deaf", "fork", "multiprocessing", "daemon")
@@ -22,7 +22,7 @@ WAYS = ("subprocess", "session", "shell", "deaf", "fork", "multiprocessing", "da
 @pytest.fixture(scope="module", params=["fork", "spawn"])
 def running(request, new_servers, tmp_path_factory):
     """A worker of both lanes, whose processes are forked, and one that spawns them."""
-    from tests.support import Workers
+    from tests.support.workers import Workers
 
     servers = new_servers()
     workers = Workers(servers, tmp_path_factory.mktemp("workers"))
@@ -36,7 +36,7 @@ def running(request, new_servers, tmp_path_factory):
 @pytest.fixture
 def children(running):
     """The app, connected to that worker; what its calls have left is killed at the end."""
-    from tests.support import fresh_app
+    from tests.support.apps import fresh_app
 
     with fresh_app(APP, running.servers, {}) as app:
         yield app

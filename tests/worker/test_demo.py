@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, Servers, processes_with, wait_until
+from tests.support.apps import Servers
+from tests.support.places import ROOT
+from tests.support.programs import processes_with
+from tests.support.waiting import wait_until
 
 #: Five lanes of up to 16 processes on a machine that others use too.
 PATIENCE = 120.0

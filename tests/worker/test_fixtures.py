@@ -7,7 +7,7 @@ import signal
 import psutil
 import pytest
 
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 
 def test_a_worker_takes_calls_and_stops_warmly(worker, load_app, broker_url):

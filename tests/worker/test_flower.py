@@ -17,8 +17,10 @@ import pytest
 from celery import VERSION
 
 from celery_budgets.child_process import Leashed
-from tests.programs import fetch, free_port, program
-from tests.support import ROOT, Servers, wait_until
+from tests.support.apps import Servers
+from tests.support.places import ROOT
+from tests.support.programs import fetch, free_port, program
+from tests.support.waiting import wait_until
 from tests.worker.metrics_app import CLOSED
 
 webdriver = pytest.importorskip("selenium.webdriver")

@@ -6,8 +6,10 @@ import pytest
 from celery import chain
 
 from celery_budgets import RejectedByBudget
-from tests.marks import ON_RABBITMQ
-from tests.support import Servers, Workers, fresh_app, wait_until
+from tests.support.apps import Servers, fresh_app
+from tests.support.marks import ON_RABBITMQ
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
 from tests.worker.deadlines_app import OWN
 
 APP = "tests.worker.deadlines_app"

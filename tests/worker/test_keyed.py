@@ -15,8 +15,9 @@ from celery_budgets.errors import ConfigurationError
 from celery_budgets.idempotency.run_once import task_id_of
 from celery_budgets.telemetry import attributes as names
 from tests.brokers.test_gate_crashes import give_back_what_the_dead_held
-from tests.outage import Outage
-from tests.support import json_lines, wait_until
+from tests.support.outage import Outage
+from tests.support.places import json_lines
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.keyed_app"
 

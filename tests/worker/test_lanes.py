@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_budgets.model.lanes import DEFAULT_LANES
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.default_lanes_app"
 TOOLS = {lane.name: "".join(lane.tools) or "word_count" for lane in DEFAULT_LANES}

@@ -21,7 +21,10 @@ from celery_budgets.cli.overview import Overview, Row
 from celery_budgets.sending.remote_control import Asking
 from celery_budgets.telemetry.snapshots import Slots
 from celery_budgets.units import MIB
-from tests.support import ROOT, RunningWorker, Servers, wait_until
+from tests.support.apps import Servers
+from tests.support.places import ROOT
+from tests.support.waiting import wait_until
+from tests.support.workers import RunningWorker
 
 APP = "tests.worker.lanes_app"
 QUIT_SECONDS = 10.0

@@ -16,7 +16,10 @@ import psutil
 import pytest
 
 from celery_budgets.embedded import EmbeddedBroker
-from tests.support import ROOT, Servers, fresh_app, processes_with, wait_until
+from tests.support.apps import Servers, fresh_app
+from tests.support.places import ROOT
+from tests.support.programs import processes_with
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.lanes_app"
 START_SECONDS = 40.0

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import fresh_app, wait_until
+from tests.support.apps import fresh_app
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.memory_error_app"
 #: Arguments of a worker for each test; all start at once.

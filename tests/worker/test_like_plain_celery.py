@@ -16,7 +16,9 @@ from celery.exceptions import ChordError
 from kombu import Connection
 
 from celery_budgets.model.lanes import DEFAULT_LANES
-from tests.support import Servers, Workers, fresh_app, wait_until
+from tests.support.apps import Servers, fresh_app
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
 
 APP = "tests.worker.twin_app"
 TWINS = ("plain", "budgeted")

@@ -6,7 +6,7 @@ import pytest
 from celery import Celery, chain, chord
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from tests.support import values_of, wait_until
+from tests.support.waiting import values_of, wait_until
 
 APP = "tests.worker.mapped_app"
 POOLS = ["prefork", "threads", "gevent", "solo"]

@@ -11,7 +11,7 @@ from celery.exceptions import WorkerLostError
 
 from celery_budgets import MemoryLimitExceeded
 from celery_budgets.units import MIB
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 from tests.worker.memory_app import MAX_RSS
 
 APP = "tests.worker.memory_app"

@@ -13,7 +13,8 @@ from contextlib import ExitStack
 import pytest
 
 from celery_budgets import MemoryLimitExceeded
-from tests.support import fresh_app, wait_until
+from tests.support.apps import fresh_app
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.memory_error_app"
 #: Slots by pool. On gevent one would cost seconds: with no message to spare, kombu looks at Redis

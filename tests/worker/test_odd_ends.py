@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.support import fresh_app, wait_until
+from tests.support.apps import fresh_app
+from tests.support.waiting import wait_until
 from tests.worker import odd_ends_app
 
 APP = "tests.worker.odd_ends_app"

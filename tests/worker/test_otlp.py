@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.limits_app"
 FAILURES = "celery_budgets_telemetry_failures_total"

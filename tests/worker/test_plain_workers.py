@@ -19,7 +19,8 @@ from celery_budgets.child_process import Leashed
 from celery_budgets.cli import lanes
 from celery_budgets.telemetry.snapshots import Slots
 from celery_budgets.units import MIB
-from tests.support import ROOT, wait_until
+from tests.support.places import ROOT
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.lanes_app"
 #: One whose Python has no such package, and one of an app that does not use it.

@@ -11,7 +11,7 @@ from billiard.exceptions import WorkerLostError
 from celery_budgets.cli.alerts import Alert
 from celery_budgets.cli.overview import Overview
 from celery_budgets.sending.remote_control import Asking
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.slow_start_app"
 WHY = "not up within worker_proc_alive_timeout (1 s)"

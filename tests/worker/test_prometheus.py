@@ -15,8 +15,10 @@ import yaml
 
 from celery_budgets.child_process import Leashed
 from celery_budgets.telemetry.metrics import METRICS
-from tests.programs import fetch, fetch_json, free_port, program
-from tests.support import ROOT, RunningWorker, wait_until
+from tests.support.places import ROOT
+from tests.support.programs import fetch, fetch_json, free_port, program
+from tests.support.waiting import wait_until
+from tests.support.workers import RunningWorker
 from tests.worker.metrics_app import CLOSED
 
 APP = "tests.worker.metrics_app"

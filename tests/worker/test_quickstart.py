@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.support import ROOT, processes_with, wait_until
+from tests.support.places import ROOT
+from tests.support.programs import processes_with
+from tests.support.waiting import wait_until
 
 TASKS = ROOT / "examples" / "quickstart" / "tasks.py"
 PATIENCE = 60.0

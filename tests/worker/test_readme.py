@@ -7,9 +7,10 @@ import re
 import subprocess
 import sys
 
-from tests.pages import PAGES
-from tests.readme import blocks
-from tests.support import ROOT, wait_until
+from tests.support.pages import PAGES
+from tests.support.places import ROOT
+from tests.support.readme import blocks
+from tests.support.waiting import wait_until
 
 
 def test_the_worker_prints_what_the_readme_shows(worker, servers, tmp_path):

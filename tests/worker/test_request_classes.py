@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.classes_app"
 TASKS = ["kind", "by_address", "inherited", "unkind", "derived", "none"]

@@ -8,7 +8,7 @@ import pytest
 from kombu import Connection
 
 from tests.brokers.gate import waiting_in
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 from tests.worker.scope_app import LANES
 
 APP = "tests.worker.scope_app"

@@ -10,7 +10,7 @@ from celery.utils.nodenames import gethostname
 
 from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.lanes.slot_recovery import EVERY, SlotRecovery
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.recovery_app"
 

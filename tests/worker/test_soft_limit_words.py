@@ -10,7 +10,9 @@ from types import ModuleType
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from tests.support import RunningWorker, Workers, fresh_app, wait_until
+from tests.support.apps import fresh_app
+from tests.support.waiting import wait_until
+from tests.support.workers import RunningWorker, Workers
 from tests.worker.soft_limit_app import HARD, SOFT
 
 APP = "tests.worker.soft_limit_app"

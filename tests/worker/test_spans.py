@@ -12,7 +12,9 @@ from functools import cached_property
 import pytest
 
 from celery_budgets.telemetry import attributes as names
-from tests.support import ROOT, fresh_app, json_lines, wait_until
+from tests.support.apps import fresh_app
+from tests.support.places import ROOT, json_lines
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.spans_app"
 QUEUES = ("-Q", "file_read,critic,tool_call", "-c", "2")

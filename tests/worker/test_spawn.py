@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 from tests.worker.test_time_limits import APP, calls_of, error_of
 
 

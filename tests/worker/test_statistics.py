@@ -12,8 +12,9 @@ from collections import Counter
 
 import pytest
 
-from tests.outage import Outage
-from tests.support import ROOT, wait_until
+from tests.support.outage import Outage
+from tests.support.places import ROOT
+from tests.support.waiting import wait_until
 from tests.worker.statistics_app import LANES
 
 APP = "tests.worker.statistics_app"

@@ -11,7 +11,8 @@ from collections import Counter
 
 import pytest
 
-from tests.support import ROOT, json_lines, wait_until
+from tests.support.places import ROOT, json_lines
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.telemetry_app"
 EVERY_KIND = (

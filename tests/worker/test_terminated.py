@@ -8,7 +8,7 @@ import signal
 import pytest
 from celery.exceptions import TaskRevokedError
 
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 
 APP = "tests.worker.signals_app"
 

@@ -10,8 +10,10 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from celery_budgets.execution.limits import interrupts as interrupt
 from celery_budgets.execution.limits import solo_interrupt
-from tests.marks import ON_RABBITMQ
-from tests.support import RunningWorker, Servers, Workers, fresh_app, wait_until
+from tests.support.apps import Servers, fresh_app
+from tests.support.marks import ON_RABBITMQ
+from tests.support.waiting import wait_until
+from tests.support.workers import RunningWorker, Workers
 from tests.worker.limits_app import HARD, LONG, SOFT
 
 APP = "tests.worker.limits_app"

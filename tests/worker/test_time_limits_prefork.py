@@ -9,8 +9,8 @@ import pytest
 from celery import Celery, group
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from tests.outage import Outage
-from tests.support import wait_until
+from tests.support.outage import Outage
+from tests.support.waiting import wait_until
 from tests.worker.test_time_limits import APP, calls_of, error_of
 
 PLAIN = "tests.worker.plain_app"

@@ -7,7 +7,7 @@ import time
 from celery.exceptions import TimeLimitExceeded
 
 from celery_budgets.worker.pool.abandoned_threads import EXIT_CODE
-from tests.support import wait_until
+from tests.support.waiting import wait_until
 from tests.worker.limits_app import HARD, LONG
 from tests.worker.test_time_limits import APP, HARD_LATE, calls_of, error_of
 

@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from tests.pages import PAGES
-from tests.support import ROOT, wait_until
+from tests.support.pages import PAGES
+from tests.support.places import ROOT
+from tests.support.waiting import wait_until
 
 PAGE = PAGES["tutorial.md"]
 EXPORT = re.compile(r"export (CELERY_\w+)=(\S+)")
