@@ -174,6 +174,11 @@ FIELDS: dict[str, Field] = {
     "idempotency_lease": Field(
         30.0, _between(parse_duration, 1, 86400), "after which a lost holder of a key is replaced"
     ),
+    "redis_transport": Field(
+        "kombu",
+        _one_of("budgets", "kombu"),
+        "who takes messages from Redis: `budgets`, in one step, or `kombu`, in two",
+    ),
     "tracing": Field(True, _flag, "enrich and complete spans"),
     "span_sample_rate": Field(
         1.0,

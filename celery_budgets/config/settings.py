@@ -53,6 +53,7 @@ class Settings:
     idempotency_url: str | None = field(repr=False)
     idempotency_retention: float
     idempotency_lease: float
+    redis_transport: str
     tracing: bool
     span_sample_rate: float
     span_name: str | None

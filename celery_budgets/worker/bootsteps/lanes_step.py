@@ -21,7 +21,7 @@ from celery.worker import state
 from celery.worker.consumer.tasks import Tasks
 
 from celery_budgets.config.settings import settings_of
-from celery_budgets.model.priority import Broker, Priority, level_of
+from celery_budgets.model.priority import Broker, Priority, level_of, number_of
 from celery_budgets.worker.calls.roster import roster_of
 from celery_budgets.worker.lanes.consumer_renewal import Renewals
 from celery_budgets.worker.lanes.drift import Drift
@@ -38,8 +38,7 @@ from celery_budgets.worker.lanes.slot_recovery import SlotRecovery
 from celery_budgets.worker.pool.size import slots_of
 from celery_budgets.worker.startup.checks import lanes_of_queues, pool_name
 from celery_budgets.worker.startup.stray_queues import tell_of_abandoned
-from celery_budgets.worker.transport.redis_client import keep_client
-from celery_budgets.worker.transport.redis_polling import lighten
+from celery_budgets.worker.transport.connecting import connect_by
 
 if TYPE_CHECKING:
     from celery.worker.request import Request
@@ -96,9 +95,7 @@ class LanesStep(bootsteps.StartStopStep):
         self._renewals = Renewals(c, self._lanes, self.slots, self._prefetch)
         # Before the strategies are built, which keep the attribute (celery.worker.strategy).
         self._hand_over, c.on_task_request = c.on_task_request, self.take_in
-        if c.hub is not None:
-            connect = c.connection_for_read
-            c.connection_for_read = lambda **options: keep_client(lighten(connect(**options)))
+        connect_by(c, settings.redis_transport)
         queues = c.app.amqp.queues.consume_from
         served = lanes_of_queues(self._lanes, queues)
         for slots in self.slots.lanes.values():
@@ -233,6 +230,8 @@ class LanesStep(bootsteps.StartStopStep):
         if self._broker is Broker.REDIS and lane is not None:
             is_due = partial(self.slots.low_is_due, lane.name)
             channel.priority_steps = AgingSteps(channel.priority_steps, is_due)
+            if hasattr(channel, "watch"):
+                channel.watch(number_of(level, Broker.REDIS) for level in Priority)
 
     def _prefetch(self, queue: str) -> int | None:
         lane = self._lanes.of_queue(queue)

@@ -48,7 +48,7 @@ def _is_known(cycle: Any) -> bool:
     redis = sys.modules.get("kombu.transport.redis")
     return (
         redis is not None
-        and type(cycle) is redis.MultiChannelPoller
+        and (type(cycle) is redis.MultiChannelPoller or hasattr(cycle, "turns_are_cheap"))
         and hasattr(redis.Channel, "_in_poll")
         and all(
             hasattr(cycle, name) for name in ("_channels", "_chan_to_sock", "_paused_brpop", "fds")
@@ -120,6 +120,9 @@ class _Turn:
     def _visit(self) -> None:
         """Have on_poll_start go through those channels that it has something to do for."""
         cycle = self._cycle
+        if hasattr(cycle, "turns_are_cheap"):
+            cycle.on_poll_start()
+            return
         channels, sockets = cycle._channels, cycle._chan_to_sock
         visited = set()
         for channel in channels:

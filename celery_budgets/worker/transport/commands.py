@@ -1,0 +1,64 @@
+"""Single commands and scripts of a channel, whose reply the caller waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from redis.exceptions import NoScriptError
+
+from celery_budgets.worker.transport.scripts import HAND_BACK, MOST_AT_ONCE, UNDECODABLE, Script
+
+__all__ = ["Commands"]
+
+
+class Commands:
+    """What a channel asks of Redis by a connection of its pool, all keys with their prefix."""
+
+    # Of kombu's channel.
+    ResponseError: type[Exception]
+    global_keyprefix: str
+    pool: Any
+    unacked_index_key: str
+    unacked_key: str
+
+    def key(self, name: str) -> str:
+        """Return *name* as it stands at Redis."""
+        return f"{self.global_keyprefix}{name}"
+
+    def keys(self, names: Iterable[str]) -> list[str]:
+        """Return the keys of a script: unacked, its index, and *names*."""
+        return [self.key(name) for name in (self.unacked_key, self.unacked_index_key, *names)]
+
+    def ask(self, *command: Any) -> Any:
+        """Return the reply to *command*."""
+        pool = self.pool
+        connection = pool.get_connection()
+        try:
+            connection.send_command(*command)
+            return connection.read_response()
+        except self.ResponseError:
+            raise
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+
+    def run(self, script: Script, names: Iterable[str], arguments: list[Any]) -> Any:
+        """Return what *script* returns for the lists *names*."""
+        keys = self.keys(names)
+        try:
+            return self.ask(*script.call(keys, arguments))
+        except NoScriptError:
+            return self.ask(*script.call(keys, arguments, whole=True))
+
+    def settle(self, tags: list[str]) -> None:
+        """Acknowledge *tags* at once."""
+        for start in range(0, len(tags), MOST_AT_ONCE):
+            some = tags[start : start + MOST_AT_ONCE]
+            self.run(HAND_BACK, [], [len(some), *some, "RPUSH"])
+
+    def put_aside(self, tag: str, name: str, text: bytes) -> None:
+        """Take a message that nobody can read out of unacked, into a list beside its own."""
+        self.run(HAND_BACK, [name + UNDECODABLE], [0, "LPUSH", tag, text, 1, 0])

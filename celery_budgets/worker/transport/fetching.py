@@ -1,0 +1,282 @@
+"""A channel that takes messages from Redis without ever being the only one to have them.
+
+kombu takes a message out of its list by BRPOP, and notes it in ``unacked`` by a second command: a
+worker that is killed in between has lost it. Here one script moves as many messages as there is
+room for from their list to ``unacked``, and acknowledges what has ended meanwhile. While there is
+none, the channel waits by ``BLMOVE list list RIGHT RIGHT``, which gives the oldest message back
+to its own place, and so tells that there is one and takes nothing.
+
+Runs in the worker main process. See also: :mod:`celery_budgets.worker.transport.deliveries`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable
+from functools import partial
+from time import time
+from typing import Any
+
+from kombu.transport import redis
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+from redis.exceptions import NoScriptError
+
+from celery_budgets.worker.transport.commands import Commands
+from celery_budgets.worker.transport.deliveries import Deliveries
+from celery_budgets.worker.transport.line import Line
+from celery_budgets.worker.transport.scripts import FETCH, MOST_AT_ONCE
+
+__all__ = ["FetchingChannel"]
+
+logger = logging.getLogger(__name__)
+
+#: Kept free of the connections that ``max_connections`` allows, for what is not waiting.
+_OTHER_CONNECTIONS = 3
+
+
+_Channel: Any = redis.Channel
+
+
+class FetchingChannel(Commands, _Channel):
+    """A channel to Redis.
+
+    Mirrors ``_brpop_start`` and ``_brpop_read``, which serve on where a queue is consumed without
+    acknowledgements, as those of answers to remote control are.
+    """
+
+    QoS = Deliveries
+    brpop_timeout: float = 1  # before 5.6 kombu has it in a default
+
+    def __init__(self, connection: Any, **options: Any) -> None:
+        self._fetch = Line(self, "FETCH")
+        self._leftovers = connection.leftovers
+        #: By the list that they wait on.
+        self._waits: dict[str, Line] = {}
+        #: What the fetch has brought and nobody has been given yet: queue and message.
+        self._arrived: deque[tuple[str, str, Any]] = deque()
+        #: Acknowledged tags that Redis has not been sent; that it was, and has not answered.
+        self._settled: list[str] = []
+        self._being_settled: list[str] = []
+        #: May there be messages? Else a line waits on each list.
+        self._hot = True
+        self._is_waiting = False
+        self._asked: tuple[list[tuple[str, str, int]], int] = ([], 0)
+        self._whole_script = False
+        #: Steps of priority, other than the first, whose lists have had messages.
+        self._steps: set[int] = set()
+        self._without_ack: set[str] = set()
+        #: Is every message taken as kombu does?
+        self.pops = False
+        super().__init__(connection, **options)
+        self.handlers[self._fetch.kind] = self._on_fetched
+        self._choose_way()
+
+    # What the consumer asks of a channel.
+
+    def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
+        """Consume *queue*, and look into it at once."""
+        if no_ack:
+            self._without_ack.add(queue)
+        consumed = super().basic_consume(queue, no_ack, *args, **kwargs)
+        self._choose_way()
+        return consumed
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        cancelled = super()._basic_cancel(consumer_tag)
+        self._choose_way()
+        return cancelled
+
+    def _choose_way(self) -> None:
+        self._hot, self._is_waiting = True, False
+        self.pops = bool(
+            not self.connection.may_fetch
+            or not self.ack_emulation
+            or self._without_ack.intersection(self.active_queues)
+        )
+
+    def watch(self, steps: Iterable[int]) -> None:
+        """Wait on the lists of these steps of priority too, before they have had messages."""
+        self._steps.update(steps)
+        self._is_waiting = False
+
+    def settle_soon(self, tag: str) -> bool:
+        """Acknowledge *tag* at this turn of the event loop; return whether there is one."""
+        if self.connection is None:  # closed, and what was in hand handed back
+            self._leftovers.acknowledge(tag)
+            return True
+        if self.pops or not self.connection.in_event_loop:
+            return False
+        self._settled.append(tag)
+        return True
+
+    # The turns of the event loop.
+
+    def turn(self) -> None:
+        """Send what is to be sent; called at each turn of the event loop."""
+        if self._arrived:
+            self._hand_out()
+        if self._fetch.waits:
+            return
+        qos = self.qos
+        wanted = qos.room() if self._active_queues and not self.pops else 0
+        if (wanted and self._hot) or self._settled:
+            self._send_fetch(wanted if self._hot else 0)
+        elif wanted and not self._is_waiting:
+            self._wait()
+
+    def _send_fetch(self, wanted: int) -> None:
+        queues: list[str] = []
+        steps: list[int] = []
+        if wanted:
+            queues = self._queue_cycle.consume(len(self.active_queues))
+            steps = list(self.priority_steps)
+            if len(queues) > 1 or steps[0] != self.priority_steps[0]:
+                # Each message decides whose turn is next: of the queues, or of low priority.
+                wanted = 1
+        lists = [(self._q_for_pri(queue, step), queue, step) for step in steps for queue in queues]
+        self._asked = lists, wanted
+        self._being_settled, self._settled = (
+            self._settled[:MOST_AT_ONCE],
+            self._settled[MOST_AT_ONCE:],
+        )
+        self._fetch.send(
+            FETCH.call(
+                self.keys(name for name, _, _ in lists),
+                [len(self._being_settled), *self._being_settled, wanted, time()]
+                + [f', "", {dumps(queue)}]' for _, queue, _ in lists],
+                whole=self._whole_script,
+            )
+        )
+
+    def _on_fetched(self) -> bool:
+        """Read what the fetch has brought, and hand it out."""
+        if not self._fetch.waits:
+            self._fetch.hang_up()  # closed by the server, which waits for nothing
+            return False
+        try:
+            found = self._fetch.receive()
+        except self.connection_errors:
+            self._settled = self._being_settled + self._settled
+            raise
+        except NoScriptError:
+            self._settled = self._being_settled + self._settled
+            self._whole_script = True
+            return False
+        except self.ResponseError:
+            self._settled = self._being_settled + self._settled
+            raise
+        self._whole_script = False
+        self._being_settled = []
+        self._take(found)
+        self._hand_out()
+        return bool(found)
+
+    def _take(self, found: list[Any]) -> None:
+        lists, wanted = self._asked
+        tags = []
+        for at in range(0, len(found), 3):
+            name, queue, step = lists[int(found[at])]
+            tag, text = bytes_to_str(found[at + 1]), found[at + 2]
+            if step != self.priority_steps[0] and step not in self._steps:
+                self.watch([step])
+            self._queue_cycle.rotate(queue)
+            message = self._read(tag, text, name)
+            if message is not None:
+                tags.append(tag)
+                self._arrived.append((queue, tag, message))
+        self.qos.note(tags)
+        if wanted:
+            self._hot = len(found) == 3 * wanted
+
+    def _read(self, tag: str, text: bytes, name: str) -> Any:
+        try:
+            message = loads(bytes_to_str(text))
+            if str(message["properties"]["delivery_tag"]) == tag:
+                return message
+        except (ValueError, TypeError, LookupError):
+            pass
+        logger.error("budgets.message_undecodable list=%s text=%.200r", name, text)
+        if tag:
+            self.put_aside(tag, name, text)
+        return None
+
+    def _hand_out(self) -> None:
+        """Hand what has arrived to the worker; what cannot be stays for the next turn."""
+        stray = []
+        while self._arrived:
+            queue, tag, message = self._arrived.popleft()
+            if queue in self.connection._callbacks:
+                self.connection._deliver(message, queue)
+            else:  # not consumed any more
+                stray.append(tag)
+        if stray:
+            self.qos.hand_back(stray)
+            for tag in stray:
+                self.qos._delivered.pop(tag, None)
+
+    # Waiting.
+
+    def _wait(self) -> None:
+        self._is_waiting = True
+        most = max(1, self.max_connections - _OTHER_CONNECTIONS)
+        steps = [self.priority_steps[0], *sorted(self._steps)]
+        names = [self._q_for_pri(queue, step) for step in steps for queue in self.active_queues]
+        for name in list(dict.fromkeys(names))[:most]:
+            line = self._waits.get(name)
+            if line is None:
+                line = self._waits[name] = Line(self, f"WAIT {name}")
+                self.handlers[line.kind] = partial(self._on_waited, line)
+            if not line.waits:
+                (key,) = self.keys([name])[2:]
+                line.send(("BLMOVE", key, key, "RIGHT", "RIGHT", self.brpop_timeout or 1))
+
+    def _on_waited(self, line: Line) -> bool:
+        """Look into all lists: there is a message, or time to look where no line waits."""
+        if not line.waits:
+            line.hang_up()
+            return False
+        line.receive()
+        self._hot, self._is_waiting = True, False
+        return False
+
+    # The end.
+
+    def close(self) -> None:
+        """Hand back what is in hand, as kombu does; before, read and send what is under way."""
+        if not self.closed:
+            self._finish()
+        super().close()
+
+    def _poll_error(self, kind: str, **options: Any) -> None:
+        """Read the error of one of our lines, as kombu does of its own."""
+        for line in (self._fetch, *self._waits.values()):
+            if line.kind == kind:
+                line.receive()
+                return
+        super()._poll_error(kind, **options)
+
+    def _finish(self) -> None:
+        settled = self._being_settled + self._settled
+        try:
+            if self._fetch.waits:
+                self._take(self._fetch.receive())
+                settled = self._settled
+            self.settle(settled)
+        except (*self.connection_errors, self.ResponseError):
+            logger.warning("budgets.acknowledge_failed deliveries=%s", len(settled), exc_info=True)
+            self._leftovers.acknowledged += settled
+        self._arrived.clear()
+        self._settled, self._being_settled = [], []
+        for line in (self._fetch, *self._waits.values()):
+            line.close()
+
+    def drop_stale(self, now: float) -> None:
+        """Hang up where a reply is overdue, as MultiChannelPoller.maybe_check_brpop_health."""
+        for line in (self._fetch, *self._waits.values()):
+            overdue = self.brpop_timeout + self.health_check_interval
+            if line.waits and self.health_check_interval and now - line.sent_at > overdue:
+                logger.warning("budgets.redis_silent seconds=%.0f", now - line.sent_at)
+                line.hang_up()
+                self._hot, self._is_waiting = True, False
