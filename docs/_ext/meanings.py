@@ -73,6 +73,15 @@ LOG_EVENTS = {
     "budgets.gate_lets_one_through": "Nothing runs and memory does not fall: the worker admits one "
     "call at a time.",
     "budgets.gate_opened": "Memory has fallen: the worker admits calls again.",
+    "budgets.acknowledge_failed": "Redis could not be told that calls have ended. The worker tells "
+    "it once it is connected again.",
+    "budgets.hand_back_failed": "Messages could not be put back into their queue. The worker does "
+    "it once it is connected again; else Redis does after the visibility timeout.",
+    "budgets.message_undecodable": "A message is no JSON, or has no delivery tag. It lies in the "
+    "list `QUEUE.undecodable` now, which no worker reads.",
+    "budgets.redis_silent": "Redis owes a reply for too long: the worker connects anew.",
+    "budgets.redis_transport_refused": "Redis does not run scripts or `BLMOVE` for this user: the "
+    "worker takes messages as kombu does, which loses one where it is killed at the wrong moment.",
     "budgets.handed_back": "The worker returned a message to the broker instead of starting it.",
     "budgets.hard_time_limit": "A call reached its hard time limit; the watchdog ends it.",
     "budgets.keeper_failed": "Leases could not be renewed this time. The next try is in 1 s.",
