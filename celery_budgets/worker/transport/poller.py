@@ -19,7 +19,7 @@ class FetchingPoller(_Poller):
     no message that it would have to keep.
     """
 
-    #: It passes over what only waits (worker.polling).
+    #: It passes over what only waits (redis_polling).
     turns_are_cheap = True
 
     def on_poll_start(self) -> None:

@@ -8,11 +8,11 @@ import time
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
-from tests.unit.blocks.test_block import LONG, outcomes, slots_of
 
 from celery_budgets import Lane, RejectedByBudget
 from celery_budgets.execution.context import running_call
 from tests.support.waiting import in_loop
+from tests.unit.blocks.test_block import LONG, outcomes, slots_of
 
 
 @pytest.fixture

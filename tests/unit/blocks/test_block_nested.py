@@ -10,7 +10,6 @@ import time
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
-from tests.unit.blocks.test_block import LONG, burn, outcomes
 
 from celery_budgets.execution.call import Call
 from celery_budgets.execution.limits import async_exception as thread_exception
@@ -18,6 +17,7 @@ from celery_budgets.execution.limits.watchdog import watchdog
 from celery_budgets.execution.memory import rss as memory
 from celery_budgets.model.budget import Budget, TimeLimits
 from tests.support.waiting import in_loop, wait_until
+from tests.unit.blocks.test_block import LONG, burn, outcomes
 
 
 @pytest.fixture(autouse=True)
