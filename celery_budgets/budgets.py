@@ -17,12 +17,13 @@ from celery_budgets.config.amqp import add_lanes, add_router
 from celery_budgets.config.queues import queue_names, real_names
 from celery_budgets.config.settings import Settings, declare, reread, settings_of
 from celery_budgets.errors import ConfigurationError
+from celery_budgets.execution.process_exit import FLUSH_SECONDS
 from celery_budgets.model.budget import BudgetFields
 from celery_budgets.model.deadline import Deadline
 from celery_budgets.model.headers import HEADER_DEADLINE
 from celery_budgets.model.lanes import Lane
 from celery_budgets.sending.options import stamp
-from celery_budgets.sending.remote_control import Asking
+from celery_budgets.sending.remote_control import Inspection
 from celery_budgets.sending.results import group_result
 from celery_budgets.sending.scope import Scope
 from celery_budgets.tasks.mapped import charge_mapped
@@ -58,7 +59,7 @@ class Budgets:
     def __init__(self, app: Any, *, lanes: Iterable[Lane] | None = None) -> None:
         #: The Celery app.
         self.app = getattr(app, "_get_current_object", lambda: app)()
-        self._asking = Asking(self.app)
+        self._asking = Inspection(self.app)
         self._lanes = None if lanes is None else tuple(lanes)
         declare(self.app, self._lanes)
         # Kept by the app, and freed with it: signals refer to it weakly.
@@ -295,6 +296,4 @@ _BUDGETS = "_celery_budgets_of_app"
 
 def _flush(**_: Any) -> None:
     """Send the spans that a pool process holds when it ends: it leaves by os._exit."""
-    from celery_budgets.execution.limits.interrupts import FLUSH_SECONDS
-
     spans.flush(FLUSH_SECONDS)

@@ -19,7 +19,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import IO, Any
 
-__all__ = ["PARTING_SECONDS", "Leashed"]
+__all__ = ["PARTING_SECONDS", "BoundProcess"]
 
 #: Seconds between the parting signal and SIGKILL for the whole process group.
 PARTING_SECONDS = 10
@@ -40,7 +40,7 @@ exec "$@" 3<&-
 """
 
 
-class Leashed(subprocess.Popen[bytes]):
+class BoundProcess(subprocess.Popen[bytes]):
     """A running program that ends with this process at the latest.
 
     Args:

@@ -21,7 +21,7 @@ from typing import Self
 from redis import Redis
 from redis.exceptions import RedisError
 
-from celery_budgets.child_process import Leashed
+from celery_budgets.child_process import BoundProcess
 from celery_budgets.errors import NoServerError
 
 __all__ = ["EmbeddedBroker", "find_server", "no_server_error"]
@@ -88,7 +88,7 @@ class EmbeddedBroker:
         self.databases = databases
         self._password = secrets.token_hex(16)
         self._port: int | None = None
-        self._server: Leashed | None = None
+        self._server: BoundProcess | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
@@ -148,7 +148,7 @@ class EmbeddedBroker:
             configuration = directory / "server.conf"
             configuration.write_text(self._configuration(directory), encoding="utf-8")
             with log.open("wb") as output:
-                self._server = Leashed([str(program), str(configuration)], output=output)
+                self._server = BoundProcess([str(program), str(configuration)], output=output)
             if self._answers():
                 return
             self._server.end_group()

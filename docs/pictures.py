@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from celery_budgets.cli.lanes_table import drawn
 from celery_budgets.cli.top import Looks
-from celery_budgets.sending.remote_control import Asking
+from celery_budgets.sending.remote_control import Inspection
 from examples.tools import report
 from examples.tools.broker import broker
 from examples.tools.traces import DIRECTORY_VARIABLE, read_traces
@@ -62,7 +62,7 @@ def main() -> None:
             workers.check()
             time.sleep(0.1)
         job.send()
-        looks = Looks(Asking(tools.app), job.lanes)
+        looks = Looks(Inspection(tools.app), job.lanes)
         _look_while_it_runs(job, looks)
         for _ in job.ended():
             time.sleep(0.1)

@@ -15,23 +15,30 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from time import monotonic
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from kombu.utils.uuid import uuid
 
+from celery_budgets.blocks.call import BlockCall
 from celery_budgets.blocks.interrupt import (
+    FROM_OUTSIDE,
     BlockInterrupt,
     CoroutineInterrupt,
     in_coroutine,
     interrupt_here,
 )
-from celery_budgets.blocks.limits import end_no_later, is_over_hard_limit, limits_within
+from celery_budgets.blocks.limits import (
+    cause_of,
+    end_no_later,
+    is_over_hard_limit,
+    limits_within,
+    parsed,
+)
 from celery_budgets.blocks.process_slots import ProcessSlots, Slot, process_slots
-from celery_budgets.blocks.report import Telling, rss_if_known
+from celery_budgets.blocks.report import BlockReport, rss_if_known
 from celery_budgets.config.settings import settings_of
-from celery_budgets.errors import ConfigurationError, MemoryLimitExceeded
-from celery_budgets.execution.call import Call, HardLimitReached
+from celery_budgets.execution.call import Call
 from celery_budgets.execution.context import enter_block, running_block, running_call
 from celery_budgets.execution.limits.async_exception import shielded
 from celery_budgets.execution.limits.watchdog import watchdog
@@ -87,10 +94,10 @@ class Block:
         self._lane = lane
         self._task_id = task_id
         self._tool_name = tool_name
-        self._input_size = _parsed(lane, "input_size", parse_size, input_size)
-        self._wait = _parsed(lane, "wait", parse_duration, wait)
+        self._input_size = parsed(lane, "input_size", parse_size, input_size)
+        self._wait = parsed(lane, "wait", parse_duration, wait)
         self._limits = limits
-        self._call: Call | None = None
+        self._call: BlockCall | None = None
         self._slot: Slot | None = None
 
     def __enter__(self) -> Call:
@@ -104,7 +111,7 @@ class Block:
         slots, slot = self._prepare()
         try:
             slots.reserve(slot, self._wait)
-            self._begin(interrupt_here())
+            self._begin(interrupt_here(), slot)
             return self._open()
         except BaseException as exc:
             self._give_up(exc)
@@ -115,7 +122,7 @@ class Block:
         slots, slot = self._prepare()
         try:
             await slots.reserve_async(slot, self._wait)
-            self._begin(CoroutineInterrupt())
+            self._begin(CoroutineInterrupt(), slot)
             return self._open()
         except BaseException as exc:
             self._give_up(exc)
@@ -131,11 +138,24 @@ class Block:
         call = self._running()
         stray = self._leave(call)
         over = is_over_hard_limit(call, error)
-        self._telling.ended(call, _outcome(call, error, over=over), error)
+        self._report.ended(call, _outcome(call, error, over=over), error)
         if stray is not None:
             raise stray  # of a call around this one, or of the user
         if over:
-            raise TimeLimitExceeded(call.limits.hard) from _cause(error)
+            raise TimeLimitExceeded(call.limits.hard) from cause_of(error)
+
+    def __del__(self) -> None:
+        """Do what ``__exit__`` would have done, where a limit has kept it from its first line.
+
+        Python raises what another thread has set as a function begins, before any ``try`` in it.
+        """
+        call = getattr(self, "_call", None)
+        if call is None or call.outcome is not None:
+            return
+        call.interrupt.leave(call)
+        self._release(call)  # it may be collected anywhere: the block that is open there stays so
+        over = call.over_hard_limit(late=True)
+        self._report.ended(call, _outcome(call, SoftTimeLimitExceeded(), over=over), None)
 
     async def __aexit__(
         self,
@@ -155,11 +175,11 @@ class Block:
         over = is_over_hard_limit(call, None if by_limit else error)
         if by_limit and not over:
             limit = SoftTimeLimitExceeded(call.limits.soft)
-            self._telling.ended(call, Outcome.SOFT_TIME_LIMIT, limit)
+            self._report.ended(call, Outcome.SOFT_TIME_LIMIT, limit)
             raise limit from error
-        self._telling.ended(call, _outcome(call, error, over=over), error)
+        self._report.ended(call, _outcome(call, error, over=over), error)
         if over:
-            raise TimeLimitExceeded(call.limits.hard) from _cause(error)
+            raise TimeLimitExceeded(call.limits.hard) from cause_of(error)
 
     def __call__(self, function: F) -> F:
         """Return *function*, each call of which is one under this budget."""
@@ -199,9 +219,10 @@ class Block:
         subject = f"budgets.call({self._lane!r})"
         self._budget = lane.budget.over(subject, self._limits) if self._limits else lane.budget
         self._memory_guarded = settings.memory_guard
-        self._outer, self._parent = running_block(), running_call()
+        self._outer = cast("BlockCall | None", running_block())
+        self._parent = running_call()
         self._slots = process_slots(self._app, settings.lanes)
-        self._telling = Telling(
+        self._report = BlockReport(
             self._app, lane, self._tool_name or lane.name, self._task_id or uuid(),
             path_here(), self._input_size, monotonic(),
         )  # fmt: skip
@@ -209,21 +230,21 @@ class Block:
         return self._slots, self._slot
 
     @shielded()  # a limit of a call around this one would be taken for a failure of ours
-    def _begin(self, interrupt: BlockInterrupt) -> None:
+    def _begin(self, interrupt: BlockInterrupt, slot: Slot) -> None:
         """Start the clock; the watchdog does nothing about the call before it is open."""
         limits, ceiling = limits_within(self._parent, self._budget, self._lane)
-        self._call = call = Call(
-            self._telling.task_id, self._lane, self._budget, limits, rss=rss_if_known(),
+        self._call = call = BlockCall(
+            self._report.task_id, self._lane, self._budget, limits, rss=rss_if_known(),
             ceiling=ceiling.soft, hard_ceiling=ceiling.hard, memory_guarded=self._memory_guarded,
+            interrupt=interrupt, slot=slot, parent=self._parent,
         )  # fmt: skip
         call.open = False
-        call.interrupt, call.parent, call.slot = interrupt, self._parent, self._slot
         if self._parent is not None:
             end_no_later(call, self._parent)
-        self._telling.started(call, self._slots)
+        self._report.started(call, self._slots)
         try:
             interrupt.enter(call)
-            watchdog().watch(call)
+            watchdog().watch(call, interrupt)
         except Exception:
             logger.exception("budgets.watchdog_failed: no limit holds for %s", call.task_id)
 
@@ -234,32 +255,35 @@ class Block:
         call.open = True
         return call
 
-    def _running(self) -> Call:
+    def _running(self) -> BlockCall:
         if self._call is None:
             raise RuntimeError("a block that was not entered")
         return self._call
 
-    def _leave(self, call: Call) -> BaseException | None:
+    def _leave(self, call: BlockCall) -> BaseException | None:
         """Leave until it takes; return what was raised meanwhile, and not on behalf of *call*."""
         interrupt, stray = call.interrupt, None
-        assert isinstance(interrupt, BlockInterrupt)
         while True:
             try:
                 interrupt.leave(call)
                 self._give_back(call)
                 return stray
-            except _FROM_OUTSIDE as exc:
+            except FROM_OUTSIDE as exc:
                 if not interrupt.sent(call, exc):
                     stray = exc
 
-    def _give_back(self, call: Call) -> None:
-        call.open = False
-        assert self._slot is not None
+    def _give_back(self, call: BlockCall) -> None:
         try:
-            self._slots.release(self._slot)
+            self._release(call)
+        finally:
+            enter_block(self._outer)
+
+    def _release(self, call: BlockCall) -> None:
+        call.open = False
+        try:
+            self._slots.release(call.slot)
         finally:
             watchdog().release(call)
-            enter_block(self._outer)
 
     def _give_up(self, error: BaseException) -> None:
         """Leave nothing behind of a block that was not entered."""
@@ -269,30 +293,8 @@ class Block:
                 self._give_back(self._call)
         finally:
             self._slots.release(self._slot)
-        self._telling.given_up(outcome_of_block(error, self._call), error)
-
-
-#: What may be raised between any two steps.
-_FROM_OUTSIDE = (
-    SoftTimeLimitExceeded, HardLimitReached, MemoryLimitExceeded, KeyboardInterrupt, SystemExit,
-)  # fmt: skip
-
-
-def _parsed(lane: str, name: str, parse: Callable[[Any], Any], value: Any) -> Any:
-    if value is None:
-        return None
-    try:
-        number = parse(value)
-        if number < 0:
-            raise ValueError(f"{value!r} must not be below 0")
-    except (TypeError, ValueError) as exc:
-        raise ConfigurationError(f"budgets.call({lane!r}): {name}: {exc}") from None
-    return number
+        self._report.given_up(outcome_of_block(error, self._call), error)
 
 
 def _outcome(call: Call, error: BaseException | None, *, over: bool) -> Outcome:
     return Outcome.HARD_TIME_LIMIT if over else outcome_of_block(error, call)
-
-
-def _cause(error: BaseException | None) -> BaseException | None:
-    return None if isinstance(error, HardLimitReached) else error

@@ -19,17 +19,22 @@ from typing import ClassVar
 
 from celery.exceptions import SoftTimeLimitExceeded
 
+from celery_budgets.errors import MemoryLimitExceeded
 from celery_budgets.execution.call import Call, HardLimitReached
 from celery_budgets.execution.limits.async_exception import is_of, raise_in, take_back
 from celery_budgets.execution.limits.interrupts import GreenletInterrupt, Interrupt
 
 __all__ = [
-    "BlockInterrupt", "CoroutineInterrupt", "GreenletBlockInterrupt", "ThreadBlockInterrupt",
-    "in_coroutine", "interrupt_here",
+    "FROM_OUTSIDE", "BlockInterrupt", "CoroutineInterrupt", "GreenletBlockInterrupt",
+    "ThreadBlockInterrupt", "in_coroutine", "interrupt_here",
 ]  # fmt: skip
 
 
 _COROUTINE = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+#: What may be raised between any two steps.
+FROM_OUTSIDE = (
+    SoftTimeLimitExceeded, HardLimitReached, MemoryLimitExceeded, KeyboardInterrupt, SystemExit,
+)  # fmt: skip
 
 
 def in_coroutine() -> bool:
@@ -192,7 +197,8 @@ def _left_to_outer(call: Call, *, hard: bool = False) -> bool:
 
 
 def _interrupts_the_same(outer: Call, call: Call) -> bool:
-    tasks = [getattr(one.interrupt, "task", None) for one in (outer, call)]
+    interrupts = [getattr(one, "interrupt", None) for one in (outer, call)]
+    tasks = [getattr(interrupt, "task", None) for interrupt in interrupts]
     if all(tasks):
         return tasks[0] is tasks[1]
     if tasks[0] is not None:

@@ -6,15 +6,17 @@ See also: :mod:`celery_budgets.blocks.interrupt`, which interrupts by them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from time import monotonic
+from typing import Any
 
-from celery_budgets.errors import RejectedByBudget
+from celery_budgets.errors import ConfigurationError, RejectedByBudget
 from celery_budgets.execution.call import Call, HardLimitReached
 from celery_budgets.model.budget import Budget, TimeLimits
 from celery_budgets.model.reasons import REASON_DEADLINE
 from celery_budgets.units import scaled
 
-__all__ = ["end_no_later", "is_over_hard_limit", "limits_within"]
+__all__ = ["cause_of", "end_no_later", "is_over_hard_limit", "limits_within", "parsed"]
 
 
 def limits_within(parent: Call | None, budget: Budget, lane: str) -> tuple[TimeLimits, TimeLimits]:
@@ -44,10 +46,10 @@ def end_no_later(call: Call, parent: Call) -> None:
 
     By microseconds: then both are due at once, and only one of them interrupts.
     """
+    call.bring_forward(hard_at=parent.hard_at)
     if parent.soft_at > monotonic():
-        call.soft_at = min(call.soft_at, parent.soft_at)
+        call.bring_forward(soft_at=parent.soft_at)
         call.ceiling = min(call.ceiling, parent.soft_at - call.started_mono)
-    call.hard_at = min(call.hard_at, parent.hard_at)
     call.hard_ceiling = min(call.hard_ceiling, parent.hard_at - call.started_mono)
 
 
@@ -58,3 +60,25 @@ def is_over_hard_limit(call: Call, error: BaseException | None) -> bool:
     if error is not None and not isinstance(error, Exception):
         return False
     return call.over_hard_limit(late=True)
+
+
+def parsed(lane: str, name: str, parse: Callable[[Any], Any], value: Any) -> Any:
+    """Return *value* of the argument *name* as a number, as *parse* reads it.
+
+    Raises:
+        ConfigurationError: It is none, or below 0.
+    """
+    if value is None:
+        return None
+    try:
+        number = parse(value)
+        if number < 0:
+            raise ValueError(f"{value!r} must not be below 0")
+    except (TypeError, ValueError) as exc:
+        raise ConfigurationError(f"budgets.call({lane!r}): {name}: {exc}") from None
+    return number
+
+
+def cause_of(error: BaseException | None) -> BaseException | None:
+    """Return what a limit's exception is raised from: no interrupt of ours."""
+    return None if isinstance(error, HardLimitReached) else error

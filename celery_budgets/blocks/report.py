@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from celery_budgets.execution.call import Call
     from celery_budgets.model.outcomes import Outcome
 
-__all__ = ["Telling", "rss_if_known"]
+__all__ = ["BlockReport", "rss_if_known"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def rss_if_known() -> int:
         return 0
 
 
-class Telling:
+class BlockReport:
     """Tells of one block.
 
     Args:

@@ -14,7 +14,7 @@ import click
 from celery_budgets.cli.findings import require_broker
 from celery_budgets.cli.options import seconds_option
 from celery_budgets.config.settings import settings_of
-from celery_budgets.sending.remote_control import Answers, Asking
+from celery_budgets.sending.remote_control import Inspection, Replies
 
 __all__ = ["of_workers", "tell", "why_silent"]
 
@@ -73,10 +73,10 @@ def tell(
     app = ctx.obj.app
     settings_of(app).lanes[lane]
     require_broker(app)
-    asking = Asking(app)
+    asking = Inspection(app)
     heard = asking.ask(timeout)
     told = _recipients(heard, lane, workers)
-    said = Answers({}, ())
+    said = Replies({}, ())
     if told:
         said = asking.tell(command, {"lane": lane, **arguments}, told, CHANGE_SECONDS)
     done = [_print_answer(name, command, answer) for name, answer in said.by_worker.items()]
@@ -94,7 +94,7 @@ def tell(
         ctx.exit(1)
 
 
-def _recipients(heard: Answers, lane: str, workers: Sequence[str]) -> list[str]:
+def _recipients(heard: Replies, lane: str, workers: Sequence[str]) -> list[str]:
     """Return whom to tell: the named *workers*, else all that serve *lane*, of those heard of."""
     if workers:
         return [name for name in workers if name in heard.by_worker]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from celery_budgets.cli.alerts import Alert, alerts_of, is_paused
-from celery_budgets.sending.remote_control import Answers
+from celery_budgets.sending.remote_control import Replies
 from celery_budgets.telemetry.snapshots import Concurrency, Slots, WorkerMemory
 from celery_budgets.telemetry.statistics import CallStatistics, Statistics
 
@@ -67,7 +67,7 @@ class Overview:
     @classmethod
     def of(
         cls,
-        answers: Answers,
+        answers: Replies,
         lanes: Iterable[str],
         before: Overview | None = None,
         seconds: float | None = None,

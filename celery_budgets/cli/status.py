@@ -10,7 +10,7 @@ from celery_budgets.cli.findings import require_broker
 from celery_budgets.cli.options import seconds_option
 from celery_budgets.cli.overview import Overview
 from celery_budgets.config.settings import settings_of
-from celery_budgets.sending.remote_control import Asking
+from celery_budgets.sending.remote_control import Inspection
 
 __all__ = ["command"]
 
@@ -35,7 +35,7 @@ def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
     app = ctx.obj.app
     lanes = settings_of(app).lanes
     require_broker(app)
-    overview = Overview.of(Asking(app).ask(timeout), lanes)
+    overview = Overview.of(Inspection(app).ask(timeout), lanes)
     if as_json:
         click.echo(json.dumps(overview.to_json(), indent=2))
     else:

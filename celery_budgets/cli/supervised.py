@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 
-from celery_budgets.child_process import Leashed
+from celery_budgets.child_process import BoundProcess
 from celery_budgets.units import format_duration
 
 __all__ = ["Backoff", "Say", "Supervised", "describe"]
@@ -73,7 +73,7 @@ class Supervised:
     ) -> None:
         self.name = name
         self.command = command
-        self.process: Leashed | None = None
+        self.process: BoundProcess | None = None
         self.starts_at = time.monotonic()
         self._say = say
         self._backoff = backoff
@@ -85,7 +85,7 @@ class Supervised:
     def start(self) -> int:
         """Start the worker, and return the file descriptor of its output."""
         # Not SIGTERM: with nobody left to bring it back, a warm stop could outlive us for long.
-        self.process = Leashed(
+        self.process = BoundProcess(
             self.command,
             parting=signal.SIGQUIT,
             environment=self._environment,

@@ -14,7 +14,7 @@ from celery_budgets.cli.findings import require_broker
 from celery_budgets.cli.options import seconds_option
 from celery_budgets.cli.overview import Overview
 from celery_budgets.config.settings import settings_of
-from celery_budgets.sending.remote_control import Asking
+from celery_budgets.sending.remote_control import Inspection
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -47,7 +47,7 @@ def command(ctx: click.Context, *, interval: float, once: bool) -> None:
     from celery_budgets.cli.terminal import console, is_interactive
 
     app = ctx.obj.app
-    looks = Looks(Asking(app), settings_of(app).lanes)
+    looks = Looks(Inspection(app), settings_of(app).lanes)
     require_broker(app)
     out = console(no_color=ctx.obj.no_color)
     try:
@@ -72,7 +72,7 @@ class Looks:
 
     def __init__(
         self,
-        asking: Asking,
+        asking: Inspection,
         lanes: Iterable[str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -11,15 +11,14 @@ import math
 import threading
 from collections.abc import Callable
 from time import monotonic, time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
+from celery_budgets.model.deadline import Deadline
 from celery_budgets.units import format_duration
 
 if TYPE_CHECKING:
-    from celery_budgets.blocks.process_slots import Slot
-    from celery_budgets.execution.limits.interrupts import Interrupt
     from celery_budgets.model.budget import Budget, TimeLimits
     from celery_budgets.model.outcomes import Outcome
 
@@ -65,12 +64,15 @@ class Call:
         memory_guarded: ``False``: memory is measured, and nothing is done about it.
     """
 
+    #: Is it a block under a budget (:mod:`celery_budgets.blocks.call`), and no task?
+    is_block: ClassVar[bool] = False
+
     __slots__ = (
         "_happened", "budget", "ceiling", "due_at", "hard_at", "hard_ceiling", "hard_sent",
-        "interrupt", "lane", "limits",
+        "lane", "limits",
         "memory_due", "memory_guarded", "memory_sent", "memory_warned",
         "moved", "open", "outcome", "parent",
-        "rss_after", "rss_before", "rss_peak", "slot", "soft_at", "soft_exceeded", "soft_sent",
+        "rss_after", "rss_before", "rss_peak", "soft_at", "soft_exceeded", "soft_sent",
         "started_at", "started_mono", "task_id", "terminated", "thread_id", "twin", "wall_seconds",
     )  # fmt: skip
 
@@ -95,10 +97,6 @@ class Call:
         self.hard_ceiling = math.inf if hard_ceiling is None else max(hard_ceiling, hard)
         #: The call that this one is a part of, in the same process.
         self.parent: Call | None = None
-        #: How this call is interrupted; ``None``: as the watchdog interrupts all tasks here.
-        self.interrupt: Interrupt | None = None
-        #: The slot of this process that it holds; a task holds none.
-        self.slot: Slot | None = None
         #: Did its body not run, because one with the same idempotency key runs or has run?
         self.twin = False
         #: The stamp of its message, which tells messages for one task id apart.
@@ -125,11 +123,6 @@ class Call:
         self.rss_before = self.rss_after = self.rss_peak = rss
         self.wall_seconds = 0.0
 
-    @property
-    def is_block(self) -> bool:
-        """Is it a block under a budget, and no task?"""
-        return self.interrupt is not None
-
     def remaining(self) -> float:
         """Return the seconds left to the soft time limit; negative once it is over."""
         return self.soft_at - monotonic()
@@ -155,6 +148,19 @@ class Call:
         if granted and self.moved is not None:
             self.moved(self)
         return granted
+
+    def bring_forward(self, *, soft_at: float = math.inf, hard_at: float = math.inf) -> None:
+        """Have the limits at these monotonic instants where they would be later."""
+        # The hard limit first: at no instant may it lie below the soft one.
+        self.hard_at = min(self.hard_at, hard_at)
+        self.soft_at = min(self.soft_at, soft_at)
+
+    def deadline(self) -> Deadline | None:
+        """Return the instants of its limits by the clock; ``None`` where it has none."""
+        if not math.isfinite(self.soft_at):
+            return None
+        ahead = time() - monotonic()
+        return Deadline(self.soft_at + ahead, self.hard_at + ahead)
 
     def check(self) -> None:
         """Raise where a limit is over: for loops in code that signals cannot reach.

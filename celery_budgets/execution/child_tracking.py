@@ -14,13 +14,13 @@ from time import monotonic
 from celery_budgets.execution.call import Call
 from celery_budgets.execution.children import Child, ask_to_end, began_since, found_below, lives
 from celery_budgets.execution.flight.recorder import recorder
-from celery_budgets.execution.memory.pss import Tree
+from celery_budgets.execution.memory.pss import ProcessTree
 from celery_budgets.model.per_process import OncePerProcess
 
-__all__ = ["Family", "family"]
+__all__ = ["ChildTracker", "family"]
 
 
-class Family:
+class ChildTracker:
     """Looks after the children of one call at a time, in the process that runs it."""
 
     def __init__(self) -> None:
@@ -29,8 +29,10 @@ class Family:
         self._since = 0
         self._tree = self._new_tree()
 
-    def _new_tree(self) -> Tree:
-        return Tree(os.getpid(), members=lambda: [os.getpid(), *(c.pid for c in self._known)])
+    def _new_tree(self) -> ProcessTree:
+        return ProcessTree(
+            os.getpid(), members=lambda: [os.getpid(), *(c.pid for c in self._known)]
+        )
 
     def size(self, call: Call, rss: int) -> int:
         """Return the memory of *call* with its children, bytes.
@@ -64,4 +66,4 @@ class Family:
 
 
 #: Returns the family of this process.
-family = OncePerProcess(Family)
+family = OncePerProcess(ChildTracker)

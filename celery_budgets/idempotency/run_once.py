@@ -190,9 +190,7 @@ def _stop(call: Call | None, lease: Lease) -> None:
     ends = now + SECONDS_TO_STOP
     if lease.valid_until > now:
         ends = max(now, lease.valid_until - watchdog().interrupt.hard_grace - 2 * TICK)
-    # The hard limit first: at no instant may it lie below the soft one.
-    call.hard_at = min(call.hard_at, ends)
-    call.soft_at = min(call.soft_at, now)
+    call.bring_forward(soft_at=now, hard_at=ends)
     if call.moved is not None:
         call.moved(call)
 

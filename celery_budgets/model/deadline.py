@@ -7,14 +7,11 @@ package that is called a deadline is monotonic and stays in its process.
 from __future__ import annotations
 
 import math
-from time import monotonic, time
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from time import time
+from typing import Any, NamedTuple, Self
 
 from celery_budgets.model.budget import TimeLimits
 from celery_budgets.units import parse_duration
-
-if TYPE_CHECKING:
-    from celery_budgets.execution.call import Call
 
 __all__ = ["Deadline"]
 
@@ -59,14 +56,6 @@ class Deadline(NamedTuple):
         if not (math.isfinite(soft_at) and math.isfinite(hard_at)):
             return None
         return cls(soft_at, max(soft_at, hard_at))
-
-    @classmethod
-    def of_call(cls, call: Call) -> Self | None:
-        """Return the deadline of a running call; ``None`` where it has no limits."""
-        if not math.isfinite(call.soft_at):
-            return None
-        ahead = time() - monotonic()
-        return cls(call.soft_at + ahead, call.hard_at + ahead)
 
     def earlier(self, other: Deadline | None) -> Deadline:
         """Return what keeps both deadlines."""

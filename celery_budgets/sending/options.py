@@ -192,7 +192,7 @@ def _inherited(task_id: Any) -> Deadline | None:
     """Return the deadline of what runs here and publishes a message, if it has one."""
     request, running = worker_request(), running_call()
     if running is not None and not takes_its_place(task_id):
-        return Deadline.of_call(running)
+        return running.deadline()
     if request is None:
         return None
     # Where the body has ended, what follows a success goes on with what the call was given, and

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 from kombu.exceptions import OperationalError
 
-__all__ = ["Answers", "Asking"]
+__all__ = ["Inspection", "Replies"]
 
 logger = logging.getLogger(__name__)
 
 
-class Answers(NamedTuple):
+class Replies(NamedTuple):
     """What the workers answered, by the name of each, and who did not."""
 
     by_worker: Mapping[str, Mapping[str, Any]]
@@ -36,7 +36,7 @@ class Answers(NamedTuple):
     plain: tuple[str, ...] = ()
 
 
-class Asking:
+class Inspection:
     """Asks the workers of *app*, again and again.
 
     Args:
@@ -52,7 +52,7 @@ class Asking:
         timeout: float = 1.0,
         also: Iterable[str] = (),
         arguments: Mapping[str, Any] | None = None,
-    ) -> Answers:
+    ) -> Replies:
         """Return the answers of all workers to ``inspect budgets``.
 
         Args:
@@ -69,7 +69,7 @@ class Asking:
 
     def _ask(
         self, connection: Any, timeout: float, also: set[str], arguments: Mapping[str, Any]
-    ) -> Answers:
+    ) -> Replies:
         mailboxes = self._mailboxes(connection)
         # Where the broker can tell, a worker without a mailbox has left properly.
         expected = (mailboxes or set(self._seen)) | also
@@ -83,7 +83,7 @@ class Asking:
         self._seen.update(by_worker)
         plain = set(replies) - set(by_worker)
         silent = (expected | plain) - set(by_worker)
-        return Answers(by_worker, tuple(sorted(silent)), tuple(sorted(plain)))
+        return Replies(by_worker, tuple(sorted(silent)), tuple(sorted(plain)))
 
     def tell(
         self,
@@ -91,7 +91,7 @@ class Asking:
         arguments: Mapping[str, Any],
         workers: Sequence[str],
         timeout: float,
-    ) -> Answers:
+    ) -> Replies:
         """Send a control *command* to the named *workers*, and return what each says to it.
 
         Args:
@@ -107,7 +107,7 @@ class Asking:
             by_worker = self._broadcast(
                 connection, command, arguments, timeout, len(workers), list(workers)
             )
-        return Answers(dict(sorted(by_worker.items())), tuple(sorted({*workers} - {*by_worker})))
+        return Replies(dict(sorted(by_worker.items())), tuple(sorted({*workers} - {*by_worker})))
 
     def _broadcast(
         self,

@@ -29,7 +29,7 @@ from celery_budgets.model.reasons import (
 )
 
 if TYPE_CHECKING:
-    from celery_budgets.sending.remote_control import Asking
+    from celery_budgets.sending.remote_control import Inspection
     from celery_budgets.telemetry.statistics import Statistics
 
 __all__ = ["Scope", "admit", "join_scope", "path_here", "paths_above", "scope_in", "take_back"]
@@ -57,7 +57,7 @@ class Scope:
     def __init__(
         self,
         app: Any,
-        asking: Asking,
+        asking: Inspection,
         name: str | None = None,
         *,
         max_calls: int | None = None,

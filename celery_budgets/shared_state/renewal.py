@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from celery_budgets.shared_state.leases import Lease, Leases
 
-__all__ = ["SERVER_SECONDS", "Keeper", "keeper"]
+__all__ = ["SERVER_SECONDS", "LeaseRenewal", "keeper"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class _Held:
         self.due_at = self.lease.valid_until - self.leases.length * (1 - RENEWED_AFTER)
 
 
-class Keeper:
+class LeaseRenewal:
     """Renews leases.
 
     Args:
@@ -151,12 +151,12 @@ class Keeper:
         held.on_lost(lease)
 
 
-_keeper: Keeper | None = None
+_keeper: LeaseRenewal | None = None
 
 
-def keeper() -> Keeper:
+def keeper() -> LeaseRenewal:
     """Return the keeper of this process, made at its first lease (so also after a fork)."""
     global _keeper
     if _keeper is None or _keeper.pid != os.getpid():
-        _keeper = Keeper()
+        _keeper = LeaseRenewal()
     return _keeper

@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from celery_budgets.execution.process_exit import BEFORE_EXIT
 from celery_budgets.model.failures import CountingExporter
 from celery_budgets.model.headers import HEADER_IDEMPOTENCY_KEY, HEADER_SCOPE
 from celery_budgets.model.priority import Broker, addresses
@@ -245,3 +246,6 @@ def flush(seconds: float) -> None:
             force_flush(timeout_millis=int(seconds * 1000))
     except Exception:
         logger.warning("budgets.flush_failed: spans of this process may be missing", exc_info=True)
+
+
+BEFORE_EXIT.append(flush)

@@ -16,7 +16,7 @@ from celery_budgets.model.budget import Budget, TimeLimits, limits_in_message, s
 from celery_budgets.model.lanes import Lane
 from celery_budgets.worker.calls.roster import Roster, roster_of
 
-__all__ = ["Place"]
+__all__ = ["Assignment"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _NONE_ASKED_FOR = (None, [None, None])
 
 
-class Place(NamedTuple):
+class Assignment(NamedTuple):
     """What all calls of one task have that come from one queue."""
 
     roster: Roster

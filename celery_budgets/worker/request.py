@@ -26,7 +26,7 @@ from celery_budgets.model.budget import TimeLimits
 from celery_budgets.model.headers import HEADER_DUE_AT
 from celery_budgets.model.outcomes import Outcome
 from celery_budgets.model.reasons import REASON_DEADLINE
-from celery_budgets.worker.assignment import Place
+from celery_budgets.worker.assignment import Assignment
 from celery_budgets.worker.calls.acknowledgement import SettlingRequest, comes_again, give_back
 from celery_budgets.worker.calls.inherited_deadline import came_too_late
 from celery_budgets.worker.calls.settling import fail, passes
@@ -57,7 +57,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
     #: Does the roster count this call as running?
     counted = False
     #: By queue, for the one task and app of a subclass; ``None``: looked up each time.
-    _places: dict[str, Place] | None = None
+    _places: dict[str, Assignment] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap the two methods that celery.worker.request.create_request_cls overrides.
@@ -81,7 +81,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             self.id, self._request_dict.get(HEADER_DUE_AT),
         )  # fmt: skip
 
-    def _place(self) -> Place:
+    def _place(self) -> Assignment:
         """Return what goes for all calls of the task that came from this queue.
 
         Kept for as long as Celery keeps the strategy of a task: until the consumer starts anew.
@@ -89,7 +89,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         queue = self._delivery_info["routing_key"]
         place = self._places.get(queue) if self._places is not None else None
         if place is None:
-            place = Place.of(self._app, self._task, self._type, queue)
+            place = Assignment.of(self._app, self._task, self._type, queue)
             # A producer may give each message a routing key of its own.
             if self._places is not None and len(self._places) < MOST_PLACES:
                 self._places[queue] = place
@@ -100,7 +100,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         """Bytes of RSS at which the call is killed."""
         return self._place().budget.hard_rss
 
-    def _time_limits(self, place: Place) -> TimeLimits:
+    def _time_limits(self, place: Assignment) -> TimeLimits:
         """Return the limits in force: an operator's, else the call's up to the ceiling."""
         overrides = self.roster.overrides
         if self._type in overrides:

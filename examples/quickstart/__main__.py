@@ -10,7 +10,7 @@ from pathlib import Path
 
 from celery.result import AsyncResult
 
-from celery_budgets.child_process import Leashed
+from celery_budgets.child_process import BoundProcess
 from celery_budgets.embedded import EmbeddedBroker
 from celery_budgets.errors import NoServerError
 from examples.quickstart.tasks import budgets, fs_read, longest_line
@@ -28,7 +28,7 @@ def main() -> int:
             os.environ["CELERY_BROKER_URL"] = broker.url(0)
             os.environ["CELERY_RESULT_BACKEND"] = broker.url(1)
             print("$", *WORKER)
-            worker = Leashed([sys.executable, "-m", *WORKER], output=log)
+            worker = BoundProcess([sys.executable, "-m", *WORKER], output=log)
             try:
                 call_both(worker)
             except (ChildProcessError, TimeoutError) as exc:
@@ -46,7 +46,7 @@ def main() -> int:
     return 0
 
 
-def call_both(worker: Leashed) -> None:
+def call_both(worker: BoundProcess) -> None:
     """Call both tools, print what they return, and what the worker has counted."""
     path = str(Path(__file__).with_name("tasks.py"))
     for tool in (fs_read, longest_line):
@@ -57,7 +57,7 @@ def call_both(worker: Leashed) -> None:
     print(f"lane file_read: {counted}, the longest call took {calls.duration.maximum:.3f} s")
 
 
-def result_of(result: AsyncResult, worker: Leashed) -> object:
+def result_of(result: AsyncResult, worker: BoundProcess) -> object:
     """Return what the call returns.
 
     Raises:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from celery_budgets.child_process import Leashed
+from celery_budgets.child_process import BoundProcess
 from tests.benchmarks import peer_bodies
 from tests.benchmarks.ground import Workplace
 from tests.support.places import ROOT
@@ -63,12 +63,12 @@ class _Started:
     def __init__(self, place: Workplace, directory: Path) -> None:
         self._place = place
         self._directory = directory
-        self._process: Leashed | None = None
+        self._process: BoundProcess | None = None
 
     def _start(self, *command: str, **environment: str) -> None:
         everything = os.environ | {"REDIS": self._place.url, "PYTHONPATH": str(ROOT)} | environment
         with (self._directory / "peer.log").open("ab") as output:
-            self._process = Leashed(
+            self._process = BoundProcess(
                 [sys.executable, "-m", *command],
                 parting=signal.SIGKILL, environment=everything, output=output,
             )  # fmt: skip

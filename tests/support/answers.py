@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_budgets.sending.remote_control import Answers
+from celery_budgets.sending.remote_control import Replies
 from celery_budgets.telemetry.statistics import Statistics
 from celery_budgets.units import MIB
 
 
-class ScriptedAsking:
+class ScriptedInspection:
     """Answers each question with the next of *rounds*; the last one again and again."""
 
-    def __init__(self, *rounds: Answers | BaseException) -> None:
+    def __init__(self, *rounds: Replies | BaseException) -> None:
         self.rounds = list(rounds)
 
-    def ask(self, timeout: float = 1.0) -> Answers:
+    def ask(self, timeout: float = 1.0) -> Replies:
         found = self.rounds.pop(0) if len(self.rounds) > 1 else self.rounds[0]
         if isinstance(found, BaseException):
             raise found

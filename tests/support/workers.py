@@ -17,7 +17,7 @@ import psutil
 from celery import Celery
 from celery.utils.nodenames import gethostname
 
-from celery_budgets.child_process import Leashed
+from celery_budgets.child_process import BoundProcess
 from tests.support.apps import Servers
 from tests.support.places import ROOT
 from tests.support.waiting import wait_until
@@ -58,7 +58,7 @@ class RunningWorker:
             *("-n", f"{self.name}@%h", "-l", "INFO", "--without-mingle", *arguments),
         ]  # fmt: skip
         with log_path.open("wb") as output:
-            self.process = Leashed(
+            self.process = BoundProcess(
                 self.command,
                 parting=signal.SIGKILL,
                 environment=environment,

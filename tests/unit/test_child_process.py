@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from celery_budgets.child_process import Leashed
+from celery_budgets.child_process import BoundProcess
 from tests.support.waiting import wait_until
 
 STUBBORN = (
@@ -18,8 +18,8 @@ STUBBORN = (
 )
 STARTER = """
 import sys, time
-from celery_budgets.child_process import Leashed
-print(Leashed([sys.executable, "-c", "import time; time.sleep(60)"]).pid, flush=True)
+from celery_budgets.child_process import BoundProcess
+print(BoundProcess([sys.executable, "-c", "import time; time.sleep(60)"]).pid, flush=True)
 time.sleep(60)
 """
 
@@ -29,8 +29,8 @@ def leashed():
     """Start a program; it is gone after the test."""
     started = []
 
-    def start(*command: str, **options) -> Leashed:
-        started.append(Leashed(command, **options))
+    def start(*command: str, **options) -> BoundProcess:
+        started.append(BoundProcess(command, **options))
         return started[-1]
 
     yield start

@@ -65,7 +65,7 @@ def floor_of(floors: tuple[tuple[str, ...], ...], room: str) -> int:
 
 #: Imports from above that are still to be untied: nothing new goes in here.
 TIED = {
-    "execution.call", "execution.limits.interrupts", "model.deadline", "worker.lanes.lane_limits",
+    "worker.lanes.lane_limits",
     "worker.pool.time_limits", "worker.remote.commands", "worker.request_hooks",
     *(f"worker.calls.{name}" for name in (
         "acknowledgement", "ended_call", "inherited_deadline", "redelivery", "reruns", "roster",

@@ -8,7 +8,7 @@ import sys
 from celery.contrib.testing.worker import start_worker
 
 from celery_budgets import Budgets
-from celery_budgets.sending.remote_control import Asking
+from celery_budgets.sending.remote_control import Inspection
 from tests.worker.lanes_app import app
 
 if __name__ == "__main__":
@@ -16,7 +16,7 @@ if __name__ == "__main__":
     with start_worker(app, **options) as worker:
         budgets = Budgets.of(app)
         memory = budgets.memory(timeout=5)
-        paused = Asking(app).tell("pause_lane", {"lane": "quick"}, [worker.hostname], 5.0)
+        paused = Inspection(app).tell("pause_lane", {"lane": "quick"}, [worker.hostname], 5.0)
         limits = app.control.time_limit("pid", soft=3, reply=True, timeout=5, limit=1)
     (facts,) = memory.workers.values()
     seen = {

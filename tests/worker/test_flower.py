@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from celery import VERSION
 
-from celery_budgets.child_process import Leashed
+from celery_budgets.child_process import BoundProcess
 from tests.support.apps import Servers
 from tests.support.places import ROOT
 from tests.support.programs import fetch, free_port, program
@@ -55,7 +55,7 @@ class Flower:
         ]
         environment = environment_of(servers)
         with self.log_path.open("wb") as output:
-            self.process = Leashed(
+            self.process = BoundProcess(
                 command, parting=signal.SIGTERM, environment=environment, output=output
             )
         wait_until(self._is_ready, "Flower answers", timeout=30, detail=self.log)

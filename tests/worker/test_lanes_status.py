@@ -18,7 +18,7 @@ import pytest
 from celery_budgets import Budgets
 from celery_budgets.cli.alerts import Alert
 from celery_budgets.cli.overview import Overview, Row
-from celery_budgets.sending.remote_control import Asking
+from celery_budgets.sending.remote_control import Inspection
 from celery_budgets.telemetry.snapshots import Slots
 from celery_budgets.units import MIB
 from tests.support.apps import Servers
@@ -289,7 +289,7 @@ def test_an_alert_about_a_kill_goes_away(worker, load_app, pool):
     """Here after 3 s; the kill stays in the figures since the start."""
     module = load_app("tests.worker.forgetful_app")
     running = worker("tests.worker.forgetful_app", "-P", pool)
-    asking = Asking(module.app)
+    asking = Inspection(module.app)
 
     def seen() -> Row:
         (row,) = Overview.of(asking.ask(timeout=5), ["lane"]).rows

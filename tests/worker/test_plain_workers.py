@@ -15,7 +15,7 @@ from celery.utils.nodenames import gethostname
 from click.testing import CliRunner, Result
 
 from celery_budgets import Budgets
-from celery_budgets.child_process import Leashed
+from celery_budgets.child_process import BoundProcess
 from celery_budgets.cli import lanes
 from celery_budgets.telemetry.snapshots import Slots
 from celery_budgets.units import MIB
@@ -50,7 +50,9 @@ def beside(worker, servers, budgets) -> Iterator[str]:
         [sys.executable, "-m", "celery", *unused],
     ]
     started = [
-        Leashed(each, parting=signal.SIGKILL, environment=environment, output=subprocess.DEVNULL)
+        BoundProcess(
+            each, parting=signal.SIGKILL, environment=environment, output=subprocess.DEVNULL
+        )
         for each in programs
     ]
     try:

@@ -10,7 +10,7 @@ from billiard.exceptions import WorkerLostError
 
 from celery_budgets.cli.alerts import Alert
 from celery_budgets.cli.overview import Overview
-from celery_budgets.sending.remote_control import Asking
+from celery_budgets.sending.remote_control import Inspection
 from tests.support.waiting import wait_until
 
 APP = "tests.worker.slow_start_app"
@@ -38,7 +38,7 @@ def running(worker, load_app, slow):
 
 
 def alerts(module) -> tuple[Alert, ...]:
-    answers = Asking(module.app).ask(timeout=5)
+    answers = Inspection(module.app).ask(timeout=5)
     rows = Overview.of(answers, ["lane"]).rows
     return rows[0].alerts if rows else ()
 

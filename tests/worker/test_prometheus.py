@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from celery_budgets.child_process import Leashed
+from celery_budgets.child_process import BoundProcess
 from celery_budgets.telemetry.metrics import METRICS
 from tests.support.places import ROOT
 from tests.support.programs import fetch, fetch_json, free_port, program
@@ -63,7 +63,7 @@ class Prometheus:
             f"--web.listen-address={self.url.removeprefix('http://')}",
         ]
         with self.log_path.open("wb") as output:
-            self.process = Leashed(command, parting=signal.SIGTERM, output=output)
+            self.process = BoundProcess(command, parting=signal.SIGTERM, output=output)
         wait_until(self._is_ready, "Prometheus is ready", timeout=30, detail=self.log)
 
     def _is_ready(self) -> bool:

@@ -27,9 +27,9 @@ from celery_budgets.execution.flight.record import Reason
 from celery_budgets.execution.flight.recorder import recorder
 from celery_budgets.execution.limits.async_exception import held_off, raise_in, take_back
 from celery_budgets.execution.limits.signal_handlers import hear, is_heard
+from celery_budgets.execution.process_exit import BEFORE_EXIT, FLUSH_SECONDS
 from celery_budgets.execution.safely import guarded
 from celery_budgets.model.headers import HEADER_TERMS
-from celery_budgets.telemetry import spans
 
 __all__ = [
     "EXIT_CODE", "AsynchronousInterrupt", "GreenletInterrupt", "Interrupt", "ProcessInterrupt",
@@ -38,8 +38,6 @@ __all__ = [
 
 #: Exit code of a pool process that ended itself at a hard limit (``EX_SOFTWARE``).
 EXIT_CODE = 70
-#: Longest flush of telemetry before a process ends itself, seconds: billiard allows 0.1.
-FLUSH_SECONDS = 0.08
 #: A soft signal this much ahead of the deadline is still meant for this call, seconds.
 _EARLY = 0.1
 #: A soft signal that was meant for an earlier call comes within this of a call's start, seconds.
@@ -163,7 +161,8 @@ class ProcessInterrupt(AsynchronousInterrupt):
 
     def _end(self, call: Call, reason: Reason) -> None:
         recorder().killed(call, reason)
-        spans.flush(FLUSH_SECONDS)
+        for flush in BEFORE_EXIT:
+            guarded(flush, FLUSH_SECONDS)
         if call.open:
             if call.budget.children == "end":
                 guarded(family().ask_to_end, call)

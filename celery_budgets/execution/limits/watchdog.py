@@ -40,7 +40,7 @@ class Watchdog:
     """Watches the calls of this process.
 
     Args:
-        interrupt: How a call is interrupted here, unless it says so itself.
+        interrupt: How a call is interrupted here, unless another is given with it.
         read_rss: Returns the resident set size of this process, bytes.
         clock: Returns monotonic seconds.
     """
@@ -54,7 +54,7 @@ class Watchdog:
         self.interrupt = interrupt
         self._read_rss = read_rss
         self._clock = clock
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[int, tuple[Call, Interrupt]] = {}
         self._wake = threading.Event()
         self._idle = False
         self._thread: threading.Thread | None = None
@@ -64,9 +64,14 @@ class Watchdog:
         #: The call that was let go of last.
         self.released: Call | None = None
 
-    def watch(self, call: Call) -> None:
-        """Hold *call* to its limits until :meth:`release`; in the thread that runs it."""
-        self._calls[id(call)] = call
+    def watch(self, call: Call, interrupt: Interrupt | None = None) -> None:
+        """Hold *call* to its limits until :meth:`release`; in the thread that runs it.
+
+        Args:
+            call: The call.
+            interrupt: How it is interrupted; ``None``: as all tasks of this process.
+        """
+        self._calls[id(call)] = call, interrupt or self.interrupt
         if self._thread is None:
             self._start()
         if self._idle:
@@ -108,10 +113,11 @@ class Watchdog:
         if self.interrupt.owns_children:
             rss = self._with_children(now, rss)
         delay = TICK
-        for call in list(self._calls.values()):
+        for call, interrupt in list(self._calls.values()):
             if not call.open:
                 continue
-            delay = min(delay, self._check_time(call, now), self._check_memory(call, now, rss))
+            to_limit = self._check_time(call, interrupt, now)
+            delay = min(delay, to_limit, self._check_memory(call, interrupt, now, rss))
         self._last = (now, rss)
         return max(delay, FASTEST_TICK)
 
@@ -120,7 +126,8 @@ class Watchdog:
 
         Not for a call that has just begun: where calls are short, none is ever looked at.
         """
-        calls = (call for call in list(self._calls.values()) if call.open and not call.is_block)
+        watched = list(self._calls.values())
+        calls = (call for call, _ in watched if call.open and not call.is_block)
         call = next(calls, None)
         if call is None or call.budget.children == "leave":
             return rss
@@ -128,9 +135,8 @@ class Watchdog:
             return rss
         return guarded(family().size, call, rss) or rss
 
-    def _check_time(self, call: Call, now: float) -> float:
+    def _check_time(self, call: Call, interrupt: Interrupt, now: float) -> float:
         """Enforce the time limits of *call*; return the seconds until one is due."""
-        interrupt = call.interrupt or self.interrupt
         hard_due = call.hard_at + interrupt.hard_grace
         if now >= hard_due:
             if call.first("hard_time_limit"):
@@ -155,14 +161,13 @@ class Watchdog:
             interrupt.soft(call)
         return hard_due - now
 
-    def _check_memory(self, call: Call, now: float, rss: int) -> float:
+    def _check_memory(self, call: Call, interrupt: Interrupt, now: float, rss: int) -> float:
         """Note the peak, warn, kill; return the seconds in which the limit may be reached."""
         if rss > call.rss_peak:
             call.rss_peak = rss
             recorder().peak(call)
         if not call.memory_guarded:
             return TICK
-        interrupt = call.interrupt or self.interrupt
         if rss > call.budget.rss_warning and not call.memory_warned:
             call.memory_warned = True
             logger.warning(

@@ -15,7 +15,7 @@ import psutil
 
 from celery_budgets.execution.memory import rss as memory
 
-__all__ = ["Tree", "processes_below", "pss_of"]
+__all__ = ["ProcessTree", "processes_below", "pss_of"]
 
 #: Reading PSS may take this share of the time at most: the kernel walks every page for it.
 _SHARE_OF_TIME = 0.004
@@ -63,7 +63,7 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-class Tree:
+class ProcessTree:
     """Measures one process and everything below it.
 
     Args:

@@ -17,12 +17,12 @@ from celery.worker import state
 from celery_budgets.config.settings import Settings, settings_of
 from celery_budgets.execution.memory import rss as memory
 from celery_budgets.execution.memory.cgroup import physical_memory, tightest_cgroup
-from celery_budgets.execution.memory.pss import Tree
+from celery_budgets.execution.memory.pss import ProcessTree
 from celery_budgets.model.lanes import Lane
 from celery_budgets.worker.calls.roster import roster_of
 from celery_budgets.worker.memory.admission import Admission
 from celery_budgets.worker.memory.gate import TICK, Gate, Gauge
-from celery_budgets.worker.memory.pool_guard import PoolMemory
+from celery_budgets.worker.memory.pool_guard import PoolGuard
 from celery_budgets.worker.startup.checks import lanes_of_queues, pool_name
 
 __all__ = ["EXIT_CODE", "GateStep"]
@@ -58,9 +58,9 @@ class GateStep(bootsteps.StartStopStep):
             fail=self._settings.rejection == "fail", renew=self._renew,
             keeps_calls=pool == "threads",
         )  # fmt: skip
-        self.pool_memory: PoolMemory | None = None
+        self.pool_memory: PoolGuard | None = None
         if self._prefork and roster.flights is not None:
-            self.pool_memory = PoolMemory(self._pool_pids, roster.flights, roster)
+            self.pool_memory = PoolGuard(self._pool_pids, roster.flights, roster)
         guarded = self._settings.memory_guard
         roster.gate = self.gate if guarded else None
         roster.admission = self.admission if guarded else None
@@ -138,5 +138,5 @@ def _worker_gauge(settings: Settings) -> Gauge:
     if group is not None:
         # Whoever takes it: at the group's limit the kernel kills any of its processes.
         return Gauge("max_worker_rss", limit, resume, lambda: group.use() or 0)
-    tree = Tree(os.getpid())
+    tree = ProcessTree(os.getpid())
     return Gauge("max_worker_rss", limit, resume, lambda: tree.size(resume))

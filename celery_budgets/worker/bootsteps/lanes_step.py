@@ -23,17 +23,17 @@ from celery.worker.consumer.tasks import Tasks
 from celery_budgets.config.settings import settings_of
 from celery_budgets.model.priority import Broker, Priority, level_of, number_of
 from celery_budgets.worker.calls.roster import roster_of
-from celery_budgets.worker.lanes.consumer_renewal import Renewals
+from celery_budgets.worker.lanes.consumer_renewal import ConsumerRenewal
 from celery_budgets.worker.lanes.drift import Drift
-from celery_budgets.worker.lanes.dropped_calls import Untracked
+from celery_budgets.worker.lanes.dropped_calls import DroppedCalls
 from celery_budgets.worker.lanes.held_deliveries import is_waiting
 from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
 from celery_budgets.worker.lanes.lane_limits import LaneLimits
-from celery_budgets.worker.lanes.lane_slots import Slots
-from celery_budgets.worker.lanes.low_priority import LOOK, AgingSteps, LowQueues
-from celery_budgets.worker.lanes.operator_pauses import Pauses
-from celery_budgets.worker.lanes.queue_pauses import Consuming
-from celery_budgets.worker.lanes.self_waiting import LaneWaits
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
+from celery_budgets.worker.lanes.low_priority import LOOK, AgingSteps, LowPriorityQueues
+from celery_budgets.worker.lanes.operator_pauses import OperatorPauses
+from celery_budgets.worker.lanes.queue_pauses import QueuePauses
+from celery_budgets.worker.lanes.self_waiting import SelfWaiting
 from celery_budgets.worker.lanes.slot_recovery import SlotRecovery
 from celery_budgets.worker.pool.size import slots_of
 from celery_budgets.worker.startup.checks import lanes_of_queues, pool_name
@@ -78,21 +78,21 @@ class LanesStep(bootsteps.StartStopStep):
         self._roster = roster_of(c.app)
         #: When a lane's percentile was read, and what it was.
         self._read: dict[str, tuple[float, float | None]] = {}
-        self.slots = self._roster.slots = Slots(
+        self.slots = self._roster.slots = WorkerSlots(
             self._lanes.values(), self._size, self._p95, self._wake,
             self._priority if self._broker is not None else None, settings.priority_aging,
         )  # fmt: skip
-        self._consuming = consuming = self._roster.consuming = Consuming(c)
+        self._consuming = consuming = self._roster.consuming = QueuePauses(c)
         consuming.attach()
         self.drift = self._roster.drift = Drift(c, self._roster)
-        self.pauses = self._roster.pauses = Pauses(c, consuming, self._lanes, self._roster)
+        self.pauses = self._roster.pauses = OperatorPauses(c, consuming, self._lanes, self._roster)
         self.limits = self._roster.limits = LaneLimits(
             c, self._lanes, self.slots, consuming, self._roster
         )
-        self._waits = LaneWaits(self.slots, self._roster)
-        self._untracked = Untracked(self.slots, self._roster)
+        self._waits = SelfWaiting(self.slots, self._roster)
+        self._untracked = DroppedCalls(self.slots, self._roster)
         self._recovery = SlotRecovery(self.slots, self._roster, self._is_waiting)
-        self._renewals = Renewals(c, self._lanes, self.slots, self._prefetch)
+        self._renewals = ConsumerRenewal(c, self._lanes, self.slots, self._prefetch)
         # Before the strategies are built, which keep the attribute (celery.worker.strategy).
         self._hand_over, c.on_task_request = c.on_task_request, self.take_in
         connect_by(c, settings.redis_transport)
@@ -100,9 +100,9 @@ class LanesStep(bootsteps.StartStopStep):
         served = lanes_of_queues(self._lanes, queues)
         for slots in self.slots.lanes.values():
             slots.served = slots.lane in served
-        self._low: LowQueues | None = None
+        self._low: LowPriorityQueues | None = None
         if self._broker is Broker.RABBITMQ:
-            self._low = LowQueues(served, consuming, self.slots)
+            self._low = LowPriorityQueues(served, consuming, self.slots)
         _restore_consumer(c.app)
         #: Does Celery's own consumer do, where a channel's count can be changed?
         self._alone = len(queues) == 1 and self._broker is None

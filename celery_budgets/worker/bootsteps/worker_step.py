@@ -39,9 +39,9 @@ from celery_budgets.worker.calls.settling import contain
 from celery_budgets.worker.pool.abandoned_threads import AbandonedThreads
 from celery_budgets.worker.pool.children import Children
 from celery_budgets.worker.pool.processes import PoolProcesses
-from celery_budgets.worker.pool.started_calls import Begun
-from celery_budgets.worker.pool.time_limits import Deadlines
-from celery_budgets.worker.remote.metrics_source import Meters
+from celery_budgets.worker.pool.started_calls import StartedCalls
+from celery_budgets.worker.pool.time_limits import TimeLimitTimer
+from celery_budgets.worker.remote.metrics_source import MetricsSource
 from celery_budgets.worker.remote.report import Report, pool_pids
 from celery_budgets.worker.startup.checks import check_worker, pool_name
 
@@ -126,8 +126,8 @@ class BudgetsStep(bootsteps.StartStopStep):
         asynpool = getattr(worker.pool, "_pool", None)
         self.roster.processes = None
         if self.roster.flights is not None and hasattr(asynpool, "_on_hard_timeout"):
-            Deadlines(asynpool, worker.hub, self.roster.flights).attach()
-            Begun(worker.pool, worker.hub).attach()
+            TimeLimitTimer(asynpool, worker.hub, self.roster.flights).attach()
+            StartedCalls(worker.pool, worker.hub).attach()
             self.roster.processes = PoolProcesses(asynpool)
         if self.roster.flights is not None and hasattr(asynpool, "_timeout_handler"):
             Children(worker.pool, self.roster.flights).attach()
@@ -142,7 +142,7 @@ class BudgetsStep(bootsteps.StartStopStep):
     def _start_telemetry(self, worker: Any) -> None:
         about = (version("celery-budgets"), worker.hostname, self.pool)
         pids = partial(pool_pids, worker)
-        Meters(self.roster, self.lanes, about, pids).start(self.settings)
+        MetricsSource(self.roster, self.lanes, about, pids).start(self.settings)
 
     def stop(self, worker: Any) -> None:
         """Nothing to do before the pool has stopped."""

@@ -13,14 +13,14 @@ from celery_budgets.sending.scope import scope_in
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
 
-__all__ = ["Ended", "facts_of"]
+__all__ = ["EndedCall", "facts_of"]
 
 #: What a record has where the call had no span.
 _NO_TRACE = bytes(16)
 _OVER_THE_SOFT_LIMIT = frozenset({Outcome.SOFT_TIME_LIMIT, Outcome.HARD_TIME_LIMIT})
 
 
-class Ended(NamedTuple):
+class EndedCall(NamedTuple):
     """What is kept of a delivery whose call has ended, until it is counted.
 
     Not the delivery itself: it has the arguments of the call, which may be large.
@@ -53,7 +53,7 @@ class Ended(NamedTuple):
         )  # fmt: skip
 
 
-def facts_of(ended: Ended) -> dict[str, Any]:
+def facts_of(ended: EndedCall) -> dict[str, Any]:
     """Return what is logged and counted of a call (telemetry.logs.SCHEMA).
 
     Time and memory are ``None`` where it never ran or nobody could tell.
@@ -90,7 +90,7 @@ def facts_of(ended: Ended) -> dict[str, Any]:
     return facts
 
 
-def _seconds(ended: Ended, flight: Flight | None) -> float | None:
+def _seconds(ended: EndedCall, flight: Flight | None) -> float | None:
     if flight is not None and flight.ended:
         return flight.wall_seconds
     if ended.started_at is None:

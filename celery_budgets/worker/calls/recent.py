@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from time import monotonic
 
-__all__ = ["KILLS", "Recent"]
+__all__ = ["KILLS", "RecentFailures"]
 
 #: How long something is recent, and how exactly that is told, seconds.
 SECONDS = 300.0
@@ -22,7 +22,7 @@ STEP = 10.0
 KILLS = frozenset({"hard_time_limit", "memory_limit"})
 
 
-class Recent:
+class RecentFailures:
     """Counts by lane what went wrong, and forgets it.
 
     Args:

@@ -23,7 +23,7 @@ from celery_budgets.model.outcomes import Outcome
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
 
-__all__ = ["Offenders"]
+__all__ = ["KillReruns"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ REMEMBERED_SECONDS = 3600.0
 _COUNTED = frozenset({Outcome.MEMORY_LIMIT, Outcome.WORKER_LOST})
 
 
-class Offenders:
+class KillReruns:
     """Counts kills by signature, and sends a killed call anew while it may run again."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:

@@ -27,16 +27,16 @@ from celery_budgets.model.per_process import PerProcess
 from celery_budgets.telemetry.attributes import WORKER
 from celery_budgets.telemetry.killed_spans import end_for_process
 from celery_budgets.telemetry.spans import call_attributes
-from celery_budgets.worker.calls.ended_call import Ended
-from celery_budgets.worker.calls.reruns import Offenders
+from celery_budgets.worker.calls.ended_call import EndedCall
+from celery_budgets.worker.calls.reruns import KillReruns
 from celery_budgets.worker.calls.tally import Tally
 
 if TYPE_CHECKING:
     from celery_budgets.worker.lanes.drift import Drift
     from celery_budgets.worker.lanes.lane_limits import LaneLimits
-    from celery_budgets.worker.lanes.lane_slots import Slots
-    from celery_budgets.worker.lanes.operator_pauses import Pauses
-    from celery_budgets.worker.lanes.queue_pauses import Consuming
+    from celery_budgets.worker.lanes.lane_slots import WorkerSlots
+    from celery_budgets.worker.lanes.operator_pauses import OperatorPauses
+    from celery_budgets.worker.lanes.queue_pauses import QueuePauses
     from celery_budgets.worker.memory.admission import Admission
     from celery_budgets.worker.memory.gate import Gate
     from celery_budgets.worker.pool.processes import PoolProcesses
@@ -90,16 +90,16 @@ class Roster:
         self.gate: Gate | None = None
         self.admission: Admission | None = None
         #: What the lanes may run at once; ``None`` until the consumer is there.
-        self.slots: Slots | None = None
+        self.slots: WorkerSlots | None = None
         #: The queues of the consumer, and why some are paused.
-        self.consuming: Consuming | None = None
+        self.consuming: QueuePauses | None = None
         #: What an operator changes of the lanes, and what somebody else has changed.
         self.limits: LaneLimits | None = None
-        self.pauses: Pauses | None = None
+        self.pauses: OperatorPauses | None = None
         self.drift: Drift | None = None
         #: Those of the pool; ``None`` where it has none.
         self.processes: PoolProcesses | None = None
-        self.offenders = Offenders()
+        self.offenders = KillReruns()
         self._ended: OrderedDict[tuple[str, float | None], Outcome] = OrderedDict()
         # Pool threads, the watchdog and the event loop all report here.
         self._lock = threading.Lock()
@@ -228,7 +228,7 @@ class Roster:
         try:
             # Before its process writes of another call; read when this one is counted.
             record = self._record_of(request) if flight is None and ran else flight
-            self.tally.note(Ended.of(request, outcome, record))
+            self.tally.note(EndedCall.of(request, outcome, record))
             if outcome in _ENDED_HERE and not runs_on:
                 self._tell(request, outcome, flight_in(record, request.id), reason)
         except Exception:

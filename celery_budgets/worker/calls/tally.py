@@ -22,8 +22,8 @@ from typing import Any
 from celery_budgets.model.outcomes import Outcome
 from celery_budgets.telemetry import logs
 from celery_budgets.telemetry.statistics import Statistics
-from celery_budgets.worker.calls.ended_call import Ended, facts_of
-from celery_budgets.worker.calls.recent import KILLS, Recent
+from celery_budgets.worker.calls.ended_call import EndedCall, facts_of
+from celery_budgets.worker.calls.recent import KILLS, RecentFailures
 from celery_budgets.worker.calls.scopes import Scopes
 
 __all__ = ["LONGEST", "MOST", "Tally"]
@@ -50,16 +50,16 @@ class Tally:
         #: calls then; ``None``: every call is counted at once, as on all pools but prefork.
         self.call_later: Callable[[float, Callable[[], None]], Any] | None = None
         #: What went wrong lately.
-        self.recent = Recent()
+        self.recent = RecentFailures()
         self._failed = failed
-        self._noted: deque[Ended] = deque()
+        self._noted: deque[EndedCall] = deque()
         self._statistics = Statistics()
         self._scopes = Scopes()
         # Pool threads, the event loop and a thread that is asked for metrics all come here. Entered
         # again where the garbage collector, inside of it, ends a generator with a block.
         self._lock = threading.RLock()
 
-    def note(self, ended: Ended) -> None:
+    def note(self, ended: EndedCall) -> None:
         """Count a call that has ended: in a moment, or now where it is no mere success."""
         self._noted.append(ended)
         waiting = len(self._noted)
@@ -82,7 +82,7 @@ class Tally:
                 self._failed()
                 logger.exception("budgets.telemetry_failed task_id=%s", ended.task_id)
 
-    def _counted(self) -> Iterator[tuple[Ended, dict[str, Any] | Exception]]:
+    def _counted(self) -> Iterator[tuple[EndedCall, dict[str, Any] | Exception]]:
         """Count what is noted; yield each call with its facts, or with why there are none."""
         while self._noted:
             ended = self._noted.popleft()

@@ -17,12 +17,12 @@ from typing import Any
 
 from celery_budgets.model.lanes import Lanes
 from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
-from celery_budgets.worker.lanes.lane_slots import Slots
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
-__all__ = ["Renewals"]
+__all__ = ["ConsumerRenewal"]
 
 
-class Renewals:
+class ConsumerRenewal:
     """Knows how many calls that wait count on the broker's consumer of each queue.
 
     Args:
@@ -33,7 +33,7 @@ class Renewals:
     """
 
     def __init__(
-        self, consumer: Any, lanes: Lanes, slots: Slots, prefetch: Callable[[str], int | None]
+        self, consumer: Any, lanes: Lanes, slots: WorkerSlots, prefetch: Callable[[str], int | None]
     ) -> None:
         self._consumer = consumer
         self._lanes = lanes

@@ -14,18 +14,18 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from celery_budgets.worker.calls.roster import Roster
-from celery_budgets.worker.lanes.lane_slots import Slots
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
 
-__all__ = ["Untracked"]
+__all__ = ["DroppedCalls"]
 
 #: How long a process may take to begin with a message that was on its way, seconds.
 BEGIN_SECONDS = 2.0
 
 
-class Untracked:
+class DroppedCalls:
     """Gives the slots of dropped calls back when they do not run, or no longer.
 
     Args:
@@ -33,7 +33,7 @@ class Untracked:
         roster: Reads what the processes have written of them.
     """
 
-    def __init__(self, slots: Slots, roster: Roster) -> None:
+    def __init__(self, slots: WorkerSlots, roster: Roster) -> None:
         self._slots = slots
         self._roster = roster
         self._since: dict[BudgetedRequest, float] = {}

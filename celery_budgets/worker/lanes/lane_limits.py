@@ -17,8 +17,8 @@ from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.lanes import Lane, Lanes
 from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
-from celery_budgets.worker.lanes.lane_slots import Slots
-from celery_budgets.worker.lanes.queue_pauses import Consuming
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
+from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 from celery_budgets.worker.pool.size import GROWING_POOLS, grow, slots_of
 from celery_budgets.worker.startup.checks import pool_name
 
@@ -39,7 +39,12 @@ class LaneLimits:
     """
 
     def __init__(
-        self, consumer: Any, lanes: Lanes, slots: Slots, consuming: Consuming, roster: Roster
+        self,
+        consumer: Any,
+        lanes: Lanes,
+        slots: WorkerSlots,
+        consuming: QueuePauses,
+        roster: Roster,
     ) -> None:
         self._consumer = consumer
         self._lanes = lanes

@@ -24,7 +24,7 @@ from celery_budgets.model.priority import Priority
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
 
-__all__ = ["BORROW_SECONDS", "LaneSlots", "Slots"]
+__all__ = ["BORROW_SECONDS", "LaneSlots", "WorkerSlots"]
 
 #: A lane whose 95th percentile is above this borrows nothing: a borrowed slot comes back only
 #: when the call in it has ended. Seconds.
@@ -79,7 +79,7 @@ class LaneSlots:
         return taken >= self.keeps, taken / self.limit
 
 
-class Slots:
+class WorkerSlots:
     """Reserves slots for calls.
 
     Args:

@@ -15,10 +15,10 @@ from time import monotonic
 
 from celery_budgets.model.lanes import Lane
 from celery_budgets.model.priority import Broker, Priority, level_of, low_queue
-from celery_budgets.worker.lanes.lane_slots import Slots
-from celery_budgets.worker.lanes.queue_pauses import Consuming
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
+from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 
-__all__ = ["LOOK", "AgingSteps", "LowQueues"]
+__all__ = ["LOOK", "AgingSteps", "LowPriorityQueues"]
 
 #: How often it is looked whether a lane is idle, seconds.
 LOOK = 0.1
@@ -52,7 +52,7 @@ class AgingSteps(list[int]):
         return iter(steps)
 
 
-class LowQueues:
+class LowPriorityQueues:
     """The queues of low calls of one worker, on RabbitMQ: paused while their lane is busy.
 
     Args:
@@ -61,7 +61,7 @@ class LowQueues:
         slots: Knows what runs, and when a low call is due.
     """
 
-    def __init__(self, lanes: Iterable[Lane], consuming: Consuming, slots: Slots) -> None:
+    def __init__(self, lanes: Iterable[Lane], consuming: QueuePauses, slots: WorkerSlots) -> None:
         self._lanes = list(lanes)
         self._consuming = consuming
         self._slots = slots

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from celery_budgets.model.lanes import Lane, Lanes
 from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.lanes.held_deliveries import must_hold, take_waiting
-from celery_budgets.worker.lanes.queue_pauses import Consuming
+from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
 
-__all__ = ["REASON", "Pauses"]
+__all__ = ["REASON", "OperatorPauses"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 REASON = "operator"
 
 
-class Pauses:
+class OperatorPauses:
     """Pauses and resumes lanes of one worker.
 
     Args:
@@ -39,7 +39,7 @@ class Pauses:
         roster: The calls in hand.
     """
 
-    def __init__(self, consumer: Any, consuming: Consuming, lanes: Lanes, roster: Roster) -> None:
+    def __init__(self, consumer: Any, consuming: QueuePauses, lanes: Lanes, roster: Roster) -> None:
         self._consumer = consumer
         self._consuming = consuming
         self._lanes = lanes

@@ -15,10 +15,10 @@ from typing import Any
 
 from celery_budgets.model.lanes import Lane, Lanes
 
-__all__ = ["Consuming"]
+__all__ = ["QueuePauses"]
 
 
-class Consuming:
+class QueuePauses:
     """The queues of one consumer.
 
     Args:

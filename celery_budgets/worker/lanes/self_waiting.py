@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 
 from celery_budgets.execution.flight.recorder import recorder
 from celery_budgets.worker.calls.roster import Roster
-from celery_budgets.worker.lanes.lane_slots import Slots
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
 
-__all__ = ["LaneWaits"]
+__all__ = ["SelfWaiting"]
 
 logger = logging.getLogger(__name__)
 
 
-class LaneWaits:
+class SelfWaiting:
     """Looks for them in one worker.
 
     Args:
@@ -33,7 +33,7 @@ class LaneWaits:
         roster: Reads what the process of a call has written of it.
     """
 
-    def __init__(self, slots: Slots, roster: Roster) -> None:
+    def __init__(self, slots: WorkerSlots, roster: Roster) -> None:
         self._slots = slots
         self._roster = roster
         self._told: set[tuple[str, str]] = set()

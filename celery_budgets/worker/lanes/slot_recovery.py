@@ -19,7 +19,7 @@ from celery.exceptions import WorkerLostError
 
 from celery_budgets.model.outcomes import Outcome
 from celery_budgets.worker.calls.roster import Roster
-from celery_budgets.worker.lanes.lane_slots import Slots
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
 if TYPE_CHECKING:
     from celery_budgets.worker.request import BudgetedRequest
@@ -45,7 +45,7 @@ class SlotRecovery:
 
     def __init__(
         self,
-        slots: Slots,
+        slots: WorkerSlots,
         roster: Roster,
         is_waiting: Callable[[BudgetedRequest], bool],
         clock: Callable[[], float] = monotonic,

@@ -16,7 +16,7 @@ from celery_budgets.errors import RejectedByBudget
 from celery_budgets.model.lanes import Lane
 from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.lanes.held_deliveries import must_hold, take_waiting
-from celery_budgets.worker.lanes.queue_pauses import Consuming
+from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 from celery_budgets.worker.memory.gate import Decision, Gate
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Admission:
     def __init__(
         self,
         consumer: Any,
-        consuming: Consuming,
+        consuming: QueuePauses,
         gate: Gate,
         roster: Roster,
         *,

@@ -25,7 +25,7 @@ from celery_budgets.execution.memory import rss as memory
 from celery_budgets.units import format_size
 from celery_budgets.worker.calls.roster import Roster
 
-__all__ = ["PoolMemory"]
+__all__ = ["PoolGuard"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _STOP_SECONDS = 0.05
 
 
-class PoolMemory:
+class PoolGuard:
     """Kills pool processes whose call is above its hard limit.
 
     Args:

@@ -21,7 +21,7 @@ from typing import Any
 
 from celery.concurrency.asynpool import _select
 
-__all__ = ["Begun"]
+__all__ = ["StartedCalls"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 BEGIN_SECONDS = 1.0
 
 
-class Begun:
+class StartedCalls:
     """Stands in front of what a pool does before its calls come again from the broker.
 
     Args:

@@ -20,7 +20,7 @@ from celery_budgets.execution.flight.record import Flight
 from celery_budgets.execution.flight.recorder import FlightReader
 from celery_budgets.worker.request import BudgetedRequest
 
-__all__ = ["Deadlines"]
+__all__ = ["TimeLimitTimer"]
 
 #: Seconds after the end of a process at which the pool is looked at again: waitpid may not
 #: see it dead at first, and Celery's own next look comes after 5 s (celery#9588).
@@ -41,7 +41,7 @@ LATE = 0.1
 TURN = 0.01
 
 
-class Deadlines:
+class TimeLimitTimer:
     """Stands in front of the timers of one asynchronous pool.
 
     Args:

@@ -16,7 +16,7 @@ from celery_budgets.telemetry.metrics import Sample
 from celery_budgets.telemetry.statistics import CallStatistics
 from celery_budgets.worker.calls.roster import Roster
 
-__all__ = ["Meters"]
+__all__ = ["MetricsSource"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _KILLS = ("hard_time_limit", "memory_limit", "worker_lost")
 _REASONS = ("max_rss", "max_worker_rss")
 
 
-class Meters:
+class MetricsSource:
     """Reads the samples of one worker, and joins them to the exporters that are wanted.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery_budgets.worker.transport.redis_client import keep_client
-from celery_budgets.worker.transport.redis_polling import lighten
+from celery_budgets.worker.transport.redis_polling import reduce_polling
 
 __all__ = ["connect_by"]
 
@@ -23,7 +23,9 @@ def connect_by(consumer: Any, transport: str) -> None:
     if consumer.hub is None:
         consumer.connection_for_read = connect
     else:
-        consumer.connection_for_read = lambda **options: keep_client(lighten(connect(**options)))
+        consumer.connection_for_read = lambda **options: keep_client(
+            reduce_polling(connect(**options))
+        )
 
 
 def _fetching(consumer: Any) -> Any:

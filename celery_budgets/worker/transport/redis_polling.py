@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
-__all__ = ["lighten"]
+__all__ = ["reduce_polling"]
 
 #: How long the loop may go without being told of its sockets.
 RETOLD_SECONDS = 1.0
 
 
-def lighten(connection: Any) -> Any:
+def reduce_polling(connection: Any) -> Any:
     """Make the event loop's turns cheap for *connection*, before that joins the loop; return it.
 
     Relies on kombu.transport.redis (5.7): Transport.register_with_event_loop has the loop call at

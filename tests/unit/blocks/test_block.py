@@ -20,6 +20,7 @@ from celery_budgets.execution.call import HardLimitReached
 from celery_budgets.execution.context import running_call
 from celery_budgets.execution.limits.watchdog import watchdog
 from celery_budgets.execution.memory import rss as memory
+from celery_budgets.model.outcomes import Outcome
 from tests.support.waiting import wait_until
 
 #: Seconds after which a body gives up waiting for its limit.
@@ -410,6 +411,18 @@ def test_limits_that_fire_anywhere_leave_nothing_behind(budgets):
     assert done > 20
     burn(0.3)  # what is still to be raised, would be here
     assert budgets.local_statistics().lanes["lane"].total == done
+
+
+def test_a_block_whose_exit_was_cut_short_gives_its_slot_back(budgets):
+    """A limit may be raised as ``__exit__`` begins: before its first line, where nothing helps."""
+    block = budgets.call("one", timeout=5)
+    call = block.__enter__()
+    assert slots_of(budgets).active() == 1
+    call.soft_sent = True
+    del block
+    assert (slots_of(budgets).active(), running_call()) == (0, None)
+    assert call.outcome is Outcome.SOFT_TIME_LIMIT
+    assert budgets.local_statistics().lanes["one"].total == 1
 
 
 GREENLETS = """

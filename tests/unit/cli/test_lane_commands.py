@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from celery_budgets import Budgets, Lane
 from celery_budgets.cli import lane_commands as telling
 from celery_budgets.cli import lanes
-from celery_budgets.sending.remote_control import Answers
+from celery_budgets.sending.remote_control import Replies
 from tests.support.answers import answer, lane
 
 QUICK, SLOW = answer({"quick": lane()}), answer({"slow": lane(queue="slow")})
 #: Two workers of quick, one of slow, and one that is silent.
-HEARD = Answers({"a@h": QUICK, "b@h": QUICK, "c@h": SLOW}, ("d@h",))
+HEARD = Replies({"a@h": QUICK, "b@h": QUICK, "c@h": SLOW}, ("d@h",))
 NO_ANSWER = "no answer from d@h: it hangs, was killed, or runs without budgets\n"
 
 
@@ -38,11 +38,11 @@ def run(monkeypatch):
         def tell(self, command, arguments, workers, timeout):
             told.append((command, arguments, list(workers)))
             by_worker = {name: self.says[name] for name in workers if name in self.says}
-            return Answers(by_worker, tuple(name for name in workers if name not in by_worker))
+            return Replies(by_worker, tuple(name for name in workers if name not in by_worker))
 
     def run(*arguments, heard=HEARD, says):
         told.clear()
-        monkeypatch.setattr(telling, "Asking", lambda _: Workers(heard, says))
+        monkeypatch.setattr(telling, "Inspection", lambda _: Workers(heard, says))
         monkeypatch.setattr(telling, "require_broker", lambda _: None)
         context = CLIContext(app, no_color=True, workdir=None)
         return CliRunner().invoke(lanes, arguments, obj=context), told
@@ -88,7 +88,7 @@ def test_a_named_worker_that_is_not_there_is_named(run):
 
 def test_a_lane_that_nobody_serves_is_a_failure(run):
     """With those named that might."""
-    heard = Answers({"c@h": SLOW}, ("d@h",))
+    heard = Replies({"c@h": SLOW}, ("d@h",))
     result, told = run("pause", "quick", heard=heard, says=DONE)
     assert told == []
     assert result.stderr == f"{NO_ANSWER}Error: no worker that serves quick answered within 1 s\n"

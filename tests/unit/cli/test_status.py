@@ -17,9 +17,9 @@ from celery_budgets.cli.alerts import Alert, alerts_of
 from celery_budgets.cli.lanes_table import WIDE, drawn
 from celery_budgets.cli.overview import Overview
 from celery_budgets.cli.top import Looks
-from celery_budgets.sending.remote_control import Answers
+from celery_budgets.sending.remote_control import Replies
 from celery_budgets.units import MIB
-from tests.support.answers import ScriptedAsking, answer, ended, lane
+from tests.support.answers import ScriptedInspection, answer, ended, lane
 
 FIVE_MINUTES = {"seconds": 300.0}
 BUSY = answer(
@@ -29,7 +29,7 @@ BUSY = answer(
     recent=FIVE_MINUTES,
 )
 IDLE = answer({"slow": lane(limit=1, queue="slow")}, capacity=1, slots=1)
-TWO = Answers({"a@h": BUSY, "b@h": IDLE}, ("c@h",))
+TWO = Replies({"a@h": BUSY, "b@h": IDLE}, ("c@h",))
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def run(app, monkeypatch):
 
     def run(*arguments: str, rounds=(TWO,)):
         for module in (status, top):
-            monkeypatch.setattr(module, "Asking", lambda _: ScriptedAsking(*rounds))
+            monkeypatch.setattr(module, "Inspection", lambda _: ScriptedInspection(*rounds))
             monkeypatch.setattr(module, "require_broker", lambda _: None)
         context = CLIContext(app, no_color=True, workdir=None)
         return CliRunner().invoke(lanes, arguments, obj=context)
@@ -114,7 +114,7 @@ def test_json_is_in_base_units(run):
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_nobody_answers_is_code_1(run, as_json):
     """The message goes to standard error, so that --json stays JSON."""
-    result = run("status", *as_json, rounds=[Answers({}, ("c@h",))])
+    result = run("status", *as_json, rounds=[Replies({}, ("c@h",))])
     assert result.exit_code == 1
     assert result.stderr == "Error: no worker answered within 1 s\n"
     assert "c@h" in result.stdout
@@ -145,10 +145,10 @@ def test_rates_are_differences_over_time():
     """4 calls more in 2 s; a worker that was started anew in between has no rate yet."""
     now = iter([100.0, 102.0, 103.0])
     rounds = [
-        Answers({"a@h": answer(calls=ended("quick", 1, succeeded=count))}, ())
+        Replies({"a@h": answer(calls=ended("quick", 1, succeeded=count))}, ())
         for count in (10, 14, 3)
     ]
-    looks = Looks(ScriptedAsking(*rounds), ["quick"], clock=lambda: next(now))
+    looks = Looks(ScriptedInspection(*rounds), ["quick"], clock=lambda: next(now))
     rates = [looks.look().rows[0].rate for _ in rounds]
     assert rates == [None, 2.0, None]
 
@@ -157,7 +157,7 @@ def test_a_broker_that_goes_away_does_not_end_top():
     """What was seen last stays, with its age; it goes on when the broker is back."""
     now = iter([10.0, 15.0, 16.0, 16.5])
     rounds = [TWO, ConnectionError("away"), TWO]
-    looks = Looks(ScriptedAsking(*rounds), ["quick"], clock=lambda: next(now))
+    looks = Looks(ScriptedInspection(*rounds), ["quick"], clock=lambda: next(now))
     first = looks.look()
     assert looks.look() is first
     assert looks.problem == "the broker does not answer (away)"
@@ -168,14 +168,14 @@ def test_a_broker_that_goes_away_does_not_end_top():
 
 def test_top_once_has_rates(run):
     """Two looks, one interval apart."""
-    more = Answers({"a@h": answer(calls=ended("quick", 1, succeeded=20))}, ())
-    first = Answers({"a@h": answer(calls=ended("quick", 1, succeeded=10))}, ())
+    more = Replies({"a@h": answer(calls=ended("quick", 1, succeeded=20))}, ())
+    first = Replies({"a@h": answer(calls=ended("quick", 1, succeeded=10))}, ())
     result = run("top", "--once", "--interval", "0.05", rounds=[first, more])
     assert result.exit_code == 0
     row = next(line for line in result.output.splitlines() if line.strip().startswith("quick"))
     # At most 10 calls in 0.05 s, less what the machine was late.
     assert 0 < float(cells(row)[5]) <= 200
-    assert run("top", "--once", "--interval", "0.01", rounds=[Answers({}, ())]).exit_code == 1
+    assert run("top", "--once", "--interval", "0.01", rounds=[Replies({}, ())]).exit_code == 1
 
 
 def test_top_without_a_terminal_prints_until_ctrl_c(run):
@@ -198,7 +198,7 @@ def test_a_narrow_terminal_has_no_bars():
 
 def test_names_are_not_read_as_markup():
     """A worker may be called [red]."""
-    overview = Overview.of(Answers({"[red]@h": BUSY}, ("[bold]@h",)), ["quick"])
+    overview = Overview.of(Replies({"[red]@h": BUSY}, ("[bold]@h",)), ["quick"])
     assert "[red]@h" in text_of(overview)
     assert "[bold]@h" in text_of(overview)
 

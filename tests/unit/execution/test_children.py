@@ -10,7 +10,7 @@ import pytest
 
 from celery_budgets.execution import children
 from celery_budgets.execution.children import Child, began_since, end, found_below, lives
-from celery_budgets.execution.memory.pss import Tree
+from celery_budgets.execution.memory.pss import ProcessTree
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_what_a_call_may_be_killed_for_was_measured_now(monkeypatch):
     rss = {1: 300, 2: 10}
     monkeypatch.setattr("celery_budgets.execution.memory.rss.rss_of", rss.get)
     monkeypatch.setattr("celery_budgets.execution.memory.pss.pss_of", {1: 180, 2: 120}.get)
-    tree = Tree(1, clock=lambda: 0.0, members=lambda: [1, 2])
+    tree = ProcessTree(1, clock=lambda: 0.0, members=lambda: [1, 2])
     assert tree.size(enough=500) == 310
     assert tree.size(enough=100) == 300
     rss[2] = 400

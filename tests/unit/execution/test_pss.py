@@ -10,7 +10,7 @@ import pytest
 
 from celery_budgets.execution.memory import pss as tree_module
 from celery_budgets.execution.memory import rss as memory
-from celery_budgets.execution.memory.pss import Tree, processes_below, pss_of
+from celery_budgets.execution.memory.pss import ProcessTree, processes_below, pss_of
 from celery_budgets.units import MIB
 
 FAMILY = """
@@ -45,7 +45,7 @@ def test_shared_pages_count_once(family):
     pids = processes_below(family.pid)
     assert len(pids) == 5
     total = sum(memory.rss_of(pid) for pid in pids)
-    size = Tree(family.pid).size()
+    size = ProcessTree(family.pid).size()
     assert total > 5 * 64 * MIB
     assert 64 * MIB < size < 64 * MIB + 5 * 16 * MIB
 
@@ -59,15 +59,15 @@ def test_pss_is_never_more_than_rss(family):
 def test_a_small_tree_is_measured_by_rss_alone(family):
     """Below what is asked for, PSS is not read."""
     total = sum(memory.rss_of(pid) for pid in processes_below(family.pid))
-    assert Tree(family.pid).size(enough=2 * total) == pytest.approx(total, rel=0.1)
+    assert ProcessTree(family.pid).size(enough=2 * total) == pytest.approx(total, rel=0.1)
 
 
 def test_reading_takes_a_small_share_of_the_time(family):
     """What took 10 ms is not read again for 2.5 s; until then the last answer holds."""
     instants = iter([0.0, 0.010, 0.5, 2.4, 2.6, 2.61])
-    tree = Tree(family.pid, clock=lambda: next(instants))
+    tree = ProcessTree(family.pid, clock=lambda: next(instants))
     first = tree.size()
-    family_is_gone = Tree(family.pid)
+    family_is_gone = ProcessTree(family.pid)
     # Growth since then counts at once: a process that lives may take a page or two.
     assert tree.size() == pytest.approx(first, rel=0.05)
     assert tree.size() == pytest.approx(first, rel=0.05)
@@ -80,7 +80,7 @@ def test_a_process_that_is_gone_has_no_size():
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     assert pss_of(done.pid) is None
-    assert Tree(done.pid).size() == 0
+    assert ProcessTree(done.pid).size() == 0
 
 
 def test_between_two_readings_growth_counts_at_once(monkeypatch):
@@ -90,7 +90,7 @@ def test_between_two_readings_growth_counts_at_once(monkeypatch):
     monkeypatch.setattr(tree_module, "pss_of", lambda pid: sizes["pss"])
     monkeypatch.setattr(tree_module.memory, "rss_of", lambda pid: sizes["rss"])
     instants = iter([0.0, 1.0, 2.0, 3.0, 4.0])  # reading took 1 s: the next one is far off
-    tree = tree_module.Tree(1, clock=lambda: next(instants))
+    tree = tree_module.ProcessTree(1, clock=lambda: next(instants))
     assert tree.size() == 300
     sizes["rss"] = 900
     assert tree.size() == 700  # 300 + 400

@@ -49,7 +49,7 @@ class Bench:
         self.rss = 100 * MIB
         self.elapsed = 0.0
         self.dog = Watchdog(self.interrupt, read_rss=lambda: self.rss, clock=self.clock)
-        self.dog._calls[id(self.call)] = self.call
+        self.dog._calls[id(self.call)] = self.call, self.interrupt
 
     def clock(self):
         return self.call.started_mono + self.elapsed
@@ -226,7 +226,7 @@ def test_many_calls_are_looked_at_together():
     soon = Call("soon", "critic", Budget(), TimeLimits(5.05, 6.0))
     soon.soft_at += bench.call.started_mono - soon.started_mono
     soon.hard_at += bench.call.started_mono - soon.started_mono
-    bench.dog._calls[id(soon)] = soon
+    bench.dog._calls[id(soon)] = soon, bench.interrupt
     assert bench.at(5.0) == pytest.approx(0.05)
     bench.at(6.5)
     assert bench.done == ["hard"]

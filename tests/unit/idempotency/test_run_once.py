@@ -19,7 +19,7 @@ from celery_budgets.idempotency.run_once import task_id_of
 from celery_budgets.model.budget import Budget, TimeLimits
 from celery_budgets.shared_state.lease_store import leases_of
 from celery_budgets.shared_state.leases import Lease, State
-from celery_budgets.shared_state.renewal import Keeper
+from celery_budgets.shared_state.renewal import LeaseRenewal
 
 NOWHERE = {"broker": "memory://", "backend": "cache+memory://"}
 
@@ -164,7 +164,7 @@ def test_a_lease_is_not_renewed_for_a_call_that_was_interrupted_before_its_body(
     redis_url, monkeypatch
 ):
     """Right after the keeper has taken it on."""
-    held = Keeper()
+    held = LeaseRenewal()
     hold = held.hold
 
     def hold_and_be_interrupted(*arguments):

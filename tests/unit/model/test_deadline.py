@@ -84,11 +84,11 @@ def test_the_earlier_of_two():
 
 def test_that_of_a_running_call():
     """From its monotonic instants."""
-    deadline = Deadline.of_call(Call("id", "lane", Budget(), TimeLimits(10, 15)))
+    deadline = Call("id", "lane", Budget(), TimeLimits(10, 15)).deadline()
     assert deadline is not None
     assert deadline.left() == pytest.approx((10, 15), abs=0.5)
     forever = Call("id", "lane", Budget(), TimeLimits(math.inf, math.inf))
-    assert Deadline.of_call(forever) is None
+    assert forever.deadline() is None
 
 
 class Request:

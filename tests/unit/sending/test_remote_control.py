@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from celery_budgets.sending.remote_control import Asking
+from celery_budgets.sending.remote_control import Inspection
 
 
 class FakeApp:
@@ -52,7 +52,7 @@ def test_the_broker_knows_who_should_answer():
     """Once as many have answered as there are mailboxes, nobody is waited for."""
     app = FakeApp(mailboxes=["b@h", "a@h", "hung@h"])
     app.answering = [["b@h", "a@h"]]
-    answers = Asking(app).ask()
+    answers = Inspection(app).ask()
     assert list(answers.by_worker) == ["a@h", "b@h"]
     assert answers.silent == ("hung@h",)
     assert app.limits == [3]
@@ -62,7 +62,7 @@ def test_where_the_broker_does_not_tell_silence_is_known_from_before():
     """RabbitMQ: all of the timeout is waited, and the first question misses nobody."""
     app = FakeApp(mailboxes=None)
     app.answering = [["a@h", "b@h"], ["b@h"]]
-    asking = Asking(app)
+    asking = Inspection(app)
     assert asking.ask().silent == ()
     assert asking.ask().silent == ("a@h",)
     assert app.limits == [None, None]
@@ -72,7 +72,7 @@ def test_a_newcomer_does_not_make_another_one_silent():
     """It started between the look at the mailboxes and the question: asked again."""
     app = FakeApp(mailboxes=["a@h"])
     app.answering = [["new@h", "a@h"], ["new@h", "a@h"]]
-    answers = Asking(app).ask()
+    answers = Inspection(app).ask()
     assert list(answers.by_worker) == ["a@h", "new@h"]
     assert answers.silent == ()
     assert app.limits == [1, 2]
@@ -82,7 +82,7 @@ def test_nobody_answers():
     """Nothing is made up."""
     app = FakeApp(mailboxes=[])
     app.answering = [[]]
-    assert Asking(app).ask() == ({}, (), ())
+    assert Inspection(app).ask() == ({}, (), ())
     assert app.limits == [None]
 
 
@@ -98,10 +98,10 @@ def test_a_broker_that_is_away_is_an_error_and_a_table_that_fails_is_not():
 
     refuse(NotImplementedError())
     app.answering = [["a@h"]]
-    assert list(Asking(app).ask().by_worker) == ["a@h"]
+    assert list(Inspection(app).ask().by_worker) == ["a@h"]
     refuse(OperationalError("away"))
     with pytest.raises(OperationalError, match="away"):
-        Asking(app).ask()
+        Inspection(app).ask()
 
 
 NO_ANSWERS = [
@@ -125,7 +125,7 @@ def test_a_reply_of_another_shape_is_no_answer(reply, mailboxes):
     app = FakeApp(mailboxes)
     app.replies["plain@h"] = reply
     app.answering = [["plain@h", "a@h"]] * 2 + [["a@h"]]
-    asking = Asking(app)
+    asking = Inspection(app)
     for _ in range(2):
         answers = asking.ask()
         assert list(answers.by_worker) == ["a@h"]
@@ -141,5 +141,5 @@ def test_a_scope_is_told_of_by_those_that_know_scopes(reply):
     app = FakeApp(["a@h", "plain@h"])
     app.replies = {"plain@h": reply, "a@h": {"scope": []}}
     app.answering = [["plain@h", "a@h"]]
-    answers = Asking(app).ask(arguments={"scope": "req-42"})
+    answers = Inspection(app).ask(arguments={"scope": "req-42"})
     assert answers == ({"a@h": {"scope": []}}, ("plain@h",), ("plain@h",))

@@ -7,7 +7,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from celery_budgets.shared_state.leases import Lease, Leases, State
-from celery_budgets.shared_state.renewal import Keeper
+from celery_budgets.shared_state.renewal import LeaseRenewal
 from tests.support.waiting import wait_until
 
 
@@ -129,7 +129,7 @@ def clock():
 
 @pytest.fixture
 def keeper(clock):
-    keeper = Keeper(clock)
+    keeper = LeaseRenewal(clock)
     keeper._thread = object()  # the test ticks itself
     return keeper
 

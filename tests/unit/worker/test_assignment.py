@@ -8,7 +8,7 @@ from celery.worker.request import create_request_cls
 
 from celery_budgets import BudgetedTask, Budgets, Lane
 from celery_budgets.worker import request as request_module
-from celery_budgets.worker.assignment import Place
+from celery_budgets.worker.assignment import Assignment
 from celery_budgets.worker.calls.roster import roster_of
 from celery_budgets.worker.request import BudgetedRequest
 from tests.benchmarks.memory import Message, Pool
@@ -48,8 +48,8 @@ def deliver(app):
 def test_a_place_is_looked_up_once_for_each_queue(deliver, monkeypatch):
     """And each has the limits of its lane."""
     asked = []
-    look_up = Place.of
-    monkeypatch.setattr(Place, "of", lambda *of: asked.append(of[-1]) or look_up(*of))
+    look_up = Assignment.of
+    monkeypatch.setattr(Assignment, "of", lambda *of: asked.append(of[-1]) or look_up(*of))
     for _ in range(3):
         assert deliver("quick").limits == (10, 15)
         assert deliver("slow").limits == (100, 150)

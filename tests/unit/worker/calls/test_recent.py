@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_budgets.worker.calls.recent import SECONDS, STEP, Recent
+from celery_budgets.worker.calls.recent import SECONDS, STEP, RecentFailures
 from celery_budgets.worker.calls.tally import Tally
 
 
@@ -30,7 +30,7 @@ def facts(outcome: str) -> dict:
 
 def test_what_is_five_minutes_old_is_forgotten(clock):
     """Within a step of ten seconds, and each event for itself."""
-    recent = Recent(clock)
+    recent = RecentFailures(clock)
     recent.count("quick", "rejected")
     clock.now += SECONDS - 2 * STEP
     recent.count("quick", "rejected", 2)
@@ -45,7 +45,7 @@ def test_what_is_five_minutes_old_is_forgotten(clock):
 
 def test_a_flood_takes_no_memory(clock):
     """One counter for each step, however many events."""
-    recent = Recent(clock)
+    recent = RecentFailures(clock)
     for _ in range(10_000):
         recent.count("quick", "rejected")
         clock.now += 0.1
@@ -55,7 +55,7 @@ def test_a_flood_takes_no_memory(clock):
 
 def test_only_what_a_total_has_grown_by_is_recent(clock):
     """A worker looks at it every second."""
-    recent = Recent(clock)
+    recent = RecentFailures(clock)
     for total in (0, 3, 3, 4):
         recent.follow("telemetry_failures", total)
     assert recent.of("") == {"telemetry_failures": 4}

@@ -9,7 +9,7 @@ import pytest
 from celery_budgets.model.headers import HEADER_KILLS
 from celery_budgets.model.outcomes import Outcome
 from celery_budgets.worker.calls import reruns as offenders
-from celery_budgets.worker.calls.reruns import Offenders
+from celery_budgets.worker.calls.reruns import KillReruns
 
 
 class Task:
@@ -40,7 +40,7 @@ def clock():
 @pytest.fixture
 def kill(clock):
     """Kill a call; say whether it was sent anew."""
-    table = Offenders(clock=lambda: clock.now)
+    table = KillReruns(clock=lambda: clock.now)
 
     def killed(task, *args, kills=0, outcome=Outcome.MEMORY_LIMIT):
         return table.run_again(request_of(task, *args, kills=kills), RuntimeError(), outcome)

@@ -14,7 +14,7 @@ from celery_budgets import Outcome
 from celery_budgets.execution.call import Call
 from celery_budgets.execution.flight.record import pack, with_its_end
 from celery_budgets.model.budget import Budget, TimeLimits
-from celery_budgets.worker.calls.ended_call import Ended, facts_of
+from celery_budgets.worker.calls.ended_call import EndedCall, facts_of
 from celery_budgets.worker.calls.tally import LONGEST, MOST, Tally
 
 
@@ -54,7 +54,7 @@ def ended(task_id="some-id", outcome=Outcome.SUCCEEDED, **changes):
         "lane": "critic", "task": "critics_run", "task_id": task_id, "worker": "w@host",
         "due_at": 999_999.0, "scope": None, "record": None,
     }  # fmt: skip
-    return Ended(**(facts | changes))
+    return EndedCall(**(facts | changes))
 
 
 def outcomes(tally):
@@ -182,7 +182,7 @@ def test_what_is_kept_of_a_call_are_not_its_arguments():
         time_start=2.0, limits=TimeLimits(10, 15), lane=SimpleNamespace(name="critic"),
         _type="critics_run", id="some-id", _hostname="w@host",
     )  # fmt: skip
-    kept = Ended.of(request, Outcome.SUCCEEDED, None)
+    kept = EndedCall.of(request, Outcome.SUCCEEDED, None)
     assert request._request_dict not in kept
     assert (kept.due_at, kept.scope, kept.started_at, kept.soft) == (1.0, "s", 2.0, 10)
     assert time() - 5 < kept.ended_at <= time()

@@ -8,8 +8,8 @@ import pytest
 
 from celery_budgets import Lane
 from celery_budgets.worker.lanes import dropped_calls as untracked
-from celery_budgets.worker.lanes.dropped_calls import Untracked
-from celery_budgets.worker.lanes.lane_slots import Slots
+from celery_budgets.worker.lanes.dropped_calls import DroppedCalls
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
 
 class Call:
@@ -37,11 +37,11 @@ def bench(monkeypatch):
     """A lane of one slot, taken by a call that was dropped; time is ours."""
     now = [100.0]
     monkeypatch.setattr(untracked, "monotonic", lambda: now[0])
-    slots = Slots([Lane("a", 1)], lambda: 1, lambda lane: None, lambda: None)
+    slots = WorkerSlots([Lane("a", 1)], lambda: 1, lambda lane: None, lambda: None)
     call = Call()
     assert slots.take(call)
     flights = Flights()
-    dropped = Untracked(slots, SimpleNamespace(flights=flights))
+    dropped = DroppedCalls(slots, SimpleNamespace(flights=flights))
     dropped.add([call])
     return SimpleNamespace(now=now, slots=slots, flights=flights, dropped=dropped)
 

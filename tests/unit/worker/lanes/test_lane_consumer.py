@@ -12,7 +12,7 @@ from kombu import Connection, Exchange, Producer, Queue
 from celery_budgets.model.priority import Broker, Priority, level_of, number_of
 from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
 from celery_budgets.worker.lanes.low_priority import AgingSteps
-from celery_budgets.worker.lanes.queue_pauses import Consuming
+from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 
 COUNTS = {"a": 2, "b": 1}
 
@@ -158,7 +158,7 @@ def test_the_steps_of_a_channel_stay_sorted_where_they_are_searched():
 
 
 class Consumer:
-    """What Consuming needs of a Celery consumer."""
+    """What QueuePauses needs of a Celery consumer."""
 
     def __init__(self):
         self.consumed = {"a": None, "b": None}
@@ -175,7 +175,7 @@ class Consumer:
 
 def test_a_queue_is_consumed_again_when_the_last_reason_is_gone():
     consumer = Consumer()
-    consuming = Consuming(consumer)
+    consuming = QueuePauses(consumer)
     consuming.pause(["a", "b"], "memory")
     consuming.pause(["a"], "operator")
     consuming.resume("memory")
@@ -192,7 +192,7 @@ def test_a_queue_that_is_added_again_is_among_those_that_are_consumed():
         app.amqp.queues.select(["a"])
         added = []
         consumer = SimpleNamespace(app=app, add_task_queue=added.append)
-        Consuming(consumer).attach()
+        QueuePauses(consumer).attach()
         app.amqp.queues.deselect("a")
         consumer.add_task_queue("a")
         assert set(app.amqp.queues.consume_from) == {"a"}
@@ -202,7 +202,7 @@ def test_a_queue_that_is_added_again_is_among_those_that_are_consumed():
 
 def test_what_others_change_is_drift_and_what_is_paused_is_not():
     consumer = Consumer()
-    consuming = Consuming(consumer)
+    consuming = QueuePauses(consumer)
     consuming.pause(["a"], "operator")
     assert consuming.drift() == {"added": [], "cancelled": []}
     del consumer.consumed["b"]

@@ -8,7 +8,7 @@ import pytest
 
 from celery_budgets import ConfigurationError, Lane
 from celery_budgets.model.priority import Priority
-from celery_budgets.worker.lanes.lane_slots import BORROW_SECONDS, Slots
+from celery_budgets.worker.lanes.lane_slots import BORROW_SECONDS, WorkerSlots
 
 
 class Call:
@@ -25,7 +25,7 @@ class Bench:
         self.woken = 0
         self.p95 = p95
         self.size = size or sum(lane.concurrency for lane in lanes)
-        self.slots = Slots(
+        self.slots = WorkerSlots(
             lanes, lambda: self.size, lambda lane: self.p95, self.wake,
             (lambda call: call.priority) if priorities else None, aging,
         )  # fmt: skip

@@ -8,9 +8,9 @@ import pytest
 from celery.worker import state
 
 from celery_budgets.model.lanes import Lane, Lanes
-from celery_budgets.worker.lanes.lane_slots import Slots
-from celery_budgets.worker.lanes.operator_pauses import Pauses
-from celery_budgets.worker.lanes.queue_pauses import Consuming
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
+from celery_budgets.worker.lanes.operator_pauses import OperatorPauses
+from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 from celery_budgets.worker.memory.admission import Admission
 from celery_budgets.worker.memory.gate import Decision, Gate, Gauge
 
@@ -67,14 +67,16 @@ class Worker:
 
     def __init__(self, transport="redis"):
         self.consumer = Consumer(transport)
-        self.slots = Slots(LANES.values(), lambda: 2, lambda _: None, lambda: None)
+        self.slots = WorkerSlots(LANES.values(), lambda: 2, lambda _: None, lambda: None)
         self.roster = SimpleNamespace(slots=self.slots, admission=None, pauses=None)
-        self.consuming = Consuming(self.consumer)
+        self.consuming = QueuePauses(self.consumer)
         self.gate = Gate([Gauge("max_worker_rss", 500, 400, lambda: 501)])
         self.admission = self.roster.admission = Admission(
             self.consumer, self.consuming, self.gate, self.roster, fail=False, renew=lambda: None
         )
-        self.pauses = self.roster.pauses = Pauses(self.consumer, self.consuming, LANES, self.roster)
+        self.pauses = self.roster.pauses = OperatorPauses(
+            self.consumer, self.consuming, LANES, self.roster
+        )
 
     @property
     def consumed(self):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_budgets.worker.lanes.queue_pauses import Consuming
+from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 from celery_budgets.worker.memory.admission import Admission
 from celery_budgets.worker.memory.gate import Decision, Gate, Gauge
 
@@ -82,7 +82,7 @@ def join():
         renewed = []
         admission = Admission(
             consumer,
-            Consuming(consumer),
+            QueuePauses(consumer),
             gate,
             Roster(),
             fail=fail,

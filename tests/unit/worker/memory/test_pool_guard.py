@@ -12,7 +12,7 @@ from celery_budgets import Budget
 from celery_budgets.execution.call import Call
 from celery_budgets.execution.flight.record import Reason, pack, unpack
 from celery_budgets.model.budget import TimeLimits
-from celery_budgets.worker.memory.pool_guard import PoolMemory
+from celery_budgets.worker.memory.pool_guard import PoolGuard
 from tests.support.waiting import wait_until
 
 LIMIT = 1000
@@ -50,7 +50,7 @@ def request_of(task_id, pid, limit=LIMIT):
 
 def kill(process, flights, in_hand, rss=LIMIT + 1):
     roster = SimpleNamespace(in_hand=in_hand)
-    PoolMemory(lambda: [process.pid], flights, roster, lambda pid: rss).look()
+    PoolGuard(lambda: [process.pid], flights, roster, lambda pid: rss).look()
 
 
 def look(process, flights, rss):

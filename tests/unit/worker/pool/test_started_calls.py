@@ -11,7 +11,7 @@ import pytest
 from celery.concurrency.asynpool import AsynPool
 
 from celery_budgets.worker.pool import started_calls as begun_module
-from celery_budgets.worker.pool.started_calls import Begun
+from celery_budgets.worker.pool.started_calls import StartedCalls
 
 
 class Process:
@@ -49,7 +49,7 @@ class Bench:
         )  # fmt: skip
         self.hub = SimpleNamespace(readers={}, remove=lambda descriptor: None)
         self.task_pool = SimpleNamespace(_pool=self.pool, flush=lambda: self.done.append("flush"))
-        Begun(self.task_pool, self.hub).attach()
+        StartedCalls(self.task_pool, self.hub).attach()
 
     def flush(self):
         """Have the connection lost, as celery.worker.consumer.Consumer.on_close does."""
@@ -187,7 +187,7 @@ def test_calls_that_run_stay_known_on_celery_5_5(bench, ended):
         job.ready = lambda: ended
 
     bench.task_pool.flush = flush
-    Begun(bench.task_pool, bench.hub).attach()
+    StartedCalls(bench.task_pool, bench.hub).attach()
     bench.task_pool.flush()
     assert bench.pool._cache == ({} if ended else {1: job})
     assert bench.pool._busy_workers == (set() if ended else {process.inqW_fd})
@@ -197,7 +197,7 @@ def test_a_pool_whose_processes_ask_is_left_alone(bench):
     """With synack none begins before the worker agrees, and Celery says no."""
     bench.pool.synack = True
     bench.task_pool.flush = theirs = object()
-    Begun(bench.task_pool, bench.hub).attach()
+    StartedCalls(bench.task_pool, bench.hub).attach()
     assert bench.task_pool.flush is theirs
 
 

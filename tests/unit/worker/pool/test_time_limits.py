@@ -21,7 +21,7 @@ from celery_budgets.worker.pool.time_limits import (
     RESULT_POLL,
     RESULT_SECONDS,
     TURN,
-    Deadlines,
+    TimeLimitTimer,
 )
 from celery_budgets.worker.request import BudgetedRequest
 
@@ -129,7 +129,7 @@ class Bench:
         monkeypatch.setattr(deadlines_module, "monotonic", lambda: self.clock.now)
         self.pool, self.flights = FakePool(self.clock), FakeFlights()
         self.hub = FakeHub(self.clock)
-        Deadlines(self.pool, self.hub, self.flights).attach()
+        TimeLimitTimer(self.pool, self.hub, self.flights).attach()
         self.pool._create_timelimit_handlers(self.hub)
         self.hub.run_until(1000.0 + LATE)  # what runs already: nothing
         self.clock.now = 1000.0

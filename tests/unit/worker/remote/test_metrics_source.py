@@ -11,13 +11,13 @@ from celery.worker import state
 
 from celery_budgets.telemetry.metrics import METRICS
 from celery_budgets.worker.calls.roster import Roster
-from celery_budgets.worker.remote.metrics_source import MOST_TASKS, Meters
+from celery_budgets.worker.remote.metrics_source import MOST_TASKS, MetricsSource
 
 
 @pytest.fixture
-def meters() -> tuple[Meters, Roster]:
+def meters() -> tuple[MetricsSource, Roster]:
     roster = Roster()
-    return Meters(roster, [], ("1.0", "a@h", "prefork"), list), roster
+    return MetricsSource(roster, [], ("1.0", "a@h", "prefork"), list), roster
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_counters_of_a_lane_begin_at_zero():
     roster.capacity = 4
     samples = {
         (sample.metric, *sample.labels): sample.value
-        for sample in Meters(roster, [lane], ("1.0", "a@h", "prefork"), list).read()
+        for sample in MetricsSource(roster, [lane], ("1.0", "a@h", "prefork"), list).read()
     }
     for name in (
         ("time_limits", "lane", "soft"), ("time_limits", "lane", "hard"),

@@ -12,7 +12,7 @@ from kombu.asynchronous import Hub
 from kombu.transport.redis import MultiChannelPoller
 
 from celery_budgets.worker.transport import redis_polling as polling
-from celery_budgets.worker.transport.redis_polling import lighten
+from celery_budgets.worker.transport.redis_polling import reduce_polling
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -26,7 +26,7 @@ class Turned:
 
     def __init__(self, url):
         self.hub, self.got, self.registered, self.polled = Hub(), [], Counter(), Counter()
-        self.connection = lighten(Connection(url))
+        self.connection = reduce_polling(Connection(url))
         self.transport = self.connection.transport
         self._spy(self.hub.poller, "register", self.registered)
         self.transport.register_with_event_loop(self.connection.connection, self.hub)
@@ -216,12 +216,12 @@ def test_a_kombu_that_is_not_known_is_left_alone():
     """Before 5.7 a lost socket stays in the loop, which has to be told of the next one."""
     connection = Connection("redis://")
     del connection.transport.cycle._paused_brpop
-    lighten(connection)
+    reduce_polling(connection)
     assert "register_with_event_loop" not in vars(connection.transport)
 
 
 def test_another_transport_is_left_alone():
     connection = Connection("memory://")
     before = vars(connection.transport).copy()
-    assert lighten(connection) is connection
+    assert reduce_polling(connection) is connection
     assert vars(connection.transport) == before
