@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,9 @@ from redis.exceptions import NoScriptError
 
 from celery_budgets.worker.transport.scripts import HAND_BACK, MOST_AT_ONCE, UNDECODABLE, Script
 
-__all__ = ["Commands"]
+__all__ = ["Commands", "tell_of_undecodable"]
+
+logger = logging.getLogger(__name__)
 
 
 class Commands:
@@ -59,6 +62,12 @@ class Commands:
             some = tags[start : start + MOST_AT_ONCE]
             self.run(HAND_BACK, [], [len(some), *some, "RPUSH"])
 
-    def put_aside(self, tag: str, name: str, text: bytes) -> None:
+    def put_aside(self, tag: str, name: str, text: bytes | str) -> None:
         """Take a message that nobody can read out of unacked, into a list beside its own."""
+        tell_of_undecodable(name, text)
         self.run(HAND_BACK, [name + UNDECODABLE], [0, "LPUSH", tag, text, 1, 0])
+
+
+def tell_of_undecodable(name: str, text: bytes | str) -> None:
+    """Log that the list *name* had something that is no message."""
+    logger.error("budgets.message_undecodable list=%s text=%.200r", name, text)

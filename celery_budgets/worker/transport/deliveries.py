@@ -15,6 +15,7 @@ from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
+from celery_budgets.worker.transport.commands import tell_of_undecodable
 from celery_budgets.worker.transport.scripts import HAND_BACK, MOST_AT_ONCE, UNDECODABLE
 
 __all__ = ["Deliveries", "Leftovers"]
@@ -132,7 +133,7 @@ class Deliveries(redis.QoS):
         try:
             payload, exchange, routing_key = loads(text)
         except ValueError:
-            logger.error("budgets.message_undecodable list=%s text=%.200r", tag, text)
+            tell_of_undecodable(channel.unacked_key, text)
             return text, [channel.unacked_key + UNDECODABLE]
         try:
             payload["headers"]["redelivered"] = True

@@ -23,7 +23,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import NoScriptError
 
-from celery_budgets.worker.transport.commands import Commands
+from celery_budgets.worker.transport.commands import Commands, tell_of_undecodable
 from celery_budgets.worker.transport.deliveries import Deliveries
 from celery_budgets.worker.transport.line import Line
 from celery_budgets.worker.transport.scripts import FETCH, MOST_AT_ONCE
@@ -197,9 +197,10 @@ class FetchingChannel(Commands, _Channel):
                 return message
         except (ValueError, TypeError, LookupError):
             pass
-        logger.error("budgets.message_undecodable list=%s text=%.200r", name, text)
         if tag:
             self.put_aside(tag, name, text)
+        else:
+            tell_of_undecodable(name, text)
         return None
 
     def _hand_out(self) -> None:
@@ -207,10 +208,17 @@ class FetchingChannel(Commands, _Channel):
         stray = []
         while self._arrived:
             queue, tag, message = self._arrived.popleft()
-            if queue in self.connection._callbacks:
-                self.connection._deliver(message, queue)
-            else:  # not consumed any more
+            if queue not in self.connection._callbacks:  # not consumed any more
                 stray.append(tag)
+                continue
+            try:
+                self.connection._deliver(message, queue)
+            except (ValueError, TypeError, LookupError, AttributeError):
+                if self.qos._delivered.get(tag, message) is not None:
+                    raise
+                # Its body has no encoding that kombu knows: it would end each worker in turn.
+                self.put_aside(tag, queue, dumps(message))
+                self.qos._delivered.pop(tag)
         if stray:
             self.qos.hand_back(stray)
             for tag in stray:
