@@ -230,8 +230,8 @@ class LanesStep(bootsteps.StartStopStep):
         if self._broker is Broker.REDIS and lane is not None:
             is_due = partial(self.slots.low_is_due, lane.name)
             channel.priority_steps = AgingSteps(channel.priority_steps, is_due)
-            if hasattr(channel, "watch"):
-                channel.watch(number_of(level, Broker.REDIS) for level in Priority)
+            if hasattr(channel, "waits"):
+                channel.waits.watch(number_of(level, Broker.REDIS) for level in Priority)
 
     def _prefetch(self, queue: str) -> int | None:
         lane = self._lanes.of_queue(queue)

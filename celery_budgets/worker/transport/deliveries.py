@@ -73,10 +73,10 @@ class Deliveries(redis.QoS):
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Reject a delivery; one that is not to come again is settled as by :meth:`ack`."""
-        if requeue:
-            super().reject(delivery_tag, requeue=True)
-        else:
+        if not requeue:
             self.ack(delivery_tag)
+        elif self.channel.connection is not None:  # else all that was in hand has gone back
+            super().reject(delivery_tag, requeue=True)
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
         """Put one message back into its queue, by a script instead of a transaction.

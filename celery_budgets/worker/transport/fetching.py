@@ -2,19 +2,16 @@
 
 kombu takes a message out of its list by BRPOP, and notes it in ``unacked`` by a second command: a
 worker that is killed in between has lost it. Here one script moves as many messages as there is
-room for from their list to ``unacked``, and acknowledges what has ended meanwhile. While there is
-none, the channel waits by ``BLMOVE list list RIGHT RIGHT``, which gives the oldest message back
-to its own place, and so tells that there is one and takes nothing.
+room for from their list to ``unacked``, and acknowledges what has ended meanwhile.
 
-Runs in the worker main process. See also: :mod:`celery_budgets.worker.transport.deliveries`.
+Runs in the worker main process. See also: :mod:`celery_budgets.worker.transport.waiting`, for when
+there is no message, and :mod:`celery_budgets.worker.transport.deliveries`, for those in hand.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
-from functools import partial
 from time import time
 from typing import Any
 
@@ -27,14 +24,16 @@ from celery_budgets.worker.transport.commands import Commands, tell_of_undecodab
 from celery_budgets.worker.transport.deliveries import Deliveries
 from celery_budgets.worker.transport.line import Line
 from celery_budgets.worker.transport.scripts import FETCH, MOST_AT_ONCE
+from celery_budgets.worker.transport.waiting import Waits
 
 __all__ = ["FetchingChannel"]
 
 logger = logging.getLogger(__name__)
 
-#: Kept free of the connections that ``max_connections`` allows, for what is not waiting.
-_OTHER_CONNECTIONS = 3
-
+#: How long a channel that closes waits for what it has asked for, seconds.
+CLOSING_SECONDS = 5.0
+#: About how many bytes one fetch may bring: Redis serves nobody else meanwhile.
+_MOST_BYTES = 4_000_000
 
 _Channel: Any = redis.Channel
 
@@ -52,20 +51,18 @@ class FetchingChannel(Commands, _Channel):
     def __init__(self, connection: Any, **options: Any) -> None:
         self._fetch = Line(self, "FETCH")
         self._leftovers = connection.leftovers
-        #: By the list that they wait on.
-        self._waits: dict[str, Line] = {}
+        self.waits = Waits(self, self._look)
         #: What the fetch has brought and nobody has been given yet: queue and message.
         self._arrived: deque[tuple[str, str, Any]] = deque()
         #: Acknowledged tags that Redis has not been sent; that it was, and has not answered.
         self._settled: list[str] = []
         self._being_settled: list[str] = []
-        #: May there be messages? Else a line waits on each list.
+        #: May there be messages? Else lines wait for them.
         self._hot = True
-        self._is_waiting = False
         self._asked: tuple[list[tuple[str, str, int]], int] = ([], 0)
         self._whole_script = False
-        #: Steps of priority, other than the first, whose lists have had messages.
-        self._steps: set[int] = set()
+        #: Bytes of a message, by the last fetch.
+        self._message_bytes = 1.0
         self._without_ack: set[str] = set()
         #: Is every message taken as kombu does?
         self.pops = False
@@ -89,17 +86,15 @@ class FetchingChannel(Commands, _Channel):
         return cancelled
 
     def _choose_way(self) -> None:
-        self._hot, self._is_waiting = True, False
+        self._hot, self.waits.complete = True, False
         self.pops = bool(
             not self.connection.may_fetch
             or not self.ack_emulation
             or self._without_ack.intersection(self.active_queues)
         )
 
-    def watch(self, steps: Iterable[int]) -> None:
-        """Wait on the lists of these steps of priority too, before they have had messages."""
-        self._steps.update(steps)
-        self._is_waiting = False
+    def _look(self) -> None:
+        self._hot = True
 
     def settle_soon(self, tag: str) -> bool:
         """Acknowledge *tag* at this turn of the event loop; return whether there is one."""
@@ -123,8 +118,8 @@ class FetchingChannel(Commands, _Channel):
         wanted = qos.room() if self._active_queues and not self.pops else 0
         if (wanted and self._hot) or self._settled:
             self._send_fetch(wanted if self._hot else 0)
-        elif wanted and not self._is_waiting:
-            self._wait()
+        elif wanted and not self.waits.complete:
+            self.waits.begin()
 
     def _send_fetch(self, wanted: int) -> None:
         queues: list[str] = []
@@ -135,6 +130,7 @@ class FetchingChannel(Commands, _Channel):
             if len(queues) > 1 or steps[0] != self.priority_steps[0]:
                 # Each message decides whose turn is next: of the queues, or of low priority.
                 wanted = 1
+            wanted = min(wanted, max(1, int(_MOST_BYTES / self._message_bytes)))
         lists = [(self._q_for_pri(queue, step), queue, step) for step in steps for queue in queues]
         self._asked = lists, wanted
         self._being_settled, self._settled = (
@@ -152,8 +148,7 @@ class FetchingChannel(Commands, _Channel):
 
     def _on_fetched(self) -> bool:
         """Read what the fetch has brought, and hand it out."""
-        if not self._fetch.waits:
-            self._fetch.hang_up()  # closed by the server, which waits for nothing
+        if self._fetch.was_closed():
             return False
         try:
             found = self._fetch.receive()
@@ -176,11 +171,12 @@ class FetchingChannel(Commands, _Channel):
     def _take(self, found: list[Any]) -> None:
         lists, wanted = self._asked
         tags = []
+        if found:
+            self._message_bytes = max(1.0, 3 * sum(map(len, found[2::3])) / len(found))
         for at in range(0, len(found), 3):
             name, queue, step = lists[int(found[at])]
             tag, text = bytes_to_str(found[at + 1]), found[at + 2]
-            if step != self.priority_steps[0] and step not in self._steps:
-                self.watch([step])
+            self.waits.watch([step])
             self._queue_cycle.rotate(queue)
             message = self._read(tag, text, name)
             if message is not None:
@@ -224,31 +220,6 @@ class FetchingChannel(Commands, _Channel):
             for tag in stray:
                 self.qos._delivered.pop(tag, None)
 
-    # Waiting.
-
-    def _wait(self) -> None:
-        self._is_waiting = True
-        most = max(1, self.max_connections - _OTHER_CONNECTIONS)
-        steps = [self.priority_steps[0], *sorted(self._steps)]
-        names = [self._q_for_pri(queue, step) for step in steps for queue in self.active_queues]
-        for name in list(dict.fromkeys(names))[:most]:
-            line = self._waits.get(name)
-            if line is None:
-                line = self._waits[name] = Line(self, f"WAIT {name}")
-                self.handlers[line.kind] = partial(self._on_waited, line)
-            if not line.waits:
-                (key,) = self.keys([name])[2:]
-                line.send(("BLMOVE", key, key, "RIGHT", "RIGHT", self.brpop_timeout or 1))
-
-    def _on_waited(self, line: Line) -> bool:
-        """Look into all lists: there is a message, or time to look where no line waits."""
-        if not line.waits:
-            line.hang_up()
-            return False
-        line.receive()
-        self._hot, self._is_waiting = True, False
-        return False
-
     # The end.
 
     def close(self) -> None:
@@ -256,10 +227,11 @@ class FetchingChannel(Commands, _Channel):
         if not self.closed:
             self._finish()
         super().close()
+        self._disconnect_pools()  # made anew for what was handed back
 
     def _poll_error(self, kind: str, **options: Any) -> None:
         """Read the error of one of our lines, as kombu does of its own."""
-        for line in (self._fetch, *self._waits.values()):
+        for line in (self._fetch, *self.waits):
             if line.kind == kind:
                 line.receive()
                 return
@@ -269,6 +241,8 @@ class FetchingChannel(Commands, _Channel):
         settled = self._being_settled + self._settled
         try:
             if self._fetch.waits:
+                # A Redis that is silent would keep a worker from stopping for ever.
+                self._fetch.connection._sock.settimeout(CLOSING_SECONDS)
                 self._take(self._fetch.receive())
                 settled = self._settled
             self.settle(settled)
@@ -277,14 +251,14 @@ class FetchingChannel(Commands, _Channel):
             self._leftovers.acknowledged += settled
         self._arrived.clear()
         self._settled, self._being_settled = [], []
-        for line in (self._fetch, *self._waits.values()):
+        for line in (self._fetch, *self.waits):
             line.close()
 
     def drop_stale(self, now: float) -> None:
         """Hang up where a reply is overdue, as MultiChannelPoller.maybe_check_brpop_health."""
-        for line in (self._fetch, *self._waits.values()):
+        for line in (self._fetch, *self.waits):
             overdue = self.brpop_timeout + self.health_check_interval
             if line.waits and self.health_check_interval and now - line.sent_at > overdue:
                 logger.warning("budgets.redis_silent seconds=%.0f", now - line.sent_at)
                 line.hang_up()
-                self._hot, self._is_waiting = True, False
+                self._hot, self.waits.complete = True, False

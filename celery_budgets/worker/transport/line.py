@@ -74,6 +74,16 @@ class Line:
             self.hang_up()
             raise
 
+    def was_closed(self) -> bool:
+        """Return whether the server has closed it: it is readable, and has asked for nothing."""
+        if self.waits:
+            return False
+        self.hang_up()
+        if not hasattr(self._channel.connection.cycle, "_paused_brpop"):
+            # Before 5.7 kombu leaves the event loop whenever a connection ends.
+            raise ConnectionError("Redis has closed an idle connection")
+        return True
+
     def hang_up(self) -> None:
         """Close the connection; the next :meth:`send` connects anew."""
         self.waits = False

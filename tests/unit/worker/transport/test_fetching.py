@@ -15,6 +15,7 @@ from kombu.asynchronous import Hub
 from kombu.transport import redis as kombu_redis
 from redis import Redis
 
+from celery_budgets.worker.transport.commands import Commands
 from celery_budgets.worker.transport.connecting import connect_by
 from celery_budgets.worker.transport.deliveries import Leftovers
 from celery_budgets.worker.transport.fetching import FetchingChannel
@@ -142,7 +143,7 @@ def test_no_more_come_than_there_is_room_for(redis_url, redis):
 @pytest.mark.parametrize("priority", [0, 6])
 def test_a_message_that_is_waited_for_comes_at_once(redis_url, redis, priority):
     with consuming(redis_url, prefetch=10, polling_interval=30) as consumed:
-        consumed.channel.watch([6])
+        consumed.channel.waits.watch([6])
         consumed.drain()
         for number in range(3):
             send(redis_url, [number], priority=priority)
@@ -154,7 +155,7 @@ def test_a_list_that_nobody_waits_on_is_looked_into_each_second(redis_url):
         consumed.drain()
         send(redis_url, ["urgent"], priority=9)
         assert consumed.wait_for(1, seconds=5) == ["urgent"]
-        assert consumed.channel._steps == {9}, "from now on it is waited on"
+        assert 9 in consumed.channel.waits.steps, "from now on it is waited on"
 
 
 def test_waiting_takes_nothing_out_and_keeps_the_order(redis_url, redis):
@@ -355,6 +356,20 @@ def test_kombu_is_built_as_we_build_on_it():
     assert qos._delivered == {}
     assert qos._dirty == set()
     assert {"restore_by_tag", "restore_unacked", "append", "ack"} <= vars(kombu_redis.QoS).keys()
+
+
+def test_nothing_of_kombus_is_replaced_by_accident(redis_url):
+    """Its channel has some 150 names: a new one of them may be one of ours."""
+    with Connection(redis_url) as plain:
+        theirs = set(dir(plain.channel()))
+    with Connection(redis_url) as connection:
+        channel = fetch_atomically(connection, Leftovers()).channel()
+        ours = {name for part in (FetchingChannel, Commands) for name in vars(part)}
+        made = vars(channel).keys() - theirs
+    mirrored = {"QoS", "brpop_timeout", "basic_consume", "_basic_cancel", "_poll_error", "close"}
+    replaced = {name for name in ours & theirs if not name.startswith("__")}
+    assert replaced - {"brpop_timeout"} == mirrored - {"brpop_timeout"}
+    assert {"_fetch", "waits", "_arrived", "_settled", "_hot", "_asked"} <= made
 
 
 class _Worker:
