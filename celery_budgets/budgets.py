@@ -66,8 +66,8 @@ class Budgets:
         self.app.__dict__[_BUDGETS] = self
         self.app.steps["worker"].add("celery_budgets.worker.bootsteps.worker_step:BudgetsStep")
         self.app.steps["worker"].add("celery_budgets.worker.bootsteps.control_step:ControlStep")
-        self.app.steps["consumer"].add("celery_budgets.worker.bootsteps.lanes_step:LanesStep")
-        self.app.steps["consumer"].add("celery_budgets.worker.bootsteps.gate_step:GateStep")
+        for step in ("lanes_step:LanesStep", "gate_step:GateStep", "renewal_step:RenewalStep"):
+            self.app.steps["consumer"].add(f"celery_budgets.worker.bootsteps.{step}")
         self.app.GroupResult = group_result(self.app)
         self.app.on_after_configure.connect(self._on_configured)
         signals.celeryd_init.connect(self._on_worker_init)

@@ -1,5 +1,8 @@
 """What the broker allows: how long a message may stay unacknowledged before it comes again.
 
+On Redis a worker renews what it has in hand, unless ``budgets_redis_transport`` says otherwise:
+then there is no such limit.
+
 See also: :mod:`celery_budgets.worker.startup.checks`, which refuses a lane above it.
 """
 
@@ -11,7 +14,7 @@ from weakref import WeakKeyDictionary
 from celery_budgets.config.settings import settings_of
 from celery_budgets.model.priority import Broker
 
-__all__ = ["broker_ceiling", "visibility_timeout"]
+__all__ = ["broker_ceiling", "renews", "visibility_timeout"]
 
 #: kombu.transport.redis.Channel.visibility_timeout, seconds.
 KOMBU_VISIBILITY_TIMEOUT = 3600.0
@@ -27,6 +30,14 @@ def visibility_timeout(app: Any) -> float | None:
     return float(options.get("visibility_timeout", KOMBU_VISIBILITY_TIMEOUT))
 
 
+def renews(app: Any) -> bool:
+    """Return whether a worker of *app* renews what it has in hand, so that nothing is due."""
+    return (
+        Broker.at(app.conf.broker_read_url) is Broker.REDIS
+        and settings_of(app).redis_transport == "budgets"
+    )
+
+
 def broker_ceiling(app: Any, factor: float) -> float | None:
     """Return the highest soft limit whose hard limit the broker allows, seconds.
 
@@ -37,7 +48,7 @@ def broker_ceiling(app: Any, factor: float) -> float | None:
     settings = settings_of(app)
     read_from, visible = _visible.get(app, (None, None))
     if read_from is not settings:
-        visible = visibility_timeout(app)
+        visible = None if renews(app) else visibility_timeout(app)
         _visible[app] = settings, visible
     return None if visible is None else max(1.0, (visible - MARGIN) / factor)
 

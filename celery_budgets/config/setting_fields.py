@@ -177,7 +177,7 @@ FIELDS: dict[str, Field] = {
     "redis_transport": Field(
         "kombu",
         _one_of("budgets", "kombu"),
-        "who takes messages from Redis: `budgets`, in one step, or `kombu`, in two",
+        "who takes messages from Redis: `budgets`, in one step, and renews them, or `kombu`",
     ),
     "tracing": Field(True, _flag, "enrich and complete spans"),
     "span_sample_rate": Field(

@@ -50,6 +50,8 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
     outcome: Outcome | None = None
     #: A later delivery of the same message, settled along with this one.
     again: BudgetedRequest | None = None
+    #: Was its message handed out again, so that nothing of it is ours any more?
+    overtaken = False
     #: Its thread runs on past the hard limit, and somebody else ends the call.
     given_up = False
     #: What a pool in this process gave for it.

@@ -47,6 +47,7 @@ SPAN_EVENTS = {
 }
 
 LOG_EVENTS = {
+    "budgets.all_renew": "All workers on this Redis renew what they have in hand, again.",
     "budgets.batch_not_revoked": "A batch ended early, and the broker did not take the request to "
     "revoke its waiting calls; they will run.",
     "budgets.begin_failed": "The watchdog could not start to measure a call. The call runs, "
@@ -117,6 +118,10 @@ LOG_EVENTS = {
     "kept.",
     "budgets.no_flight_record": "The shared memory of a pool process could not be made. After a "
     "kill of that process less is known of its call.",
+    "budgets.fleet_unknown": "Redis does not say which workers renew what they have in hand. Those "
+    "that do not are not noticed.",
+    "budgets.not_renewing": "Workers on the same Redis do not renew what they have in hand. While "
+    "they are there, only they hand calls out again, after their own visibility timeout.",
     "budgets.no_mailbox_table": "The broker cannot list the workers, so only workers that have "
     "answered before are reported as silent.",
     "budgets.pool_processes_back": "The pool has processes again.",
@@ -130,8 +135,14 @@ LOG_EVENTS = {
     "replaced its pool processes.",
     "budgets.python_memory": "This Python (3.14.0 to 3.14.4) lets processes grow to several times "
     "their size.",
+    "budgets.redelivered": "The worker stood still, or Redis was away, for longer than the "
+    "visibility timeout, and a call that it has in hand was handed out again. The other run "
+    "counts.",
     "budgets.redelivery_settled": "The broker delivered a message again whose call has ended in "
     "this worker. It was acknowledged and not run.",
+    "budgets.renewal_back": "What the worker has in hand is renewed again.",
+    "budgets.renewal_failed": "Redis did not take the renewal of what the worker has in hand. It "
+    "is tried again, and told once.",
     "budgets.request_class_failed": "A method of your `Request` class raised. The call is settled "
     "all the same.",
     "budgets.rerun_failed": "The broker did not take the re-run of a killed call. The kill is "

@@ -182,7 +182,7 @@ REFUSED = {
     ),
     "a broker that hands running calls out again": (
         ["-Q", "critic"],
-        {"VISIBILITY": "450"},
+        {"VISIBILITY": "450", "CELERY_BUDGETS_REDIS_TRANSPORT": "kombu"},
         "lane 'critic': hard time limit 450 s is not below the broker's visibility timeout "
         "(450 s), so a running call would be handed out a second time; set "
         "broker_transport_options['visibility_timeout'] above 450, or lower the timeout",
@@ -203,7 +203,11 @@ REFUSED = {
 
 THREE_REASONS = (
     ["-Q", "critic", "-c", "9"],
-    {"VISIBILITY": "400", "CELERY_BUDGETS_MAX_RSS": "20MiB"},
+    {
+        "VISIBILITY": "400",
+        "CELERY_BUDGETS_MAX_RSS": "20MiB",
+        "CELERY_BUDGETS_REDIS_TRANSPORT": "kombu",
+    },
 )
 
 

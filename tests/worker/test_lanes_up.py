@@ -228,7 +228,8 @@ def test_workers_and_broker_do_not_outlive_a_killed_supervisor(up):
 def test_a_worker_that_refuses_to_start_says_why(up, redis_url):
     """Here: a visibility timeout below the hard limit of the lane. It is tried again, visibly."""
     servers = Servers(redis_url, redis_url)
-    running = up("--lane", "slow", LANES_APP_VISIBILITY="60", **servers.environment)
+    kombu = {"CELERY_BUDGETS_REDIS_TRANSPORT": "kombu", "LANES_APP_VISIBILITY": "60"}
+    running = up("--lane", "slow", **kombu, **servers.environment)
     running.wait_lines("slow |", "refused to start", "visibility timeout", "attempt 2")
     running.wait_lines("slow |", "refused to start", "starts again in 2 s (attempt 3)")
     running.interrupt()

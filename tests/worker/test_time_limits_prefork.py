@@ -13,6 +13,9 @@ from tests.support.outage import Outage
 from tests.support.waiting import wait_until
 from tests.worker.test_time_limits import APP, calls_of, error_of
 
+#: A broker that hands a call out again after 60 s, and a worker that leaves it at that.
+NOT_RENEWED = {"VISIBILITY": "60", "CELERY_BUDGETS_REDIS_TRANSPORT": "kombu"}
+
 PLAIN = "tests.worker.plain_app"
 
 
@@ -110,9 +113,9 @@ def test_a_limit_given_with_the_call(lane, load_app, options, error, seconds):
 
 
 def test_a_call_cannot_ask_for_more_than_the_broker_allows(worker, load_app):
-    """With a visibility timeout of 60 s a soft limit of 10 min becomes 20 s."""
+    """With a visibility timeout of 60 s a soft limit of 10 min becomes 20 s, unless renewed."""
     limits = load_app(APP, VISIBILITY="60")
-    running = worker(APP, "-Q", "lane", "-c", "1", env={"VISIBILITY": "60"})
+    running = worker(APP, "-Q", "lane", "-c", "1", env=NOT_RENEWED)
     remaining = limits.telling.apply_async(soft_time_limit=600).get(timeout=10)
     assert 19 < remaining < 20, running.tail()  # (60 - 30) / 1.5
 
@@ -120,7 +123,7 @@ def test_a_call_cannot_ask_for_more_than_the_broker_allows(worker, load_app):
 def test_an_operators_limit_takes_effect_or_is_refused(worker, load_app):
     """`celery control time_limit` beats what messages carry, and says why when it does not."""
     limits = load_app(APP, VISIBILITY="60")
-    worker(APP, "-Q", "lane", "-c", "1", env={"VISIBILITY": "60"})
+    worker(APP, "-Q", "lane", "-c", "1", env=NOT_RENEWED)
     control = limits.app.control
     replies = control.time_limit(f"{APP}.sleeping", soft=0.4, hard=0.6, reply=True)
     assert [next(iter(reply.values())) for reply in replies] == [

@@ -22,7 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 def is_settled(request: BudgetedRequest) -> bool:
-    """Say whether *request* needs no run: its first delivery has ended here, or is in hand."""
+    """Say whether *request* needs no run: its first delivery has ended here, or is in hand.
+
+    Or it waited here for so long that another worker has it by now.
+    """
+    if request.overtaken:
+        state.task_ready(request)
+        request.acknowledge()
+        return True
     if not request.delivery_info.get("redelivered"):
         return False
     ended = request.roster.already_ended(request)

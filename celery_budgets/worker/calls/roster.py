@@ -82,6 +82,8 @@ class Roster:
         self._failures = 0
         #: Slots taken back by the safety net (worker.slot_recovery).
         self.slots_recovered = 0
+        #: Calls that were handed out again while they were in hand here, by lane.
+        self.redelivered: Counter[str] = Counter()
         #: Are processes told how full the lanes are? Only spans say it.
         self.tells_slots = True
         #: Calls that this worker may run at once, over all its lanes.

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from celery_budgets.config.broker_limits import visibility_timeout
+from celery_budgets.config.broker_limits import renews, visibility_timeout
 from celery_budgets.config.routing import lane_of
 from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.execution.memory import rss as memory
@@ -170,7 +170,7 @@ def longest_hard_limit(app: Any, lanes: Lanes, chosen: Iterable[Lane]) -> tuple[
 def visibility_problem(app: Any, lanes: Lanes, chosen: Iterable[Lane]) -> str | None:
     """Return what is wrong where a Redis broker hands a running call out a second time."""
     visible = visibility_timeout(app)
-    if visible is None:
+    if visible is None or renews(app):
         return None
     longest, whose = longest_hard_limit(app, lanes, chosen)
     if longest < visible:

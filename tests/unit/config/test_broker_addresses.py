@@ -50,8 +50,13 @@ def test_the_first_address_says_what_the_broker_is(url, system, broker):
 
 
 def test_settings_read_anew_have_leases_of_their_own():
-    """And a ceiling of their own."""
+    """And a ceiling of their own, where what is in hand is not renewed."""
     app = app_at(NOWHERE, broker_transport_options={"visibility_timeout": 1000})
+    app.conf.budgets_redis_transport = "budgets"
+    reread(app)
+    assert broker_ceiling(app, 1.0) is None
+    app.conf.budgets_redis_transport = "kombu"
+    reread(app)
     before, ceiling = leases_of(app), broker_ceiling(app, 1.0)
     assert leases_of(app) is before
     app.conf.broker_transport_options = {"visibility_timeout": 2000}

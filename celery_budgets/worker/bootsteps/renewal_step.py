@@ -1,0 +1,91 @@
+"""The bootstep by which a worker on Redis renews what it has in hand.
+
+See also: :mod:`celery_budgets.worker.transport.renewing.renewal`, which does it, and
+:mod:`celery_budgets.worker.calls.overtaken`, for what was handed out again all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakSet
+
+from celery import bootsteps, signals
+from celery.worker import state
+
+from celery_budgets.config.broker_limits import renews, visibility_timeout
+from celery_budgets.config.settings import settings_of
+from celery_budgets.worker.calls.overtaken import Overtaken
+from celery_budgets.worker.calls.roster import roster_of
+from celery_budgets.worker.transport.renewing.fleet import Fleet
+from celery_budgets.worker.transport.renewing.in_hand import messages_in_hand
+from celery_budgets.worker.transport.renewing.renewal import Renewal
+from celery_budgets.worker.transport.renewing.sweeping import Sweeping
+from celery_budgets.worker.transport.renewing.unacked_index import UnackedIndex, has_index
+
+__all__ = ["RenewalStep"]
+
+
+class RenewalStep(bootsteps.StartStopStep):
+    """Starts the thread once the worker consumes, and tells it of each new connection."""
+
+    label = "Budgets renewal"
+    requires = ("celery_budgets.worker.bootsteps.lanes_step:LanesStep",)
+
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        super().__init__(c, **kwargs)
+        timeout = visibility_timeout(c.app)
+        # Celery asks include_if() of a step that it has made.
+        self.enabled = renews(c.app) and timeout is not None
+        if timeout is None or not self.enabled:
+            return
+        self._transport: Any = None
+        #: Celery before 5.7 keeps no set of those that wait for their ETA.
+        self._later: WeakSet[Any] = WeakSet()
+        signals.task_received.connect(self._on_received, sender=c)
+        overtaken = Overtaken(settings_of(c.app).lanes, roster_of(c.app), self._requests)
+        self.fleet = Fleet(c.hostname)
+        self.renewal = Renewal(timeout, self._in_hand, overtaken.tell, self.fleet.look)
+        sweeping = Sweeping(self._may_sweep, c.app.conf.broker_transport_options or {})
+        connect = c.connection_for_read
+        c.connection_for_read = lambda **options: sweeping.join(connect(**options))
+
+    def start(self, c: Any) -> None:
+        """Renew by the new connection; again after each reconnect."""
+        channel = c.connection.default_channel
+        if not has_index(channel):
+            return
+        self._transport = c.connection.transport
+        gossip = c.gossip
+        if gossip.enabled:
+            gossip.on.node_join.add(self.fleet.join)
+            gossip.on.node_leave.add(self.fleet.leave)
+            gossip.on.node_lost.add(self.fleet.lose)
+        self.renewal.attach(UnackedIndex(channel, self.renewal.period / 2))
+
+    def stop(self, c: Any) -> None:
+        """Go on: in a warm stop calls run on, and their channels stay open until they are done."""
+
+    def shutdown(self, c: Any) -> None:
+        """Stop, once the pool has."""
+        self.renewal.stop()
+
+    def _in_hand(self) -> dict[str, Any]:
+        return messages_in_hand(self._transport)
+
+    def _may_sweep(self) -> bool:
+        return not self.fleet.others and self.renewal.is_steady()
+
+    def _on_received(self, request: Any, **_: Any) -> None:
+        if request.eta is not None:
+            self._later.add(request)
+
+    def _requests(self) -> Iterator[Any]:
+        for requests in (state.active_requests, state.reserved_requests, self._later):
+            yield from _members(requests)
+
+
+def _members(requests: Any) -> list[Any]:
+    """Return the members of a WeakSet that another thread may change meanwhile."""
+    references = list(getattr(requests, "data", ()))
+    return [request for reference in references if (request := reference()) is not None]

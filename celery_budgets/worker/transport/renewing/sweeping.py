@@ -1,0 +1,93 @@
+"""When a worker looks for deliveries that nobody renews, and hands them out again.
+
+kombu does so every 100 s or so, which is fine for timeouts of hours. Here a worker looks every
+10 s: what a dead worker held starts again after the visibility timeout and that. It does not where
+deliveries may only seem to be abandoned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any
+
+__all__ = ["Sweeping"]
+
+#: Seconds between two looks, as kombu.transport.redis.Channel.unacked_restore_interval.
+EVERY = 10.0
+#: Called by a timer of that very length, which may be early by some milliseconds.
+EARLY = 0.5
+#: For how long a worker that dies while it looks keeps others from it, seconds; kombu's is 300.
+MUTEX = 30
+#: Options by which a program says itself how often.
+_OPTIONS = frozenset({"unacked_restore_interval", "unacked_restore_throttle"})
+
+
+class Sweeping:
+    """Takes the place of kombu.transport.redis.QoS.restore_visible (5.5 to 5.7).
+
+    Differs in when it looks, and in nothing else.
+
+    Args:
+        may: Returns whether this worker may look now.
+        options: ``broker_transport_options`` of the app.
+        clock: Returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        may: Callable[[], bool],
+        options: Mapping[str, Any],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._may = may
+        self._theirs = bool(_OPTIONS & set(options))
+        self._their_mutex = "unacked_mutex_expire" in options
+        self._clock = clock
+        self._next_at = clock()
+
+    def join(self, connection: Any) -> Any:
+        """Have the channels of *connection* look as said, also those to come; return it."""
+        transport = connection.transport
+        create = transport.create_channel
+
+        def create_channel(connected: Any) -> Any:
+            channel = create(connected)
+            self._join_channel(channel)
+            return channel
+
+        transport.create_channel = create_channel
+        # A transport that is connected has made one already.
+        for channel in transport.channels:
+            self._join_channel(channel)
+        return connection
+
+    def _join_channel(self, channel: Any) -> None:
+        if not channel.ack_emulation or "QoS" in vars(channel):
+            return  # without an index, or the one that was there, handed out now
+        if not self._their_mutex:
+            channel.unacked_mutex_expire = MUTEX
+        if channel._qos is not None:
+            self._join_qos(channel._qos)
+        make = channel.QoS
+
+        def make_qos(*args: Any, **kwargs: Any) -> Any:
+            return self._join_qos(make(*args, **kwargs))
+
+        channel.QoS = make_qos
+
+    def _join_qos(self, qos: Any) -> Any:
+        restore = qos.restore_visible
+        qos.restore_visible = lambda **how: self._look(restore, how)
+        return qos
+
+    def _look(self, restore: Callable[..., Any], how: dict[str, Any]) -> Any:
+        if not self._may():
+            return None
+        if self._theirs:
+            return restore(**how)
+        now = self._clock()
+        if now < self._next_at:
+            return None
+        self._next_at = now + EVERY - EARLY
+        return restore(**{**how, "interval": 1})

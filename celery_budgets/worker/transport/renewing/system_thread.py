@@ -1,0 +1,63 @@
+"""A thread of the operating system, also where gevent has put greenlets in the place of threads.
+
+A greenlet would stand still with the event loop; such a thread does not, for as long as C code lets
+go of the interpreter lock now and then. It ends with the process, and is not there after a fork.
+
+See also: :mod:`celery_budgets.worker.transport.renewing.renewal`, which runs in one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+__all__ = ["SystemThread"]
+
+
+class SystemThread:
+    """Runs a function beside the event loop, until it is told to stop.
+
+    Args:
+        run: Is given this object; returns soon after :meth:`wait` has said that it is over.
+    """
+
+    def __init__(self, run: Callable[[SystemThread], None]) -> None:
+        self._run = run
+        # Held until the thread is to stop: to wait for it is to sleep, without an event loop.
+        self._over = _original("_thread", "allocate_lock")()
+        self._over.acquire()
+
+    def start(self) -> None:
+        """Begin."""
+        _original("_thread", "start_new_thread")(self._main, ())
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, in the thread itself; return at once, and true, where it is to stop."""
+        if not self._over.acquire(timeout=seconds):
+            return False
+        self._over.release()
+        return True
+
+    def stop(self) -> None:
+        """Have the thread end; do not wait for it."""
+        if self._over.locked():
+            self._over.release()
+
+    def _main(self) -> None:
+        try:
+            self._run(self)
+        finally:
+            monkey = sys.modules.get("gevent.monkey")
+            if monkey is not None and monkey.is_module_patched("socket"):
+                # To wait for a socket, the thread has got an event loop of its own.
+                sys.modules["gevent"].get_hub().destroy(destroy_loop=True)
+
+
+def _original(module: str, name: str) -> Any:
+    """Return what *module* had before gevent patched it."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return getattr(import_module(module), name)
+    return monkey.get_original(module, name)

@@ -1,0 +1,101 @@
+"""What kombu keeps of deliveries, read and renewed from outside, on a real server."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from kombu import Connection
+from kombu.transport.redis import QoS
+
+from celery_budgets.worker.transport.renewing.in_hand import forget, messages_in_hand
+from celery_budgets.worker.transport.renewing.sweeping import Sweeping
+from celery_budgets.worker.transport.renewing.unacked_index import AT_ONCE, UnackedIndex, has_index
+
+
+@pytest.fixture(params=["", "mine:"])
+def connection(redis_url, request):
+    """A connection whose keys have a prefix, or none."""
+    options = {"global_keyprefix": request.param, "visibility_timeout": 1}
+    with Connection(redis_url, transport_options=options) as made:
+        yield made
+
+
+@pytest.fixture
+def index(connection):
+    made = UnackedIndex(connection.default_channel, timeout=5)
+    yield made
+    made.close()
+
+
+def deliver(connection, count=1):
+    queue = connection.SimpleQueue("long")
+    for number in range(count):
+        queue.put(number)
+    return [queue.get(timeout=5) for _ in range(count)]
+
+
+def test_what_is_in_hand_is_renewed_and_what_is_acknowledged_is_not(connection, index):
+    first, second = deliver(connection, 2)
+    tags = [first.delivery_tag, second.delivery_tag]
+    assert messages_in_hand(connection.transport) == dict(zip(tags, (first, second), strict=True))
+    assert all(abs(score - time.time()) < 60 for score in index.scores(tags))
+    second.ack()
+    assert messages_in_hand(connection.transport) == {first.delivery_tag: first}
+    now = time.time() + 100.25
+    index.renew(tags, now)
+    assert index.scores(tags) == [now, None]
+
+
+def test_more_than_go_into_one_command(index):
+    tags = [str(number) for number in range(AT_ONCE + 1)]
+    index.renew(tags, 1.0)
+    assert index.scores(tags) == [None] * len(tags)
+
+
+def test_what_is_forgotten_is_another_s(connection, index):
+    """It counts here no more, and whoever has it now keeps it."""
+    (message,) = deliver(connection)
+    channel = message.channel
+    channel.qos.prefetch_count = 1
+    assert not channel.qos.can_consume()
+    forget(message)
+    assert messages_in_hand(connection.transport) == {}
+    assert channel.qos.can_consume()
+    assert index.scores([message.delivery_tag]) != [None]
+
+
+def test_the_channel_stays_as_it_was(connection):
+    """Its own connections may wait for as long as they like."""
+    channel = connection.default_channel
+    assert has_index(channel)
+    before = {
+        name: getattr(channel, name, None) for name in ("socket_timeout", "_sentinel_manager")
+    }
+    index = UnackedIndex(channel, timeout=3)
+    assert {name: getattr(channel, name, None) for name in before} == before
+    assert index.client.connection_pool is not channel.pool
+    assert index.client.connection_pool.connection_kwargs["socket_timeout"] == 3
+    index.close()
+
+
+def test_a_connection_without_an_index():
+    """Where the app has switched off kombu's acknowledgements, or has another broker."""
+    with Connection("memory://") as connection:
+        assert not has_index(connection.default_channel)
+
+
+def test_kombu_hands_out_again_what_is_old_when_it_is_asked_to_look(connection):
+    """By the method that is replaced, called as it is called."""
+    looks = []
+    sweeping = Sweeping(lambda: looks.append(1) or True, {})
+    sweeping.join(connection)
+    (message,) = deliver(connection)
+    channel = message.channel
+    assert isinstance(channel.qos, QoS)
+    time.sleep(1.1)
+    connection.transport.cycle.maybe_restore_messages()
+    assert looks
+    again = connection.SimpleQueue("long").get(timeout=5)
+    assert again.delivery_tag == message.delivery_tag
+    assert again.headers.get("redelivered") or again.delivery_info["redelivered"]
