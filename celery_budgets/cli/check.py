@@ -52,6 +52,16 @@ def _all_findings(app: Any, lane: str | None, *, broker: bool) -> Iterator[Findi
         yield from answers
         if all(answer.ok for answer in answers):
             yield from findings.abandoned(app)
+            yield from _findings_of_workers(app, lane)
+
+
+def _findings_of_workers(app: Any, lane_name: str | None) -> Iterator[Finding]:
+    try:
+        lanes = settings_of(app).lanes
+        lane = lanes[lane_name] if lane_name is not None else None
+    except ConfigurationError:
+        return  # told where lanes are looked at
+    yield from findings.not_renewing(lanes, app, lane)
 
 
 def _findings_of_lanes(

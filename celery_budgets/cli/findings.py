@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import click
 from kombu.utils.url import maybe_sanitize_url
 
-from celery_budgets.config.broker_limits import visibility_timeout
+from celery_budgets.config.broker_limits import renews, visibility_timeout
 from celery_budgets.config.settings import Settings
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.lanes import DEFAULT_LANES, Lane, Lanes
+from celery_budgets.sending.remote_control import Inspection
 from celery_budgets.tasks.mapped import MappingTask
 from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.units import format_duration
@@ -27,6 +28,8 @@ from celery_budgets.worker.startup.checks import (
     visibility_problem,
 )
 from celery_budgets.worker.startup.stray_queues import abandoned_problems, undeclared_problems
+from celery_budgets.worker.transport.renewing.fleet import renewing
+from celery_budgets.worker.transport.renewing.unacked_index import UnackedIndex
 
 __all__ = [
     "Finding",
@@ -34,6 +37,7 @@ __all__ = [
     "broker_address",
     "broker_answers",
     "configuration",
+    "not_renewing",
     "python",
     "queues",
     "require_broker",
@@ -43,6 +47,8 @@ __all__ = [
 ]
 
 BROKER_SECONDS = 4.0
+#: What a visibility timeout should be between where workers renew, seconds.
+RECOMMENDED = (60.0, 120.0)
 #: The tool table that every app starts with: it may name tools that an app does not have.
 _BUILT_IN = {tool: lane.name for lane in DEFAULT_LANES for tool in lane.tools}
 
@@ -207,8 +213,67 @@ def visibility(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
     visible = visibility_timeout(app)
     if visible is None:
         return []
+    if renews(app):
+        return [Finding(True, "visibility", _renewed(visible))]
     chosen = [lane] if lane is not None else list(lanes.values())
     longest, _ = longest_hard_limit(app, lanes, chosen)
     problem = visibility_problem(app, lanes, chosen)
     well = f"{format_duration(visible)}, longest hard limit {format_duration(longest)}"
     return _findings("visibility", [problem] if problem else [], well)
+
+
+def _renewed(visible: float) -> str:
+    shortest, longest = RECOMMENDED
+    text = f"{format_duration(visible)}; calls may take longer, as workers renew them"
+    remedy = (
+        f"set broker_transport_options['visibility_timeout'] to {shortest:g} to {longest:g} seconds"
+    )
+    if visible > longest:
+        return f"warning: {text}, and those of a dead worker start again only after that; {remedy}"
+    if visible < shortest / 4:
+        return f"warning: {text}, but not while a worker stands still for that long; {remedy}"
+    return text
+
+
+def not_renewing(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
+    """Find workers that rely on the visibility timeout, beside those that renew.
+
+    Plain ones, and those of earlier versions: their calls have to be shorter than it.
+    """
+    visible = visibility_timeout(app)
+    if visible is None or not renews(app):
+        return []
+    try:
+        names = _workers_that_do_not_renew(app)
+    except Exception as exc:
+        return [Finding(True, "visibility", f"the broker does not say who renews ({exc})")]
+    if not names:
+        return []
+    chosen = [lane] if lane is not None else list(lanes.values())
+    longest, whose = longest_hard_limit(app, lanes, chosen)
+    text = (
+        f"{', '.join(names)}: they do not renew what they have in hand (plain Celery, an earlier "
+        "version, or budgets_redis_transport='kombu')"
+    )
+    if longest < visible:
+        return [Finding(True, "visibility", f"warning: {text}; replace them")]
+    problem = (
+        f"{text}, and {whose} has a hard time limit of {format_duration(longest)}, not below the "
+        f"visibility timeout ({format_duration(visible)}); until they are replaced, set "
+        f"broker_transport_options['visibility_timeout'] above {longest:g}"
+    )
+    return [Finding(False, "visibility", problem)]
+
+
+def _workers_that_do_not_renew(app: Any) -> list[str]:
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        if not channel.get_table(app.control.mailbox.exchange.name):
+            return []  # no worker has a mailbox; to ask would leave traces
+        index = UnackedIndex(channel, BROKER_SECONDS)
+        try:
+            names = renewing(index)
+        finally:
+            index.close()
+    answers = Inspection(app).ask()
+    return sorted({*answers.by_worker, *answers.plain} - names)

@@ -110,15 +110,43 @@ def test_a_task_whose_limits_contradict_each_other():
 )
 def test_the_visibility_timeout_must_be_above_the_longest_hard_limit(visible, told):
     """Else Redis hands a running call to a second worker."""
-    app = make_app("redis://localhost/0", broker_transport_options={"visibility_timeout": visible})
+    app = make_app(
+        "redis://localhost/0", broker_transport_options={"visibility_timeout": visible},
+        budgets_redis_transport="kombu",
+    )  # fmt: skip
     result = run(app, "--no-broker")
     assert result.exit_code == (1 if told else 0)
     assert [told in line for line in failures(result)] == ([True] if told else [])
 
 
+@pytest.mark.parametrize(
+    ("visible", "told"),
+    [
+        (
+            3600,
+            "warning: 3600 s; calls may take longer, as workers renew them, and those of a dead",
+        ),
+        (120, "ok    visibility     120 s; calls may take longer, as workers renew them"),
+        (60, "60 s; calls may take longer, as workers renew them"),
+        (
+            5,
+            "but not while a worker stands still for that long; set broker_transport_options['visi",
+        ),
+    ],
+)
+def test_a_visibility_timeout_of_a_minute_or_two_is_recommended(visible, told):
+    """It says how soon the calls of a dead worker start again, and bounds no call."""
+    options = {"visibility_timeout": visible}
+    app = make_app(
+        "redis://localhost/0", broker_transport_options=options, budgets_redis_transport="budgets"
+    )
+    result = run(app, "--no-broker")
+    assert (result.exit_code, told in result.output) == (0, True), result.output
+
+
 def test_a_tasks_own_limit_counts_too():
     """3000 s x 1.5 is above Redis's 3600 s."""
-    app = make_app("redis://localhost/0")
+    app = make_app("redis://localhost/0", budgets_redis_transport="kombu")
     app.task(base=BudgetedTask, shared=False, name="long", lane="critic", timeout=3000)(nothing)
     (told,) = failures(run(app, "--no-broker"))
     assert "task 'long': hard time limit 4500 s" in told
@@ -129,6 +157,7 @@ def test_a_tasks_own_limit_counts_too():
 def test_one_lane():
     """What is wrong with another one is not its business."""
     app = Celery("one", broker="redis://localhost/0", set_as_current=False)
+    app.conf.budgets_redis_transport = "kombu"
     Budgets(app, lanes=[Lane("fast", 2), Lane("late", 1, timeout="2h", tools=["nothing"])])
     result = run(app, "--no-broker", "--lane", "fast")
     assert result.exit_code == 0, result.output
