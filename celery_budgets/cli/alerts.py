@@ -84,6 +84,9 @@ def _of_calls(recent: Mapping[str, int], lately: str) -> Iterator[Alert]:
         yield Alert(
             "critical", f"{_counted(recovered, 'slot')} taken back from lost calls {lately}"
         )
+    redelivered = recent.get("redelivered")
+    if redelivered:
+        yield Alert("warning", f"{redelivered} handed out again while they ran {lately}")
     rejected = recent.get("rejected")
     if rejected:
         yield Alert("info", f"{rejected} not admitted {lately}")

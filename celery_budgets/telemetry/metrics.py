@@ -72,6 +72,9 @@ METRICS: dict[str, Metric] = {
     "pool_process_starts": Metric("counter", "{process}", (), "Pool processes started"),
     "abandoned_threads": Metric("gauge", "{thread}", (), "Threads past their hard limit"),
     "slots_recovered": Metric("counter", "{slot}", (), "Slots taken back from lost calls"),
+    "redelivered": Metric(
+        "counter", "{call}", ("lane",), "Calls handed out again while they were in hand"
+    ),
     "telemetry_failures": Metric("counter", "{failure}", (), "Spans or records not made"),
     "build_info": Metric("gauge", "1", ("version", "worker", "pool"), "What runs here"),
 }

@@ -122,6 +122,7 @@ class MetricsSource:
             yield Sample("lane_active", (lane.name,), roster.active[lane.name])
             yield Sample("lane_limit", (lane.name,), roster.limit_of(lane))
             yield Sample("lane_waiting", (lane.name,), waiting[lane.name])
+            yield Sample("redelivered", (lane.name,), roster.redelivered[lane.name])
         yield Sample("global_active", (), roster.active.total())
         yield Sample("global_limit", (), roster.capacity)
 
