@@ -124,7 +124,8 @@ class Budgets:
         """Give a worker its lanes' concurrency, before it has looked at it."""
         if instance.app is not self.app:
             return
-        from celery_budgets.worker.startup.checks import capacity, check_queues, lanes_of_queues
+        from celery_budgets.config.queues import lanes_of_queues
+        from celery_budgets.worker.startup.checks import capacity, check_queues
 
         try:
             settings = self.settings

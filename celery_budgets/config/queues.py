@@ -15,8 +15,11 @@ from celery_budgets.model.priority import MAX_PRIORITY, Broker, low_queue
 
 if TYPE_CHECKING:
     from celery_budgets.config.settings import Settings
+    from celery_budgets.model.lanes import Lane, Lanes
 
-__all__ = ["as_tuple", "declared_queues", "lane_queues", "queue_names", "real_names"]
+__all__ = [
+    "as_tuple", "declared_queues", "lane_queues", "lanes_of_queues", "queue_names", "real_names",
+]  # fmt: skip
 
 
 def declared_queues(declared: Any) -> dict[str, Queue]:
@@ -96,3 +99,9 @@ def queue_names(queues: Any) -> list[str]:
     if isinstance(queues, str):
         queues = queues.split(",")
     return [str(queue).strip() for queue in queues or ()]
+
+
+def lanes_of_queues(lanes: Lanes, queues: Iterable[str]) -> list[Lane]:
+    """Return the lanes whose queue is among *queues*, in the table's order."""
+    names = set(queues)
+    return [lane for lane in lanes.values() if lane.queue in names]

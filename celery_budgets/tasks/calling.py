@@ -25,7 +25,7 @@ from celery import Task
 from celery_budgets.model.headers import HEADER_TERMS
 
 if TYPE_CHECKING:
-    from celery_budgets.tasks.task import BudgetedTask
+    from celery_budgets.tasks.protocol import Budgeted
 
 __all__ = ["call_body", "guard_call"]
 
@@ -43,7 +43,7 @@ def _run_in_budget() -> Any:
     return run_in_budget
 
 
-def call_body(task: BudgetedTask, args: Any, kwargs: Any, behind: Callable[..., Any] | None) -> Any:
+def call_body(task: Budgeted, args: Any, kwargs: Any, behind: Callable[..., Any] | None) -> Any:
     """Do what ``BudgetedTask.__call__`` does: run the body, under a budget when a worker calls.
 
     Mirrors celery.app.trace.build_tracer, which calls ``run`` for a plain task, so that an eager
@@ -81,7 +81,7 @@ def guard_call(cls: type, own: Any) -> None:
 
 def _guarded(override: Any) -> Any:
     @wraps(override)
-    def __call__(self: BudgetedTask, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+    def __call__(self: Budgeted, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         bound = override.__get__(self, type(self)) if hasattr(override, "__get__") else override
         request = self.request
         known = vars(request)

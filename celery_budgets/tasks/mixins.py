@@ -16,7 +16,7 @@ from celery.result import AsyncResult
 from celery_budgets.sending.results import LaneResult
 
 if TYPE_CHECKING:
-    from celery_budgets.tasks.task import BudgetedTask
+    from celery_budgets.tasks.protocol import Budgeted
 
 __all__ = ["behind", "configured_by", "guard_result", "knowing_lane"]
 
@@ -45,14 +45,14 @@ def guard_result(cls: type, own: Any) -> None:
         return
 
     @wraps(override)
-    def result_of(self: BudgetedTask, *args: Any, **kwargs: Any) -> Any:
+    def result_of(self: Budgeted, *args: Any, **kwargs: Any) -> Any:
         return knowing_lane(override(self, *args, **kwargs), self)
 
     _guards.add(result_of)
     setattr(cls, name, result_of)
 
 
-def knowing_lane(result: Any, task: BudgetedTask) -> Any:
+def knowing_lane(result: Any, task: Budgeted) -> Any:
     """Return *result*, of whatever class, as one that also knows the lane of *task*."""
     if isinstance(result, AsyncResult) and not isinstance(result, LaneResult):
         result.app = task._get_app()

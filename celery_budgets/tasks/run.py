@@ -38,7 +38,7 @@ from celery_budgets.telemetry import spans
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from celery_budgets.tasks.task import BudgetedTask
+    from celery_budgets.tasks.protocol import Budgeted
 
 __all__ = ["run_in_budget"]
 
@@ -51,7 +51,7 @@ SHORTEST = 0.001
 
 
 def run_in_budget(
-    task: BudgetedTask, request: Any, terms: Iterable[Any], body: Callable[[], Any]
+    task: Budgeted, request: Any, terms: Iterable[Any], body: Callable[[], Any]
 ) -> Any:
     """Run *body* as a call of *task* under its budget, and return what it returns.
 
@@ -108,7 +108,7 @@ def _outcome_in(call: Call | None, exc: BaseException) -> Outcome:
     return outcome
 
 
-def _at_start(task: BudgetedTask, request: Any, terms: Terms) -> Terms:
+def _at_start(task: Budgeted, request: Any, terms: Terms) -> Terms:
     if HEADER_DEADLINE not in vars(request):
         return terms
     try:
@@ -124,7 +124,7 @@ def _at_start(task: BudgetedTask, request: Any, terms: Terms) -> Terms:
         raise
 
 
-def _run_once(task: BudgetedTask, request: Any, call: Call | None, body: Callable[[], Any]) -> Any:
+def _run_once(task: Budgeted, request: Any, call: Call | None, body: Callable[[], Any]) -> Any:
     if vars(request).get(HEADER_IDEMPOTENCY_KEY) is None:
         return run_body(call, body)
     from celery_budgets.idempotency.run_once import run_once  # and a client of Redis with it
@@ -132,7 +132,7 @@ def _run_once(task: BudgetedTask, request: Any, call: Call | None, body: Callabl
     return run_to_end(call, partial(run_once, task, call, partial(run_body, call, body)))
 
 
-def _begin(task: BudgetedTask, request: Any, terms: Terms) -> tuple[Call | None, Span | None]:
+def _begin(task: Budgeted, request: Any, terms: Terms) -> tuple[Call | None, Span | None]:
     """Start the call's clock and describe it on its span, where one is recorded.
 
     Without a call where that fails: the body then runs unmeasured.
@@ -160,12 +160,12 @@ def _begin(task: BudgetedTask, request: Any, terms: Terms) -> tuple[Call | None,
     return call, span
 
 
-def _leave_to_worker(task: BudgetedTask, call: Call) -> None:
+def _leave_to_worker(task: Budgeted, call: Call) -> None:
     watchdog().release(call)
     spans.leave_open(task, call.task_id)
 
 
-def _end(task: BudgetedTask, request: Any, call: Call, span: Span | None, outcome: Outcome) -> None:
+def _end(task: Budgeted, request: Any, call: Call, span: Span | None, outcome: Outcome) -> None:
     dog = watchdog()
     call.outcome = outcome
     dog.release(call)

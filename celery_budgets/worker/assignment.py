@@ -1,4 +1,4 @@
-"""The place of a task's calls: the lane that their queue belongs to, and their budget in it.
+"""The assignment of a task's calls: the lane that their queue belongs to, their budget in it.
 
 Runs in the worker main process.
 """
@@ -14,7 +14,7 @@ from celery_budgets.config.settings import settings_of
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.budget import Budget, TimeLimits, limits_in_message, seconds_or_none
 from celery_budgets.model.lanes import Lane
-from celery_budgets.worker.calls.roster import Roster, roster_of
+from celery_budgets.worker.runtime import WorkerRuntime, runtime_of
 
 __all__ = ["Assignment"]
 
@@ -27,7 +27,7 @@ _NONE_ASKED_FOR = (None, [None, None])
 class Assignment(NamedTuple):
     """What all calls of one task have that come from one queue."""
 
-    roster: Roster
+    runtime: WorkerRuntime
     lane: Lane
     budget: Budget
     #: Of calls that ask for none themselves.
@@ -37,7 +37,7 @@ class Assignment(NamedTuple):
 
     @classmethod
     def of(cls, app: Any, task: Any, name: str, queue: str) -> Self:
-        """Return the place of calls of *task*, named *name* in their messages, from *queue*."""
+        """Return what calls of *task* have, named *name* in their messages, from *queue*."""
         lane = lane_of(settings_of(app).lanes, name, task, queue)
         try:
             budget: Budget = task.budget_in(lane)
@@ -46,7 +46,7 @@ class Assignment(NamedTuple):
             logger.warning("budgets.lane_budget_used task=%s: %s", name, exc)
             budget = lane.budget
         ceiling = budget.max_timeout or broker_ceiling(app, budget.escalation_factor)
-        return cls(roster_of(app), lane, budget, budget.time_limits(), ceiling)
+        return cls(runtime_of(app), lane, budget, budget.time_limits(), ceiling)
 
     def limits_of(self, task: Any, header: Any) -> TimeLimits:
         """Return the limits of one call, up to the ceiling.

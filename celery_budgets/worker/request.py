@@ -29,10 +29,12 @@ from celery_budgets.model.reasons import REASON_DEADLINE
 from celery_budgets.worker.assignment import Assignment
 from celery_budgets.worker.calls.acknowledgement import SettlingRequest, comes_again, give_back
 from celery_budgets.worker.calls.inherited_deadline import came_too_late
+from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.calls.settling import fail, passes
 from celery_budgets.worker.calls.terminated import TerminableRequest
 from celery_budgets.worker.calls.twins import expires_alone, shares_result_of_twin
 from celery_budgets.worker.request_hooks import wrap_shadowed
+from celery_budgets.worker.runtime import WorkerRuntime
 
 __all__ = ["BudgetedRequest"]
 
@@ -40,13 +42,15 @@ logger = logging.getLogger(__name__)
 
 #: By these a process of the pool has left, or is about to (billiard.pool.Worker.workloop).
 _LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
-#: Queues whose place is remembered for a task.
-MOST_PLACES = 1_000
+#: Queues whose assignment is remembered for a task.
+MOST_QUEUES = 1_000
 
 
 class BudgetedRequest(TerminableRequest, SettlingRequest):
     """A delivery that knows its lane and limits, and ends in exactly one outcome."""
 
+    runtime: WorkerRuntime
+    roster: Roster
     outcome: Outcome | None = None
     #: A later delivery of the same message, settled along with this one.
     again: BudgetedRequest | None = None
@@ -59,7 +63,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
     #: Does the roster count this call as running?
     counted = False
     #: By queue, for the one task and app of a subclass; ``None``: looked up each time.
-    _places: dict[str, Assignment] | None = None
+    _assignments: dict[str, Assignment] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap the two methods that celery.worker.request.create_request_cls overrides.
@@ -68,14 +72,16 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         """
         super().__init_subclass__(**kwargs)
         # Celery's own subclass of a task, and no user's, which may be of many tasks.
-        cls._places = {} if "execute_using_pool" in cls.__dict__ else None
+        cls._assignments = {} if "execute_using_pool" in cls.__dict__ else None
         wrap_shadowed(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        place = self._place()
-        self.roster, self.lane, self.ceiling = place.roster, place.lane, place.ceiling
-        self.limits = self._time_limits(place)
+        assignment = self._assignment()
+        self.runtime = assignment.runtime
+        self.roster = self.runtime.roster
+        self.lane, self.ceiling = assignment.lane, assignment.ceiling
+        self.limits = self._time_limits(assignment)
         # Celery's own attribute, (hard, soft): read when the call is handed to the pool.
         self.time_limits = (self.limits.hard, self.limits.soft)
         #: What tells a message that is delivered again from a new one for the same task id.
@@ -83,32 +89,32 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             self.id, self._request_dict.get(HEADER_DUE_AT),
         )  # fmt: skip
 
-    def _place(self) -> Assignment:
+    def _assignment(self) -> Assignment:
         """Return what goes for all calls of the task that came from this queue.
 
         Kept for as long as Celery keeps the strategy of a task: until the consumer starts anew.
         """
         queue = self._delivery_info["routing_key"]
-        place = self._places.get(queue) if self._places is not None else None
-        if place is None:
-            place = Assignment.of(self._app, self._task, self._type, queue)
+        assignment = self._assignments.get(queue) if self._assignments is not None else None
+        if assignment is None:
+            assignment = Assignment.of(self._app, self._task, self._type, queue)
             # A producer may give each message a routing key of its own.
-            if self._places is not None and len(self._places) < MOST_PLACES:
-                self._places[queue] = place
-        return place
+            if self._assignments is not None and len(self._assignments) < MOST_QUEUES:
+                self._assignments[queue] = assignment
+        return assignment
 
     @property
     def hard_rss(self) -> int:
         """Bytes of RSS at which the call is killed."""
-        return self._place().budget.hard_rss
+        return self._assignment().budget.hard_rss
 
-    def _time_limits(self, place: Assignment) -> TimeLimits:
+    def _time_limits(self, assignment: Assignment) -> TimeLimits:
         """Return the limits in force: an operator's, else the call's up to the ceiling."""
-        overrides = self.roster.overrides
+        overrides = self.runtime.overrides
         if self._type in overrides:
             soft, hard = overrides[self._type]
-            return place.budget.time_limits(soft=soft, hard=hard)
-        return place.limits_of(self._task, self._request_dict.get("timelimit"))
+            return assignment.budget.time_limits(soft=soft, hard=hard)
+        return assignment.limits_of(self._task, self._request_dict.get("timelimit"))
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Count the call as running, before an early acknowledgement.
@@ -117,9 +123,8 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             TaskRevokedError: The gate has closed while a pool of threads kept the call waiting.
                 Before its body: celery.concurrency.base.apply_target calls this first.
         """
-        admission = self.roster.admission
-        if admission is not None and not admission.admit_start(self):
-            self.roster.leaves(self)
+        if not self.runtime.admits_start(self):
+            self.runtime.slots.release(self)
             raise TaskRevokedError(self.id)
         passes(self, super().on_accepted, pid, time_accepted)
         self.roster.accepted(self)
@@ -151,7 +156,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
         if isinstance(exc, TimeLimitExceeded) and not return_ok:
             return  # billiard.pool.TimeoutHandler.on_hard_timeout calls on_timeout next
-        flight = self.roster.flight_of(self)
+        flight = self.runtime.flight_of(self)
         if isinstance(exc, _LOST) and self._ended_itself(flight):
             return
         if isinstance(exc, WorkerLostError) and self._may_run_again():
@@ -163,13 +168,13 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             self.end_killed(MemoryLimitExceeded(rss), Outcome.MEMORY_LIMIT, flight)
             return
         # The slot first: what follows may wait for a result backend.
-        self.roster.leaves(self)
+        self.runtime.slots.release(self)
         if not passes(self, super().on_failure, exc_info, send_failed_event, return_ok):
             give_back(self, Outcome.FAILED)
         self.roster.ended(self, self._outcome_of(exc, flight), flight, words_of(exc))
 
     def _may_run_again(self) -> bool:
-        """Say whether a lost process is ours to settle: not where Celery knows more."""
+        """Return whether a lost process is ours to settle: not where Celery knows more."""
         if not self._task.max_kills or state.should_terminate:
             return False
         return not self._success_was_stored()
@@ -206,7 +211,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         return super().store_errors and not shares_result_of_twin(self)
 
     def maybe_expire(self) -> bool:
-        """Say whether the call has expired; its twins, of the same id, may not have."""
+        """Return whether the call has expired; its twins, of the same id, may not have."""
         return expires_alone(self, super().maybe_expire)
 
     def _announce_revoked(self, reason: str, *args: Any, **kwargs: Any) -> None:
@@ -237,7 +242,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         state.task_ready(self)
         words = words_of(exc)
         logger.error("budgets.call_killed task=%s task_id=%s: %s", self.name, self.id, words)
-        again = self.roster.offenders.run_again(self, exc, outcome)
+        again = self.runtime.reruns.run_again(self, exc, outcome)
         if comes_again(self._task, outcome):
             self.roster.ended(self, Outcome.RETRIED, flight, words)
             self.reject(requeue=True)

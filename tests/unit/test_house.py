@@ -63,21 +63,6 @@ def floor_of(floors: tuple[tuple[str, ...], ...], room: str) -> int:
     return next(number for number, rooms in enumerate(floors) if room in rooms)
 
 
-#: Imports from above that are still to be untied: nothing new goes in here.
-TIED = {
-    "worker.lanes.lane_limits",
-    "worker.pool.time_limits", "worker.remote.commands", "worker.request_hooks",
-    *(f"worker.calls.{name}" for name in (
-        "acknowledgement", "ended_call", "inherited_deadline", "redelivery", "reruns", "roster",
-        "scopes", "twins",
-    )),
-    *(f"worker.lanes.{name}" for name in (
-        "dropped_calls", "held_deliveries", "lane_slots", "operator_pauses", "self_waiting",
-        "slot_recovery",
-    )),
-    "worker.memory.admission", "worker.pool.abandoned_threads",
-}  # fmt: skip
-
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 INSIDE = [module for module in MODULES if module != DOOR]
 
@@ -130,8 +115,6 @@ def arrows(module: str, *, typing: bool) -> Iterator[tuple[str, int, str, int]]:
 @pytest.mark.parametrize("typing", [False, True], ids=["running", "typing"])
 def test_a_room_imports_only_from_below(module, typing):
     """Imports in functions count, and in the second round those for the type checker."""
-    if module.partition(".")[2] in TIED:
-        pytest.skip("still to be untied")
     for importer, floor, other, below in arrows(module, typing=typing):
         assert below < floor, f"{importer} imports {other} from above"
 
@@ -145,17 +128,12 @@ def test_every_room_is_on_the_plan_and_exists():
         for module in INSIDE
         if module.count(".") > 1 and module.startswith("celery_budgets.worker.")
     }
-    assert of_worker == {room for rooms in WORKER_FLOORS for room in rooms} - {
-        "delivery",
-        "runtime",
-    }
+    assert of_worker == {room for rooms in WORKER_FLOORS for room in rooms}
 
 
 @pytest.mark.parametrize("typing", [False, True], ids=["running", "typing"])
 def test_no_module_imports_itself_by_a_detour(typing):
     """The modules can be put in an order in which each imports only earlier ones."""
-    if typing and TIED:
-        pytest.skip("still to be untied")
     graph = {module: imports_of(module, typing=typing) - {DOOR} for module in INSIDE}
     for module, others in graph.items():
         graph[module] = {name for name in others if not module.startswith(f"{name}.")}

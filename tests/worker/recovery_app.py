@@ -9,7 +9,7 @@ from celery import Celery
 from celery.worker.control import control_command
 
 from celery_budgets import BudgetedTask, Budgets, Lane
-from celery_budgets.worker.calls.roster import roster_of
+from celery_budgets.worker.runtime import runtime_of
 
 app = Celery("recovery")
 budgets = Budgets(
@@ -26,7 +26,7 @@ def nap(seconds: float) -> float:
 @control_command()
 def lose_calls(state):
     """Have nobody hear of the end of what runs now."""
-    lost = list(roster_of(state.app).in_hand.values())
+    lost = list(runtime_of(state.app).roster.in_hand.values())
     for request in lost:
         if request.job is None:
             request._apply_result().discard()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_budgets.units import MIB
-from celery_budgets.worker.bootsteps.gate_step import EXIT_CODE
+from celery_budgets.worker.memory.replacement import EXIT_CODE
 from tests.brokers.gate import gate_of
 from tests.support.waiting import wait_until
 from tests.worker.memory_app import MAX_RSS

@@ -11,8 +11,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from math import inf
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
@@ -21,29 +19,22 @@ from celery.worker import state
 from celery.worker.consumer.tasks import Tasks
 
 from celery_budgets.config.settings import settings_of
-from celery_budgets.model.priority import Broker, Priority, level_of, number_of
-from celery_budgets.worker.calls.roster import roster_of
+from celery_budgets.model.priority import Broker, Priority, number_of
 from celery_budgets.worker.lanes.consumer_renewal import ConsumerRenewal
-from celery_budgets.worker.lanes.drift import Drift
 from celery_budgets.worker.lanes.dropped_calls import DroppedCalls
 from celery_budgets.worker.lanes.held_deliveries import is_waiting
 from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
-from celery_budgets.worker.lanes.lane_limits import LaneLimits
-from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 from celery_budgets.worker.lanes.low_priority import LOOK, AgingSteps, LowPriorityQueues
-from celery_budgets.worker.lanes.operator_pauses import OperatorPauses
-from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 from celery_budgets.worker.lanes.self_waiting import SelfWaiting
 from celery_budgets.worker.lanes.slot_recovery import SlotRecovery
-from celery_budgets.worker.pool.size import slots_of
-from celery_budgets.worker.startup.checks import lanes_of_queues, pool_name
+from celery_budgets.worker.runtime import WorkerRuntime, keep
 from celery_budgets.worker.startup.stray_queues import tell_of_abandoned
 from celery_budgets.worker.transport.connecting import connect_by
 
 if TYPE_CHECKING:
     from celery.worker.request import Request
 
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["LanesStep"]
 
@@ -53,8 +44,6 @@ logger = logging.getLogger(__name__)
 TICK = 1.0
 #: How long the loop of gevent waits for the broker before it looks around, seconds.
 DRAIN = 0.05
-#: How long a percentile is used before it is read anew, seconds.
-_P95_SECONDS = 5.0
 
 
 class LanesStep(bootsteps.StartStopStep):
@@ -75,29 +64,20 @@ class LanesStep(bootsteps.StartStopStep):
         #: Deliveries that wait for their ETA, by queue: they count as unacknowledged.
         self._later: Counter[str] = Counter()
         self._awaited: set[Request] = set()
-        self._roster = roster_of(c.app)
-        #: When a lane's percentile was read, and what it was.
-        self._read: dict[str, tuple[float, float | None]] = {}
-        self.slots = self._roster.slots = WorkerSlots(
-            self._lanes.values(), self._size, self._p95, self._wake,
-            self._priority if self._broker is not None else None, settings.priority_aging,
-        )  # fmt: skip
-        self._consuming = consuming = self._roster.consuming = QueuePauses(c)
+        self._runtime = runtime = WorkerRuntime(c, self._wake)
+        keep(c.app, runtime)
+        self._roster, self.slots = runtime.roster, runtime.slots
+        self._consuming = consuming = runtime.queue_pauses
         consuming.attach()
-        self.drift = self._roster.drift = Drift(c, self._roster)
-        self.pauses = self._roster.pauses = OperatorPauses(c, consuming, self._lanes, self._roster)
-        self.limits = self._roster.limits = LaneLimits(
-            c, self._lanes, self.slots, consuming, self._roster
-        )
-        self._waits = SelfWaiting(self.slots, self._roster)
-        self._untracked = DroppedCalls(self.slots, self._roster)
+        self._waits = SelfWaiting(self.slots, runtime.flights)
+        self._untracked = DroppedCalls(self.slots, runtime.flights)
         self._recovery = SlotRecovery(self.slots, self._roster, self._is_waiting)
         self._renewals = ConsumerRenewal(c, self._lanes, self.slots, self._prefetch)
         # Before the strategies are built, which keep the attribute (celery.worker.strategy).
         self._hand_over, c.on_task_request = c.on_task_request, self.take_in
         connect_by(c, settings.redis_transport)
         queues = c.app.amqp.queues.consume_from
-        served = lanes_of_queues(self._lanes, queues)
+        served = runtime.served
         for slots in self.slots.lanes.values():
             slots.served = slots.lane in served
         self._low: LowPriorityQueues | None = None
@@ -120,8 +100,8 @@ class LanesStep(bootsteps.StartStopStep):
             self._first_start = False
             tell_of_abandoned(c.app)
         self.slots.give_up_held()
-        self.pauses.lose_connection()
-        if pool_name(c.controller.pool_cls) == "prefork":
+        self._runtime.held.lose_connection()
+        if self._runtime.flights is not None:
             # What no process had accepted is dropped by now (Consumer.on_close).
             reserved = self.slots.reserved()
             self._untracked.add(call for call in reserved if call not in state.active_requests)
@@ -129,7 +109,7 @@ class LanesStep(bootsteps.StartStopStep):
             c.connection.drain_events = partial(_drain_soon, c.connection.drain_events)
         self._disarm(c)
         self._timer_entries = [c.timer.call_repeatedly(TICK, c.call_soon, (self._look,))]
-        if c.hub is not None and pool_name(c.controller.pool_cls) == "prefork":
+        if c.hub is not None and self._runtime.flights is not None:
             # On solo a body keeps the event loop from its timers, and threads do not wake it.
             self._roster.tally.call_later = c.hub.call_later
         if self._low is not None:
@@ -151,10 +131,7 @@ class LanesStep(bootsteps.StartStopStep):
             self._awaited.discard(request)
             self._later[request.delivery_info["routing_key"]] -= 1
         # A plain task's has no lane: it takes a place in the pool, as in Celery.
-        budgeted = getattr(request, "lane", None) is not None
-        if budgeted and self.pauses.turn_away(request):
-            return
-        if not budgeted or self.slots.take(request):
+        if getattr(request, "lane", None) is None or self._runtime.takes_in(request):
             self._hand_over(request)
         if self._renewals.needed:
             self._renewals.look_soon(request.delivery_info["routing_key"])
@@ -173,20 +150,6 @@ class LanesStep(bootsteps.StartStopStep):
         self._woken = False
         for request in self.slots.due():
             self._hand_over(request)
-
-    def _size(self) -> int:
-        controller = self._consumer.controller
-        if controller.autoscaler is not None:
-            return int(controller.max_concurrency)
-        return slots_of(self._consumer.pool)
-
-    def _p95(self, lane: str) -> float | None:
-        read_at, p95 = self._read.get(lane, (-inf, None))
-        if monotonic() - read_at > _P95_SECONDS:
-            calls = self._roster.tally.statistics().lanes.get(lane)
-            p95 = calls.duration.quantile(0.95) if calls is not None else None
-            self._read[lane] = monotonic(), p95
-        return p95
 
     def _on_received(self, request: Request, **_: Any) -> None:
         if request.eta is not None:
@@ -245,17 +208,13 @@ class LanesStep(bootsteps.StartStopStep):
         ahead = slots.most * int(self._consumer.prefetch_multiplier)
         return ahead + later if ahead else 0  # 0: no bound, as in Celery
 
-    def _priority(self, request: BudgetedRequest) -> Priority:
-        assert self._broker is not None
-        return level_of(request.delivery_info.get("priority"), self._broker)
-
     def _look(self) -> None:
         if state.should_terminate:
             return  # a cold stop has ended the pool: celery.apps.worker.on_cold_shutdown
         for look in (
-            self.pauses.look, self.limits.look, self.drift.look, self._waits.look,
-            self._untracked.look, self._start_due, self._roster.tally.count_noted,
-            self._roster.look, self._recovery.look,
+            self._runtime.pauses.look, self._runtime.limits.look, self._runtime.drift.look,
+            self._waits.look, self._untracked.look, self._start_due,
+            self._roster.tally.count_noted, self._runtime.look, self._recovery.look,
         ):  # fmt: skip
             try:
                 look()
@@ -265,7 +224,7 @@ class LanesStep(bootsteps.StartStopStep):
                 # In the event loop it would end the worker.
                 logger.exception("budgets.lanes_look_failed")
 
-    def _is_waiting(self, request: BudgetedRequest) -> bool:
+    def _is_waiting(self, request: Delivery) -> bool:
         """Return whether a call waits for its place in the pool, or was dropped by it."""
         return is_waiting(self._consumer, request) or request in self._untracked
 

@@ -16,7 +16,7 @@ from celery.worker import state
 from celery_budgets.config.broker_limits import renews, visibility_timeout
 from celery_budgets.config.settings import settings_of
 from celery_budgets.worker.calls.overtaken import Overtaken
-from celery_budgets.worker.calls.roster import roster_of
+from celery_budgets.worker.runtime import runtime_of
 from celery_budgets.worker.transport.renewing.fleet import Fleet
 from celery_budgets.worker.transport.renewing.in_hand import messages_in_hand
 from celery_budgets.worker.transport.renewing.renewal import Renewal
@@ -43,7 +43,7 @@ class RenewalStep(bootsteps.StartStopStep):
         #: Celery before 5.7 keeps no set of those that wait for their ETA.
         self._later: WeakSet[Any] = WeakSet()
         signals.task_received.connect(self._on_received, sender=c)
-        overtaken = Overtaken(settings_of(c.app).lanes, roster_of(c.app), self._requests)
+        overtaken = Overtaken(settings_of(c.app).lanes, runtime_of(c.app).roster, self._requests)
         self.fleet = Fleet(c.hostname)
         self.renewal = Renewal(timeout, self._in_hand, overtaken.tell, self.fleet.look)
         sweeping = Sweeping(self._may_sweep, c.app.conf.broker_transport_options or {})

@@ -12,13 +12,12 @@ import threading
 from functools import partial
 from importlib.metadata import version
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
 
 from celery_budgets.blocks.ledger import ledger_of
 from celery_budgets.config.settings import Settings, settings_of
-from celery_budgets.execution.flight.recorder import FlightReader
 from celery_budgets.execution.limits.interrupts import (
     GreenletInterrupt,
     Interrupt,
@@ -34,16 +33,20 @@ from celery_budgets.tasks.mapped import MappingTask
 from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.telemetry.logs import print_json_lines
 from celery_budgets.units import KIB
-from celery_budgets.worker.calls.roster import roster_of
 from celery_budgets.worker.calls.settling import contain
 from celery_budgets.worker.pool.abandoned_threads import AbandonedThreads
 from celery_budgets.worker.pool.children import Children
 from celery_budgets.worker.pool.processes import PoolProcesses
+from celery_budgets.worker.pool.size import pool_name, pool_pids
 from celery_budgets.worker.pool.started_calls import StartedCalls
 from celery_budgets.worker.pool.time_limits import TimeLimitTimer
 from celery_budgets.worker.remote.metrics_source import MetricsSource
-from celery_budgets.worker.remote.report import Report, pool_pids
-from celery_budgets.worker.startup.checks import check_worker, pool_name
+from celery_budgets.worker.remote.report import Report
+from celery_budgets.worker.runtime import WorkerRuntime, runtime_of
+from celery_budgets.worker.startup.checks import check_worker
+
+if TYPE_CHECKING:
+    from celery_budgets.execution.flight.recorder import FlightReader
 
 __all__ = ["BudgetsStep"]
 
@@ -59,45 +62,22 @@ class BudgetsStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, autoscale: Any = None, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self.settings: Settings = settings_of(worker.app)
-        self.roster = roster_of(worker.app)
         self.pool = pool_name(worker.pool_cls)
         self.lanes: list[Lane] = check_worker(worker, self.settings, autoscale)
         if self.settings.json_logs:
             # Before the pool forks, so that its processes print their records so too.
             print_json_lines()
-        self.roster.capacity = worker.concurrency
-        self.roster.tells_slots = self.settings.tracing
-        failures.listen(self.roster.count_failure)
-        self.interrupt = self._interrupt(worker)
-        self.report = Report(
-            worker, self.settings, self.lanes, self.roster, self.pool, self.interrupt.enforces
-        )
         if self.pool == "prefork":
-            # Before the pool forks, so that each process finds the folder in its environment.
-            self.roster.flights = FlightReader()
             self._let_fat_processes_leave(worker)
-        else:
-            install(self.interrupt)
-            ledger_of(worker.app).worker = self.roster.tally.count
         for task in worker.app.tasks.values():
             if isinstance(task, BudgetedTask):
                 type(task).join_mixins()
                 _settle_acknowledgement(task)
 
-    def _interrupt(self, worker: Any) -> Interrupt:
-        if self.pool == "threads":
-            most = self.settings.max_abandoned_threads
-            threads = AbandonedThreads(worker, self.roster, most)
-            return ThreadInterrupt(threads.abandon, threads.returned)
-        kinds = {
-            "prefork": ProcessInterrupt,
-            "gevent": GreenletInterrupt,
-            "solo": MainThreadInterrupt,
-        }
-        return kinds.get(self.pool, Interrupt)()
-
     def _let_fat_processes_leave(self, worker: Any) -> None:
-        """Make billiard ask each pool process for its size after a call (process.recycle).
+        """Make billiard ask each pool process for its size after a call.
+
+        See :mod:`celery_budgets.execution.memory.recycling`.
 
         It asks only where ``max_memory_per_child`` (KiB) is set. A program's own stays, and is
         kept in the configuration, where pool processes find it.
@@ -118,31 +98,49 @@ class BudgetsStep(bootsteps.StartStopStep):
         return self
 
     def start(self, worker: Any) -> None:
-        """Stand in front of the pool, and say what it enforces."""
+        """Stand in front of the pool, which has started, and log what it enforces."""
+        runtime = runtime_of(worker.app)
         # As celery.contrib.testing.worker.start_worker runs it.
-        self.roster.embedded = threading.current_thread() is not threading.main_thread()
-        if self.roster.flights is None:
+        runtime.embedded = threading.current_thread() is not threading.main_thread()
+        failures.listen(runtime.roster.count_failure)
+        interrupt = self._interrupt(worker, runtime)
+        if runtime.flights is None:
             contain(worker.pool)
-        asynpool = getattr(worker.pool, "_pool", None)
-        self.roster.processes = None
-        if self.roster.flights is not None and hasattr(asynpool, "_on_hard_timeout"):
-            TimeLimitTimer(asynpool, worker.hub, self.roster.flights).attach()
-            StartedCalls(worker.pool, worker.hub).attach()
-            self.roster.processes = PoolProcesses(asynpool)
-        if self.roster.flights is not None and hasattr(asynpool, "_timeout_handler"):
-            Children(worker.pool, self.roster.flights).attach()
-        self._start_telemetry(worker)
-        enforces = self.interrupt.enforces
+            install(interrupt)
+            ledger_of(worker.app).worker = runtime.roster.tally.count
+        else:
+            self._join_processes(worker, runtime, runtime.flights)
+        self.report = runtime.report = Report(worker, runtime, interrupt.enforces)
+        about = (version("celery-budgets"), worker.hostname, self.pool)
+        MetricsSource(runtime, about, partial(pool_pids, worker.pool)).start(self.settings)
         logger.info(
             "budgets.worker_started lanes=%s concurrency=%s pool=%s soft=%r hard=%r memory=%r",
             ",".join(lane.name for lane in self.lanes) or "none", worker.concurrency, self.pool,
-            enforces["soft"], enforces["hard"], enforces["memory"],
+            *(interrupt.enforces[what] for what in ("soft", "hard", "memory")),
         )  # fmt: skip
 
-    def _start_telemetry(self, worker: Any) -> None:
-        about = (version("celery-budgets"), worker.hostname, self.pool)
-        pids = partial(pool_pids, worker)
-        MetricsSource(self.roster, self.lanes, about, pids).start(self.settings)
+    def _interrupt(self, worker: Any, runtime: WorkerRuntime) -> Interrupt:
+        if self.pool == "threads":
+            threads = runtime.threads = AbandonedThreads(
+                worker, runtime.roster, self.settings.max_abandoned_threads,
+                embedded=runtime.embedded,
+            )  # fmt: skip
+            return ThreadInterrupt(threads.abandon, threads.returned)
+        kinds = {
+            "prefork": ProcessInterrupt,
+            "gevent": GreenletInterrupt,
+            "solo": MainThreadInterrupt,
+        }
+        return kinds.get(self.pool, Interrupt)()
+
+    def _join_processes(self, worker: Any, runtime: WorkerRuntime, flights: FlightReader) -> None:
+        asynpool = worker.pool._pool
+        if hasattr(asynpool, "_on_hard_timeout"):
+            TimeLimitTimer(asynpool, worker.hub, flights).attach()
+            StartedCalls(worker.pool, worker.hub).attach()
+            runtime.processes = PoolProcesses(asynpool)
+        if hasattr(asynpool, "_timeout_handler"):
+            Children(worker.pool, flights).attach()
 
     def stop(self, worker: Any) -> None:
         """Nothing to do before the pool has stopped."""

@@ -16,7 +16,7 @@ from celery.worker.request import Request
 from celery_budgets.model.outcomes import Outcome
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["SettlingRequest", "comes_again", "give_back"]
 
@@ -61,7 +61,7 @@ def comes_again(task: Any, outcome: Outcome) -> bool:
     return not _is_acknowledged(task, "acks_on_timeout")
 
 
-def give_back(request: BudgetedRequest, outcome: Outcome) -> None:
+def give_back(request: Delivery, outcome: Outcome) -> None:
     """Acknowledge the message of a call that has ended for good, or reject it as Celery does."""
     which = "acks_on_timeout" if outcome is Outcome.HARD_TIME_LIMIT else "acks_on_failure"
     if request.task.acks_late and not _is_acknowledged(request.task, which):

@@ -11,7 +11,7 @@ from celery_budgets.model.outcomes import Outcome
 from celery_budgets.sending.scope import scope_in
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["EndedCall", "facts_of"]
 
@@ -43,7 +43,7 @@ class EndedCall(NamedTuple):
     record: Flight | bytes | None
 
     @classmethod
-    def of(cls, request: BudgetedRequest, outcome: Outcome, record: Flight | bytes | None) -> Self:
+    def of(cls, request: Delivery, outcome: Outcome, record: Flight | bytes | None) -> Self:
         """Return what is kept of *request*, whose call has ended now."""
         headers = request._request_dict
         return cls(

@@ -18,7 +18,7 @@ from celery_budgets.model.reasons import REASON_DEADLINE
 
 if TYPE_CHECKING:
     from celery_budgets.execution.flight.record import Flight
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["came_too_late", "in_time"]
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _CLOCKS_APART = 0.01
 
 
-def in_time(request: BudgetedRequest) -> bool:
+def in_time(request: Delivery) -> bool:
     """Cut the limits of *request* to what is left; fail it where nothing is."""
     header = request.request_dict.get(HEADER_DEADLINE)
     if header is None:
@@ -46,7 +46,7 @@ def in_time(request: BudgetedRequest) -> bool:
     return True
 
 
-def _tell_of_malformed(request: BudgetedRequest, header: object) -> None:
+def _tell_of_malformed(request: Delivery, header: object) -> None:
     """Log and count a header that cannot be read: the call runs as if it had none."""
     request.roster.count_failure()
     logger.warning(
@@ -56,7 +56,7 @@ def _tell_of_malformed(request: BudgetedRequest, header: object) -> None:
     )  # fmt: skip
 
 
-def came_too_late(request: BudgetedRequest, exc: BaseException, flight: Flight | None) -> bool:
+def came_too_late(request: Delivery, exc: BaseException, flight: Flight | None) -> bool:
     """Say whether *exc* is that of a call that its process did not start.
 
     A body may fail with the same error of a call that it waited for; but that one had begun,

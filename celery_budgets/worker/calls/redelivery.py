@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 from celery.worker import state
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["is_settled"]
 
 logger = logging.getLogger(__name__)
 
 
-def is_settled(request: BudgetedRequest) -> bool:
-    """Say whether *request* needs no run: its first delivery has ended here, or is in hand.
+def is_settled(request: Delivery) -> bool:
+    """Return whether *request* needs no run: its first delivery has ended here, or is in hand.
 
     Or it waited here for so long that another worker has it by now.
     """
@@ -42,7 +42,7 @@ def is_settled(request: BudgetedRequest) -> bool:
     return True
 
 
-def _joins_first(request: BudgetedRequest) -> bool:
+def _joins_first(request: Delivery) -> bool:
     """Leave *request* to its first delivery, where that is still in hand.
 
     Its call runs on, or has ended and the event loop has not heard of it yet.

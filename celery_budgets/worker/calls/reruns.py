@@ -21,7 +21,7 @@ from celery_budgets.model.headers import HEADER_KILLS
 from celery_budgets.model.outcomes import Outcome
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["KillReruns"]
 
@@ -41,7 +41,7 @@ class KillReruns:
         self._clock = clock
         self._kills: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
 
-    def run_again(self, request: BudgetedRequest, exc: Exception, outcome: Outcome) -> bool:
+    def run_again(self, request: Delivery, exc: Exception, outcome: Outcome) -> bool:
         """Send the call anew where its task allows that after a kill; say whether it did.
 
         Mirrors celery.worker.request.Request._retry_worker_lost (5.7), with a counter of its
@@ -73,7 +73,7 @@ class KillReruns:
         )  # fmt: skip
         return True
 
-    def _count(self, request: BudgetedRequest) -> int:
+    def _count(self, request: Delivery) -> int:
         """Count a kill of the signature of *request*; return how many there were."""
         now, key = self._clock(), _signature(request)
         kills, last = self._kills.pop(key, (0, now))
@@ -84,7 +84,7 @@ class KillReruns:
         return kills
 
 
-def _signature(request: BudgetedRequest) -> bytes:
+def _signature(request: Delivery) -> bytes:
     kwargs = sorted((request.kwargs or {}).items())
     try:
         words = repr((request.type, tuple(request.args or ()), kwargs))

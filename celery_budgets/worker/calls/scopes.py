@@ -20,7 +20,7 @@ from celery_budgets.sending.scope import paths_above, scope_in
 from celery_budgets.telemetry.statistics import Statistics
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["REMEMBERED", "Scopes", "cancel", "revoke_if_cancelled"]
 
@@ -88,7 +88,7 @@ def cancel(path: str, pool: Any, *, running: bool) -> int:
     return ended
 
 
-def revoke_if_cancelled(request: BudgetedRequest) -> bool:
+def revoke_if_cancelled(request: Delivery) -> bool:
     """Revoke a call that is about to run where its scope is cancelled; say whether it was."""
     path = scope_in(request.request_dict)
     if path is None or not any(_token(each) in worker_state.revoked for each in paths_above(path)):

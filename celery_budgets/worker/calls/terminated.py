@@ -14,7 +14,7 @@ from celery.worker.request import Request
 
 if TYPE_CHECKING:
     from celery_budgets.model.outcomes import Outcome
-    from celery_budgets.worker.calls.roster import Roster
+    from celery_budgets.worker.delivery import Calls, Runtime
 
 __all__ = ["TerminableRequest"]
 
@@ -22,7 +22,8 @@ __all__ = ["TerminableRequest"]
 class TerminableRequest(Request):
     """A delivery whose slot is held, once it is terminated, until the pool tells of its end."""
 
-    roster: Roster
+    roster: Calls
+    runtime: Runtime
     outcome: Outcome | None
     #: Does its body run on, or may it, although the call has its outcome?
     runs_on = False
@@ -38,8 +39,8 @@ class TerminableRequest(Request):
         """
         if self.time_start and self.outcome is None:
             self.runs_on, self._terminated_in = True, pool
-            if self.roster.flights is not None:
-                self.roster.flights.terminate(self.worker_pid, self.id)
+            if self.runtime.flights is not None:
+                self.runtime.flights.terminate(self.worker_pid, self.id)
         try:
             super().terminate(pool, signal)
         except NotImplementedError:

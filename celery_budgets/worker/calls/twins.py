@@ -14,12 +14,12 @@ from celery.worker import state
 from celery_budgets.model.headers import HEADER_WAITED_FOR
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["expires_alone", "shares_result_of_twin"]
 
 
-def shares_result_of_twin(request: BudgetedRequest) -> bool:
+def shares_result_of_twin(request: Delivery) -> bool:
     """Say whether *request* has not started and has waited for a twin that shares its id."""
     headers = request.request_dict
     if request.time_start is not None or HEADER_WAITED_FOR not in headers:
@@ -30,7 +30,7 @@ def shares_result_of_twin(request: BudgetedRequest) -> bool:
     return stands_for_twin(headers, request.type, request.id)
 
 
-def expires_alone(request: BudgetedRequest, expire: Callable[[], bool | None]) -> bool:
+def expires_alone(request: Delivery, expire: Callable[[], bool | None]) -> bool:
     """Return what *expire*, Celery's own, does: which revokes the id, and so twins to come."""
     known = request.id in state.revoked
     expired = bool(expire())

@@ -12,7 +12,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from celery_budgets.worker.calls.roster import Roster
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
+from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 from celery_budgets.worker.pool.size import slots_of
 
 __all__ = ["Difference", "Drift"]
@@ -34,12 +35,14 @@ class Drift:
 
     Args:
         consumer: The Celery consumer.
-        roster: Knows the slots that the pool is to have, and which queues are paused.
+        slots: Those that the pool is to have.
+        consuming: Knows which queues are paused.
     """
 
-    def __init__(self, consumer: Any, roster: Roster) -> None:
+    def __init__(self, consumer: Any, slots: WorkerSlots, consuming: QueuePauses) -> None:
         self._consumer = consumer
-        self._roster = roster
+        self._slots = slots
+        self._consuming = consuming
         #: What was found at the last :meth:`look`.
         self._known: tuple[Difference, ...] = ()
 
@@ -56,7 +59,7 @@ class Drift:
     def differences(self) -> Iterator[Difference]:
         """Yield what differs now."""
         yield from self._of_pool()
-        changed = self._roster.consuming.drift() if self._roster.consuming is not None else {}
+        changed = self._consuming.drift()
         for queue in changed.get("added", ()):
             yield Difference(
                 f"queue {queue} is consumed, and was not at the start",
@@ -67,7 +70,7 @@ class Drift:
             yield Difference(text, f"celery control add_consumer {queue}", queue)
 
     def _of_pool(self) -> Iterator[Difference]:
-        wanted, now = self._roster.capacity, slots_of(self._consumer.pool)
+        wanted, now = int(self._slots.capacity), slots_of(self._consumer.pool)
         if self._consumer.controller.autoscaler is not None or not wanted or now == wanted:
             return
         command = f"pool_shrink {now - wanted}" if now > wanted else f"pool_grow {wanted - now}"

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from celery_budgets.worker.calls.roster import Roster
+from celery_budgets.execution.flight.recorder import FlightReader
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["DroppedCalls"]
 
@@ -30,20 +30,20 @@ class DroppedCalls:
 
     Args:
         slots: Where they have a slot.
-        roster: Reads what the processes have written of them.
+        flights: Reads what the processes have written of them; ``None`` where there are none.
     """
 
-    def __init__(self, slots: WorkerSlots, roster: Roster) -> None:
+    def __init__(self, slots: WorkerSlots, flights: FlightReader | None) -> None:
         self._slots = slots
-        self._roster = roster
-        self._since: dict[BudgetedRequest, float] = {}
+        self._flights = flights
+        self._since: dict[Delivery, float] = {}
 
-    def add(self, requests: Iterable[BudgetedRequest]) -> None:
+    def add(self, requests: Iterable[Delivery]) -> None:
         """Note calls that have just been dropped."""
         for request in requests:
             self._since.setdefault(request, monotonic())
 
-    def __contains__(self, request: BudgetedRequest) -> bool:
+    def __contains__(self, request: Delivery) -> bool:
         return request in self._since
 
     def look(self) -> None:
@@ -55,8 +55,8 @@ class DroppedCalls:
                 del self._since[request]
                 self._slots.release(request)
 
-    def _runs(self, request: BudgetedRequest) -> bool:
-        flights = self._roster.flights
+    def _runs(self, request: Delivery) -> bool:
+        flights = self._flights
         if flights is None:
             return False
         found = (flights.read(pid, request.id) for pid in flights.pids())

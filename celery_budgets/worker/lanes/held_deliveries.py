@@ -1,19 +1,62 @@
-"""Deliveries that wait in the worker: which there are, and which may go back to the broker."""
+"""Deliveries that wait in the worker: which are held, which may go back to the broker."""
 
 from __future__ import annotations
 
+import threading
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from celery_budgets.model.lanes import Lane
-from celery_budgets.worker.calls.roster import Roster
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
-__all__ = ["is_waiting", "must_hold", "take_waiting"]
+__all__ = ["MEMORY", "HeldDeliveries", "is_waiting", "must_hold", "take_waiting"]
 
 
-def must_hold(consumer: Any, request: BudgetedRequest) -> bool:
+#: Reason of deliveries that the memory gate holds.
+MEMORY = "memory"
+
+
+class HeldDeliveries:
+    """Deliveries that are kept unacknowledged in this worker, by the reason why they are."""
+
+    def __init__(self) -> None:
+        self._held: defaultdict[str, list[Delivery]] = defaultdict(list)
+        # Threads of a pool hold some while the event loop takes others.
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Return how many are held, whatever the reason."""
+        return sum(map(len, self._held.values()))
+
+    def hold(self, reason: str, request: Delivery) -> None:
+        """Keep *request* until somebody takes those of *reason*."""
+        with self._lock:
+            self._held[reason].append(request)
+
+    def take(self, reason: str, lane: Lane | None = None) -> list[Delivery]:
+        """Return the deliveries of *reason*, of one lane or all, and hold them no more."""
+        with self._lock:
+            held = self._held.pop(reason, [])
+            taken = [request for request in held if _is_of(request, lane)]
+            if len(taken) < len(held):
+                self._held[reason] = [request for request in held if not _is_of(request, lane)]
+        return taken
+
+    def take_first(self, reason: str) -> Delivery | None:
+        """Return the delivery that has been held for *reason* longest, and hold it no more."""
+        with self._lock:
+            return self._held[reason].pop(0) if self._held[reason] else None
+
+    def lose_connection(self) -> None:
+        """Forget what is held: with its channel gone the broker hands it out again."""
+        with self._lock:
+            self._held.clear()
+
+
+def must_hold(consumer: Any, request: Delivery) -> bool:
     """Say whether handing back could use up the deliveries that the broker allows.
 
     A RabbitMQ quorum queue drops a message after its delivery limit, 20 by default. One
@@ -27,12 +70,12 @@ def must_hold(consumer: Any, request: BudgetedRequest) -> bool:
     return quorum or bool(request.delivery_info.get("redelivered"))
 
 
-def is_waiting(consumer: Any, request: BudgetedRequest) -> bool:
+def is_waiting(consumer: Any, request: Delivery) -> bool:
     """Return whether *request* waits for a place in the pool; see :func:`take_waiting`."""
     return any(entry[1] and entry[1][0] is request for entry in list(_waiting(consumer)))
 
 
-def take_waiting(consumer: Any, roster: Roster, lane: Lane | None = None) -> list[BudgetedRequest]:
+def take_waiting(consumer: Any, slots: WorkerSlots, lane: Lane | None = None) -> list[Delivery]:
     """Take the deliveries that wait for a slot or for a place in the pool, of one lane or all.
 
     Reaches into kombu.asynchronous.semaphore.LaxBoundedSemaphore, whose waiters are what
@@ -45,10 +88,8 @@ def take_waiting(consumer: Any, roster: Roster, lane: Lane | None = None) -> lis
         waiting.remove(entry)
     taken = [entry[1][0] for entry in entries]
     for request in taken:
-        roster.leaves(request)
-    if roster.slots is not None:
-        taken += roster.slots.give_up_held(lane.name if lane is not None else None)
-    return taken
+        slots.release(request)
+    return taken + slots.give_up_held(lane.name if lane is not None else None)
 
 
 def _waiting(consumer: Any) -> Any:

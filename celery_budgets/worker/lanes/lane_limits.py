@@ -15,12 +15,10 @@ from typing import Any
 
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.lanes import Lane, Lanes
-from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 from celery_budgets.worker.lanes.queue_pauses import QueuePauses
-from celery_budgets.worker.pool.size import GROWING_POOLS, grow, slots_of
-from celery_budgets.worker.startup.checks import pool_name
+from celery_budgets.worker.pool.size import GROWING_POOLS, grow, pool_name, slots_of
 
 __all__ = ["LaneLimits"]
 
@@ -35,22 +33,15 @@ class LaneLimits:
         lanes: The lanes of the app.
         slots: The limits in force.
         consuming: Knows which lanes this worker serves.
-        roster: Told of the slots that the pool is given.
     """
 
     def __init__(
-        self,
-        consumer: Any,
-        lanes: Lanes,
-        slots: WorkerSlots,
-        consuming: QueuePauses,
-        roster: Roster,
+        self, consumer: Any, lanes: Lanes, slots: WorkerSlots, consuming: QueuePauses
     ) -> None:
         self._consumer = consumer
         self._lanes = lanes
         self._slots = slots
         self._consuming = consuming
-        self._roster = roster
         #: The lane whose limit Celery's own consumer does not know; it has one lane only.
         self._lone: Lane | None = None
 
@@ -61,10 +52,10 @@ class LaneLimits:
             ConfigurationError: The limit makes no sense, or this worker cannot have it.
         """
         ConfigurationError.raise_if(filter(None, [self._refusal(lane, limit)]))
-        before, missing = self._roster.limit_of(lane), self._missing(lane, limit)
+        before, missing = self._slots.limit_of(lane), self._missing(lane, limit)
         if missing:
             grow(self._consumer.pool, self._pool_kind, missing)
-            self._roster.capacity += missing
+            self._slots.capacity += missing
         self._slots.set_limit(lane.name, limit)
         # Not here: kombu may be in the middle of reading from the broker.
         self._consumer.call_soon(self._count, lane)
@@ -142,7 +133,7 @@ class LaneLimits:
             self._count_all()
 
     def _counts_by_consumer(self) -> bool:
-        """Say whether the broker has a count for each consumer: RabbitMQ, with quorum queues."""
+        """Return whether the broker has a count for each consumer: RabbitMQ, with quorum queues."""
         on_rabbitmq = self._consumer.connection.transport.driver_type == "amqp"
         return on_rabbitmq and getattr(self._consumer, "qos_global", None) is False
 

@@ -22,7 +22,7 @@ from celery_budgets.model.lanes import Lane
 from celery_budgets.model.priority import Priority
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["BORROW_SECONDS", "LaneSlots", "WorkerSlots"]
 
@@ -46,10 +46,10 @@ class LaneSlots:
         self.limit = lane.concurrency
         #: Does this worker consume its queue? Others get no calls that slots could be kept for.
         self.served = True
-        self.taken: set[BudgetedRequest] = set()
-        self.held: deque[BudgetedRequest] = deque()
+        self.taken: set[Delivery] = set()
+        self.held: deque[Delivery] = deque()
         #: Those of low priority among the calls in a slot.
-        self.low: set[BudgetedRequest] = set()
+        self.low: set[Delivery] = set()
         #: When one of low priority was started last, by the monotonic clock.
         self.low_at = monotonic()
         #: Calls of other priorities that have started.
@@ -70,7 +70,7 @@ class LaneSlots:
         return max(0, self.keeps - len(self.taken)) if self.served else 0
 
     def has_room_for_others(self) -> bool:
-        """Say whether calls of higher than low priority would find a slot, and none waits."""
+        """Return whether calls of higher than low priority would find a slot, and none waits."""
         return len(self.taken) - len(self.low) < self.limit and not self.held
 
     def fullness(self) -> tuple[bool, float]:
@@ -90,6 +90,7 @@ class WorkerSlots:
         wake: Asked, from any thread, to have :meth:`due` looked at soon.
         priority: Returns that of a call; ``None`` where the app has none.
         aging: Longest that a busy lane starts no call of low priority, seconds.
+        capacity: Calls that the worker may run at once, over all its lanes.
     """
 
     def __init__(
@@ -98,8 +99,9 @@ class WorkerSlots:
         size: Callable[[], int],
         p95: Callable[[str], float | None],
         wake: Callable[[], None],
-        priority: Callable[[BudgetedRequest], Priority] | None = None,
+        priority: Callable[[Delivery], Priority] | None = None,
         aging: float = inf,
+        capacity: float = inf,
     ) -> None:
         self.lanes = {lane.name: LaneSlots(lane) for lane in lanes}
         self._size = size
@@ -107,13 +109,15 @@ class WorkerSlots:
         self._wake = wake
         self._priority = priority
         self._aging = aging
+        #: Calls that the worker may run at once, over all its lanes.
+        self.capacity = capacity
         self._total = 0
         #: Those of the lanes that keep calls.
         self._holding: dict[str, LaneSlots] = {}
         # Calls end in pool threads, and begin in the event loop.
         self._lock = threading.Lock()
 
-    def take(self, request: BudgetedRequest) -> bool:
+    def take(self, request: Delivery) -> bool:
         """Reserve a slot for *request*; without one, keep it until :meth:`due` yields it."""
         slots = self.lanes[request.lane.name]
         with self._lock:
@@ -129,7 +133,7 @@ class WorkerSlots:
             self._wake()
         return False
 
-    def release(self, request: BudgetedRequest) -> None:
+    def release(self, request: Delivery) -> None:
         """Give the slot of *request* back, if it has one; kept calls may be due then."""
         slots = self.lanes[request.lane.name]
         with self._lock:
@@ -141,7 +145,7 @@ class WorkerSlots:
         if self._holding:
             self._wake()
 
-    def due(self) -> Iterator[BudgetedRequest]:
+    def due(self) -> Iterator[Delivery]:
         """Yield the kept calls that may run now, each with its slot reserved."""
         while True:
             with self._lock:
@@ -154,7 +158,7 @@ class WorkerSlots:
                 self._reserve(slots, request)
             yield request
 
-    def give_up_held(self, lane: str | None = None) -> list[BudgetedRequest]:
+    def give_up_held(self, lane: str | None = None) -> list[Delivery]:
         """Return the calls that are kept, of one lane or of all, and keep them no more."""
         with self._lock:
             names = list(self._holding) if lane is None else [lane]
@@ -164,17 +168,22 @@ class WorkerSlots:
                 self._holding.pop(name, None)
         return given_up
 
+    def limit_of(self, lane: Lane) -> int:
+        """Return how many calls of *lane* this worker may run at once now."""
+        # A worker may be started with fewer slots than its lane has: celery worker -c.
+        return int(min(self.lanes[lane.name].limit, self.capacity))
+
     def set_limit(self, lane: str, limit: int) -> None:
         """Let *limit* calls of *lane* run at once; those above it run to their end."""
         self.lanes[lane].limit = limit
         self._wake()
 
-    def reserved(self) -> list[BudgetedRequest]:
+    def reserved(self) -> list[Delivery]:
         """Return the calls that have a slot."""
         with self._lock:
             return [request for slots in self.lanes.values() for request in slots.taken]
 
-    def full(self) -> list[tuple[str, list[BudgetedRequest]]]:
+    def full(self) -> list[tuple[str, list[Delivery]]]:
         """Return the lanes that could start no call now, each with the calls that it runs."""
         with self._lock:
             full = [s for s in self.lanes.values() if s.taken and not self._may_take(s)]
@@ -189,10 +198,10 @@ class WorkerSlots:
         return Counter({name: len(slots.held) for name, slots in self.lanes.items()})
 
     def low_is_due(self, lane: str) -> bool:
-        """Say whether *lane* has started no call of low priority for too long."""
+        """Return whether *lane* has started no call of low priority for too long."""
         return monotonic() - self.lanes[lane].low_at > self._aging
 
-    def _pick(self, slots: LaneSlots) -> BudgetedRequest:
+    def _pick(self, slots: LaneSlots) -> Delivery:
         """Take the kept call whose turn it is: by priority, and by arrival within each."""
         if self._priority is None:
             return slots.held.popleft()
@@ -205,7 +214,7 @@ class WorkerSlots:
         del slots.held[place]
         return request
 
-    def _reserve(self, slots: LaneSlots, request: BudgetedRequest) -> None:
+    def _reserve(self, slots: LaneSlots, request: Delivery) -> None:
         slots.taken.add(request)
         self._total += 1
         if self._priority is None:

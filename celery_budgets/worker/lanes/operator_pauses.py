@@ -1,6 +1,6 @@
 """The lanes that an operator has paused in this worker: ``celery lanes pause`` and ``resume``.
 
-What runs ends in peace. What waits goes back to the broker, for other workers; or stays here
+Running calls finish. What waits goes back to the broker, for other workers; or stays here
 unacknowledged until the lane is resumed, where the broker counts deliveries.
 
 Runs in the worker's event loop. See also: :mod:`celery_budgets.worker.lanes.queue_pauses`, which
@@ -14,18 +14,23 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from celery_budgets.model.lanes import Lane, Lanes
-from celery_budgets.worker.calls.roster import Roster
-from celery_budgets.worker.lanes.held_deliveries import must_hold, take_waiting
+from celery_budgets.worker.lanes.held_deliveries import (
+    MEMORY,
+    HeldDeliveries,
+    must_hold,
+    take_waiting,
+)
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["REASON", "OperatorPauses"]
 
 logger = logging.getLogger(__name__)
 
-#: Why queues are paused here (worker.consuming).
+#: Why queues are paused here, and deliveries held.
 REASON = "operator"
 
 
@@ -36,45 +41,48 @@ class OperatorPauses:
         consumer: The Celery consumer.
         consuming: Pauses and resumes its queues.
         lanes: The lanes of the app.
-        roster: The calls in hand.
+        slots: What waits for a slot is turned away too.
+        held: Where deliveries are kept until their lane is resumed.
     """
 
-    def __init__(self, consumer: Any, consuming: QueuePauses, lanes: Lanes, roster: Roster) -> None:
+    def __init__(
+        self,
+        consumer: Any,
+        consuming: QueuePauses,
+        lanes: Lanes,
+        slots: WorkerSlots,
+        held: HeldDeliveries,
+    ) -> None:
         self._consumer = consumer
         self._consuming = consuming
         self._lanes = lanes
-        self._roster = roster
-        #: Deliveries kept unacknowledged until their lane is resumed, by paused lane.
-        self._held: dict[str, list[BudgetedRequest]] = {}
-
-    @property
-    def held(self) -> int:
-        """Deliveries that are kept until their lane is resumed."""
-        return sum(map(len, self._held.values()))
+        self._slots = slots
+        self._held = held
+        self._paused: set[str] = set()
 
     def is_paused(self, lane: Lane) -> bool:
-        """Say whether an operator has paused *lane* here."""
-        return lane.name in self._held
+        """Return whether an operator has paused *lane* here."""
+        return lane.name in self._paused
 
     def pause(self, lane: Lane) -> None:
         """Start no further call of *lane*, also after a reconnect, until :meth:`resume`."""
-        self._held.setdefault(lane.name, [])
+        self._paused.add(lane.name)
         # Not here, as in celery.worker.control.cancel_consumer: kombu may be in the middle of
         # reading from Redis, and would forget the queue after a consumer has been added again.
         self._consumer.call_soon(self._settle, lane)
 
     def resume(self, lane: Lane) -> None:
         """Consume *lane* again, unless there is another reason not to; start what was kept."""
-        self._consumer.call_soon(self._go_on, lane, self._held.pop(lane.name, []))
+        self._paused.discard(lane.name)
+        self._consumer.call_soon(self._go_on, lane, self._held.take(REASON, lane))
 
-    def turn_away(self, request: BudgetedRequest) -> bool:
-        """Hand back or keep *request* where its lane is paused, and say whether it is."""
-        held = self._held.get(request.lane.name)
-        if held is None:
+    def turn_away(self, request: Delivery) -> bool:
+        """Hand back or keep *request* where its lane is paused; return whether it is."""
+        if request.lane.name not in self._paused:
             return False
         # Handed back to a queue that somebody consumes here all the same it would come at once.
         if self._is_consumed(request.lane) or must_hold(self._consumer, request):
-            held.append(request)
+            self._held.hold(REASON, request)
         else:
             logger.info("budgets.handed_back task_id=%s reason=%s", request.id, REASON)
             request.hand_back()
@@ -89,11 +97,6 @@ class OperatorPauses:
             else:
                 self._go_on(lane, [])
 
-    def lose_connection(self) -> None:
-        """Forget what is kept: with its channel gone the broker hands it out again."""
-        for held in self._held.values():
-            held.clear()
-
     def _settle(self, lane: Lane) -> None:
         """Take nothing of *lane* from the broker, and turn away what has been taken."""
         if not self.is_paused(lane) or not self._consuming.connected:
@@ -101,14 +104,13 @@ class OperatorPauses:
         self._consuming.pause(self._queues(lane), REASON)
         if not self.is_paused(lane):
             return  # resumed meanwhile: py-amqp reads on until RabbitMQ has confirmed
-        waiting, self._held[lane.name] = self._held[lane.name], []
-        waiting += take_waiting(self._consumer, self._roster, lane)
-        if self._roster.admission is not None:
-            waiting += self._roster.admission.give_up_held(lane)
+        waiting = self._held.take(REASON, lane)
+        waiting += take_waiting(self._consumer, self._slots, lane)
+        waiting += self._held.take(MEMORY, lane)
         for request in waiting:
             self.turn_away(request)
 
-    def _go_on(self, lane: Lane, held: list[BudgetedRequest]) -> None:
+    def _go_on(self, lane: Lane, held: list[Delivery]) -> None:
         """Take *lane* from the broker again; start what was *held*, or keep it where it is paused.
 
         Without a connection the next :meth:`look` does it.

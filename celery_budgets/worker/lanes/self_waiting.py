@@ -13,12 +13,11 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from celery_budgets.execution.flight.recorder import recorder
-from celery_budgets.worker.calls.roster import Roster
+from celery_budgets.execution.flight.recorder import FlightReader, recorder
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["SelfWaiting"]
 
@@ -30,12 +29,12 @@ class SelfWaiting:
 
     Args:
         slots: Knows which lanes are full, and of what.
-        roster: Reads what the process of a call has written of it.
+        flights: Reads what the process of a call has written of it; ``None`` where there is none.
     """
 
-    def __init__(self, slots: WorkerSlots, roster: Roster) -> None:
+    def __init__(self, slots: WorkerSlots, flights: FlightReader | None) -> None:
         self._slots = slots
-        self._roster = roster
+        self._flights = flights
         self._told: set[tuple[str, str]] = set()
 
     def look(self) -> None:
@@ -46,15 +45,15 @@ class SelfWaiting:
                     self._told.add((lane, task))
                     self._warn(lane, task, len(taken))
 
-    def _waiting(self, taken: list[BudgetedRequest]) -> Iterator[str]:
+    def _waiting(self, taken: list[Delivery]) -> Iterator[str]:
         for request in taken:
             if (request.lane.name, request.type) in self._told:
                 continue
             if self._waits(request):
                 yield request.type
 
-    def _waits(self, request: BudgetedRequest) -> bool:
-        flights = self._roster.flights
+    def _waits(self, request: Delivery) -> bool:
+        flights = self._flights
         if flights is None:
             return request.id in recorder().waiting
         flight = flights.read(request.worker_pid, request.id)

@@ -22,7 +22,7 @@ from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["SlotRecovery"]
 
@@ -47,7 +47,7 @@ class SlotRecovery:
         self,
         slots: WorkerSlots,
         roster: Roster,
-        is_waiting: Callable[[BudgetedRequest], bool],
+        is_waiting: Callable[[Delivery], bool],
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._slots = slots
@@ -55,7 +55,7 @@ class SlotRecovery:
         self._is_waiting = is_waiting
         self._clock = clock
         self._looked_at = clock()
-        self._missing: set[BudgetedRequest] = set()
+        self._missing: set[Delivery] = set()
 
     def look(self) -> None:
         """Settle the calls that were missing at the last look, and still are."""
@@ -74,26 +74,24 @@ class SlotRecovery:
         self._missing.clear()
         self._looked_at = self._clock()
 
-    def _is_known(self, request: BudgetedRequest) -> bool:
+    def _is_known(self, request: Delivery) -> bool:
         job = _job_of(request)
         return (job is not None and _runs(job)) or self._is_waiting(request)
 
-    def _recover(self, request: BudgetedRequest) -> None:
+    def _recover(self, request: Delivery) -> None:
         logger.error(
             "budgets.slot_recovered task=%s task_id=%s lane=%s: the pool has no job for this call",
             request.name, request.id, request.lane.name,
         )  # fmt: skip
-        self._roster.slots_recovered += 1
-        self._roster.tally.recent.count(request.lane.name, "slots_recovered")
         error = WorkerLostError("The pool has lost this call: nobody told of its end.")
         request.end_killed(error, Outcome.WORKER_LOST)
         # Whatever it holds by now: one that was terminated had its outcome before.
         request.comes_back()
-        self._roster.in_hand.pop(request.message_key, None)
+        self._roster.recovered(request)
         self._slots.release(request)
 
 
-def _job_of(request: BudgetedRequest) -> Any:
+def _job_of(request: Delivery) -> Any:
     """Return what the pool gave for a call; ``None`` before it has got it, or once it has none.
 
     Kept on the request where its calls run in this process (worker.settling.contain); Celery keeps

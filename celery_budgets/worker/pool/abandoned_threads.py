@@ -23,7 +23,7 @@ from celery_budgets.telemetry import spans
 from celery_budgets.worker.calls.roster import Roster
 
 if TYPE_CHECKING:
-    from celery_budgets.worker.request import BudgetedRequest
+    from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["EXIT_CODE", "AbandonedThreads"]
 
@@ -40,17 +40,24 @@ class AbandonedThreads:
         worker: The Celery worker; its pool may not be there yet.
         roster: The calls that the worker has in hand.
         most: Abandoned threads that the worker lives with.
+        embedded: Does the worker run in a thread of a program, which it may not end?
     """
 
-    def __init__(self, worker: Any, roster: Roster, most: int) -> None:
+    def __init__(self, worker: Any, roster: Roster, most: int, *, embedded: bool) -> None:
         self._worker = worker
         self._roster = roster
         self._most = most
+        self._embedded = embedded
         self._lock = threading.Lock()
         self._running_on: set[int] = set()
         #: Threads that have come back, each waiting to be needed.
         self._parked: list[tuple[threading.Thread, threading.Event]] = []
         signals.worker_shutdown.connect(self._part, sender=worker)
+
+    @property
+    def count(self) -> int:
+        """Threads that run on now."""
+        return len(self._running_on)
 
     def abandon(self, call: Call) -> None:
         """End *call* for everybody but its thread; from the watchdog, which must not block."""
@@ -60,7 +67,7 @@ class AbandonedThreads:
             request.given_up = True
         with self._lock:
             self._running_on.add(id(call))
-            self._roster.abandoned_threads = count = len(self._running_on)
+            count = len(self._running_on)
         threading.Thread(
             target=self._settle, args=(call, request, count),
             name="celery-budgets-abandon", daemon=True,
@@ -76,12 +83,11 @@ class AbandonedThreads:
             if id(call) not in self._running_on:
                 return
             self._running_on.discard(id(call))
-            self._roster.abandoned_threads = len(self._running_on)
             needed = threading.Event()
             self._parked.append((threading.current_thread(), needed))
         needed.wait()
 
-    def _settle(self, call: Call, request: BudgetedRequest | None, count: int) -> None:
+    def _settle(self, call: Call, request: Delivery | None, count: int) -> None:
         with self._lock:
             self._replace(call.thread_id)
         logger.error(
@@ -114,7 +120,7 @@ class AbandonedThreads:
     def _leave(self, count: int) -> None:
         if state.should_stop is not None and state.should_stop is not False:
             return
-        if self._roster.embedded:
+        if self._embedded:
             return
         logger.critical(
             "budgets.worker_leaves abandoned=%s most=%s exit_code=%s: it takes no more calls",
@@ -124,7 +130,7 @@ class AbandonedThreads:
 
     def _part(self, **_: Any) -> None:
         """At the end of a shutdown, leave without joining threads that run on."""
-        if self._roster.embedded or not (self._running_on or self._parked):
+        if self._embedded or not (self._running_on or self._parked):
             return
         spans.flush(1.0)
         # What an exit would do, but for the threads.

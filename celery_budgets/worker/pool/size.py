@@ -1,4 +1,4 @@
-"""How many calls a pool runs at once, and giving it more slots while it runs.
+"""A pool: its kind, its processes, how many calls it runs at once, and giving it more slots.
 
 There is no way back: Celery cannot take slots from a pool while calls run in all of them
 (billiard.pool.Pool.shrink raises, the other pools count below zero). Limits hold without it.
@@ -10,11 +10,23 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["GROWING_POOLS", "grow", "slots_of"]
+__all__ = ["GROWING_POOLS", "grow", "pool_name", "pool_pids", "slots_of"]
 
-#: Pools that can be given slots, by the names of
-#: :func:`celery_budgets.worker.startup.checks.pool_name`.
+#: Pools that can be given slots, by the names of :func:`pool_name`.
 GROWING_POOLS = frozenset({"prefork", "threads", "gevent"})
+
+
+def pool_name(pool_class: Any) -> str:
+    """Return ``prefork``, ``threads``, ``gevent``, ``eventlet`` or ``solo``; else the module."""
+    module = str(pool_class if isinstance(pool_class, str) else pool_class.__module__)
+    name = module.partition(":")[0].rpartition(".")[2]
+    return "threads" if name == "thread" else name
+
+
+def pool_pids(pool: Any) -> list[int]:
+    """Return the pids of the processes of *pool*; none where calls run in the worker itself."""
+    processes = getattr(getattr(pool, "_pool", None), "_pool", None) or ()
+    return [process.pid for process in processes if process.pid]
 
 
 def slots_of(pool: Any) -> int:

@@ -18,7 +18,6 @@ from typing import Any
 
 from celery_budgets.execution.flight.record import Flight
 from celery_budgets.execution.flight.recorder import FlightReader
-from celery_budgets.worker.request import BudgetedRequest
 
 __all__ = ["TimeLimitTimer"]
 
@@ -240,4 +239,4 @@ class TimeLimitTimer:
 
 def _is_budgeted(result: Any) -> bool:
     """Say whether a job of the pool is a call whose process keeps a record of it."""
-    return isinstance(getattr(result._timeout_callback, "__self__", None), BudgetedRequest)
+    return hasattr(getattr(result._timeout_callback, "__self__", None), "end_killed")

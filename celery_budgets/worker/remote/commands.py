@@ -17,9 +17,8 @@ from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.budget import seconds_or_none
 from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.units import format_duration
-from celery_budgets.worker.bootsteps.worker_step import BudgetsStep
-from celery_budgets.worker.calls.roster import roster_of
 from celery_budgets.worker.calls.scopes import cancel
+from celery_budgets.worker.runtime import runtime_of
 
 __all__: list[str] = []
 
@@ -31,18 +30,17 @@ _celery_time_limit = Panel.data["time_limit"]
 @inspect_command(args=[("scope", str)], signature="[scope]")
 def budgets(state: Any, scope: str | None = None, **_: Any) -> Any:
     """Calls, limits and memory of this worker, per lane and task; or the calls of one scope."""
-    controller = getattr(state.consumer, "controller", None)
-    steps = [step for step in getattr(controller, "steps", ()) if isinstance(step, BudgetsStep)]
-    if not steps:
+    try:
+        runtime = runtime_of(state.app)
+    except RuntimeError:
         return nok("this worker runs without budgets: its app has no Budgets(app)")
-    roster = roster_of(state.app)
     if scope is not None:
-        return {"scope": roster.tally.of_scope(scope).to_json()}
+        return {"scope": runtime.roster.tally.of_scope(scope).to_json()}
     return {
-        **steps[0].report.in_full(),
-        "gate": roster.gate.to_json() if roster.gate is not None else None,
-        "time_limits": {name: list(pair) for name, pair in roster.overrides.items()},
-        "statistics": roster.tally.statistics().to_json(),
+        **runtime.report.in_full(),
+        "gate": runtime.gate.to_json() if runtime.settings.memory_guard else None,
+        "time_limits": {name: list(pair) for name, pair in runtime.overrides.items()},
+        "statistics": runtime.roster.tally.statistics().to_json(),
     }
 
 
@@ -72,7 +70,7 @@ def time_limit(
     task = state.app.tasks.get(task_name)
     if not isinstance(task, BudgetedTask):
         return _celery_time_limit(state, task_name=task_name, hard=hard, soft=soft)
-    overrides = roster_of(state.app).overrides
+    overrides = runtime_of(state.app).overrides
     for what, value in (("soft", soft), ("hard", hard)):
         if value is not None and seconds_or_none(value) is None:
             return nok(f"task {task_name!r}: {what} time limit {value!r}: give seconds above 0")

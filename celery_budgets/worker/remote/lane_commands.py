@@ -13,10 +13,9 @@ from typing import Any
 
 from celery.worker.control import control_command, nok, ok
 
-from celery_budgets.config.settings import settings_of
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.lanes import Lane
-from celery_budgets.worker.calls.roster import Roster, roster_of
+from celery_budgets.worker.runtime import WorkerRuntime, runtime_of
 
 __all__: list[str] = []
 
@@ -24,28 +23,28 @@ logger = logging.getLogger(__name__)
 
 
 def _for_served_lane(command: Callable[..., str]) -> Callable[..., Any]:
-    """Give *command* the roster and a lane of this worker; answer what it returns or refuses."""
+    """Give *command* the runtime and a lane of this worker; answer what it returns or refuses."""
 
     @wraps(command)
     def answered(state: Any, lane: str = "", **arguments: Any) -> Any:
         try:
-            roster = roster_of(state.app)
-            return ok(command(roster, _served(state.app, roster, lane), **arguments))
+            runtime = runtime_of(state.app)
+            return ok(command(runtime, _served(runtime, lane), **arguments))
         except ConfigurationError as exc:
             return nok(str(exc))
 
     return answered
 
 
-def _served(app: Any, roster: Roster, name: str) -> Lane:
+def _served(runtime: WorkerRuntime, name: str) -> Lane:
     """Return the lane *name*, which this worker serves.
 
     Raises:
         ConfigurationError: There is no such lane, or another worker serves it.
     """
-    lanes = settings_of(app).lanes
+    lanes = runtime.settings.lanes
     lane = lanes[name]
-    served = roster.consuming.lanes_of(lanes) if roster.consuming is not None else []
+    served = runtime.queue_pauses.lanes_of(lanes)
     if lane not in served:
         names = ", ".join(lane.name for lane in served) or "none"
         raise ConfigurationError(
@@ -56,36 +55,33 @@ def _served(app: Any, roster: Roster, name: str) -> Lane:
 
 @control_command(args=[("lane", str), ("concurrency", int)], signature="<lane> <concurrency>")
 @_for_served_lane
-def lane_limit(roster: Roster, lane: Lane, concurrency: Any = None, **_: Any) -> str:
+def lane_limit(runtime: WorkerRuntime, lane: Lane, concurrency: Any = None, **_: Any) -> str:
     """Tell worker(s) how many calls of a lane to run at once, until they end."""
-    assert roster.limits is not None
-    before = roster.limit_of(lane)
-    roster.limits.set(lane, concurrency)
+    before = runtime.slots.limit_of(lane)
+    runtime.limits.set(lane, concurrency)
     return f"lane {lane.name}: concurrency {concurrency} instead of {before}"
 
 
 @control_command(args=[("lane", str)], signature="<lane>")
 @_for_served_lane
-def pause_lane(roster: Roster, lane: Lane, **_: Any) -> str:
+def pause_lane(runtime: WorkerRuntime, lane: Lane, **_: Any) -> str:
     """Tell worker(s) to start no further call of a lane until it is resumed."""
-    assert roster.pauses is not None
-    if roster.pauses.is_paused(lane):
+    if runtime.pauses.is_paused(lane):
         return f"lane {lane.name}: is paused already"
-    roster.pauses.pause(lane)
-    running = roster.active[lane.name]
+    runtime.pauses.pause(lane)
+    running = runtime.roster.active[lane.name]
     logger.warning("budgets.lane_paused lane=%s running=%s", lane.name, running)
     return f"lane {lane.name}: paused, {running} running"
 
 
 @control_command(args=[("lane", str)], signature="<lane>")
 @_for_served_lane
-def resume_lane(roster: Roster, lane: Lane, **_: Any) -> str:
+def resume_lane(runtime: WorkerRuntime, lane: Lane, **_: Any) -> str:
     """Tell worker(s) to go on with a lane that was paused."""
-    assert roster.pauses is not None
-    if not roster.pauses.is_paused(lane):
+    if not runtime.pauses.is_paused(lane):
         return f"lane {lane.name}: is not paused"
-    roster.pauses.resume(lane)
+    runtime.pauses.resume(lane)
     logger.warning("budgets.lane_resumed lane=%s", lane.name)
-    if roster.gate is not None and not roster.gate.is_open:
+    if not runtime.gate.is_open:
         return f"lane {lane.name}: resumed; it goes on when the memory gate opens"
     return f"lane {lane.name}: resumed"

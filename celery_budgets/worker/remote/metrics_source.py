@@ -10,11 +10,10 @@ from typing import Any
 from celery_budgets.config.settings import Settings
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.execution.memory import rss as memory
-from celery_budgets.model.lanes import Lane
 from celery_budgets.telemetry import metrics
 from celery_budgets.telemetry.metrics import Sample
 from celery_budgets.telemetry.statistics import CallStatistics
-from celery_budgets.worker.calls.roster import Roster
+from celery_budgets.worker.runtime import WorkerRuntime
 
 __all__ = ["MetricsSource"]
 
@@ -31,21 +30,20 @@ class MetricsSource:
     """Reads the samples of one worker, and joins them to the exporters that are wanted.
 
     Args:
-        roster: The calls of the worker.
-        lanes: The lanes that it serves.
+        runtime: What the worker is made of.
         about: Its (version, name, pool), for ``build_info``.
         pool_pids: Returns the pids of its pool processes; none where calls run in the worker.
     """
 
     def __init__(
         self,
-        roster: Roster,
-        lanes: list[Lane],
+        runtime: WorkerRuntime,
         about: tuple[str, str, str],
         pool_pids: Callable[[], list[int]],
     ) -> None:
-        self._roster = roster
-        self._lanes = lanes
+        self._runtime = runtime
+        self._roster = runtime.roster
+        self._lanes = runtime.served
         self._about = about
         self._pool_pids = pool_pids
         self._tasks: set[str] = set()
@@ -89,9 +87,9 @@ class MetricsSource:
         yield from self._memory()
         yield from self._gate()
         yield from self._processes()
-        yield Sample("abandoned_threads", (), self._roster.abandoned_threads)
+        yield Sample("abandoned_threads", (), self._runtime.abandoned_threads)
         yield Sample("slots_recovered", (), self._roster.slots_recovered)
-        yield Sample("telemetry_failures", (), self._roster.telemetry_failures)
+        yield Sample("telemetry_failures", (), self._runtime.telemetry_failures)
         yield Sample("build_info", self._about, 1.0)
 
     def _calls(self) -> Iterator[Sample]:
@@ -120,11 +118,11 @@ class MetricsSource:
         waiting = roster.waiting()
         for lane in self._lanes:
             yield Sample("lane_active", (lane.name,), roster.active[lane.name])
-            yield Sample("lane_limit", (lane.name,), roster.limit_of(lane))
+            yield Sample("lane_limit", (lane.name,), self._runtime.slots.limit_of(lane))
             yield Sample("lane_waiting", (lane.name,), waiting[lane.name])
             yield Sample("redelivered", (lane.name,), roster.redelivered[lane.name])
         yield Sample("global_active", (), roster.active.total())
-        yield Sample("global_limit", (), roster.capacity)
+        yield Sample("global_limit", (), self._runtime.slots.capacity)
 
     def _memory(self) -> Iterator[Sample]:
         yield Sample("memory_rss_bytes", ("worker",), memory.rss_of(os.getpid()) or 0)
@@ -137,14 +135,14 @@ class MetricsSource:
             yield Sample("memory_limit_bytes", (lane.name, "hard"), lane.budget.hard_rss)
 
     def _processes(self) -> Iterator[Sample]:
-        processes = self._roster.processes
+        processes = self._runtime.processes
         if processes is not None:
             yield Sample("pool_processes", ("up",), processes.up())
             yield Sample("pool_processes", ("missing",), processes.missing())
             yield Sample("pool_process_starts", (), processes.starts)
 
     def _gate(self) -> Iterator[Sample]:
-        gate = self._roster.gate
+        gate = self._runtime.gate if self._runtime.settings.memory_guard else None
         for name in ("open", "paused"):
             is_now = name == ("open" if gate is None or gate.is_open else "paused")
             yield Sample("gate_state", (name,), float(is_now))

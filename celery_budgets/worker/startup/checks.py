@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from celery_budgets.config.broker_limits import renews, visibility_timeout
+from celery_budgets.config.queues import lanes_of_queues
 from celery_budgets.config.routing import lane_of
 from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.execution.memory import rss as memory
@@ -20,6 +21,7 @@ from celery_budgets.model.priority import Broker
 from celery_budgets.tasks.strategies import strategy_problems
 from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.units import format_duration, format_size
+from celery_budgets.worker.pool.size import pool_name
 from celery_budgets.worker.request_classes import request_problems
 from celery_budgets.worker.startup.priority_checks import priority_problems
 from celery_budgets.worker.startup.refused import WorkerRefused
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from celery_budgets.config.settings import Settings
 
 __all__ = [
-    "capacity", "check_queues", "check_worker", "lanes_of_queues", "longest_hard_limit",
-    "pool_name", "python_problem", "task_class_problems", "visibility_problem",
+    "capacity", "check_queues", "check_worker", "longest_hard_limit",
+    "python_problem", "task_class_problems", "visibility_problem",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -40,19 +42,6 @@ RABBITMQ_CONSUMER_TIMEOUT = 1800.0
 #: Above this a lane on RabbitMQ is warned about, seconds.
 _RABBITMQ_MARGIN = 300.0
 _SLOTS_OF_ONE = frozenset({"solo"})
-
-
-def pool_name(pool_class: Any) -> str:
-    """Return ``prefork``, ``threads``, ``gevent``, ``eventlet`` or ``solo``; else the module."""
-    module = str(pool_class if isinstance(pool_class, str) else pool_class.__module__)
-    name = module.partition(":")[0].rpartition(".")[2]
-    return "threads" if name == "thread" else name
-
-
-def lanes_of_queues(lanes: Lanes, queues: Iterable[str]) -> list[Lane]:
-    """Return the lanes whose queue is among *queues*, in the table's order."""
-    names = set(queues)
-    return [lane for lane in lanes.values() if lane.queue in names]
 
 
 def capacity(lanes: Lanes, consumed: Iterable[Lane]) -> int:

@@ -34,7 +34,7 @@ from celery_budgets.telemetry import attributes as names
 from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.metrics import METRICS
 from celery_budgets.units import format_size, parse_duration, parse_size
-from celery_budgets.worker.bootsteps import gate_step
+from celery_budgets.worker.memory import gauges, replacement
 from celery_budgets.worker.pool import abandoned_threads as threads
 from celery_budgets.worker.startup import checks
 from tests.support.pages import ALL, DOCS, FACTS, PAGES, PROSE, check_command, script, table
@@ -271,7 +271,7 @@ def test_the_exit_codes():
     told = [(row[0], row[1]) for row in table("exit code", "of", "why")]
     assert told == [
         (str(interrupt.EXIT_CODE), "a pool process"),
-        (str(gate_step.EXIT_CODE), "a worker"),
+        (str(replacement.EXIT_CODE), "a worker"),
         (str(threads.EXIT_CODE), "a worker"),
         ("1", "a worker"),
     ]
@@ -279,8 +279,8 @@ def test_the_exit_codes():
 
 def test_the_reasons_of_a_rejection():
     """The gauges of a gate, by whose names rejections are counted, and the others."""
-    gauges = set(re.findall(r'Gauge\("(\w+)"', inspect.getsource(gate_step)))
-    assert {row[0].strip("`") for row in table("reason", "what was above its limit")} == gauges
+    names = set(re.findall(r'Gauge\("(\w+)"', inspect.getsource(gauges)))
+    assert {row[0].strip("`") for row in table("reason", "what was above its limit")} == names
     codes = [value for name, value in vars(reasons).items() if name.startswith("REASON_")]
     told = table("reason", "the call was not admitted because")
     assert [row[0].strip("`") for row in told] == codes

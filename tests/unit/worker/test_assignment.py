@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from celery import Celery
 from celery.worker.request import create_request_cls
@@ -9,8 +11,9 @@ from celery.worker.request import create_request_cls
 from celery_budgets import BudgetedTask, Budgets, Lane
 from celery_budgets.worker import request as request_module
 from celery_budgets.worker.assignment import Assignment
-from celery_budgets.worker.calls.roster import roster_of
+from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.request import BudgetedRequest
+from celery_budgets.worker.runtime import keep, runtime_of
 from tests.benchmarks.memory import Message, Pool
 
 
@@ -22,6 +25,7 @@ def nothing():
 def app():
     app = Celery("places", broker="memory://", backend="disabled", set_as_current=False)
     Budgets(app, lanes=[Lane("quick", 2, timeout=10), Lane("slow", 2, timeout=100)])
+    keep(app, SimpleNamespace(roster=Roster(), overrides={}))
     return app
 
 
@@ -66,9 +70,9 @@ def test_what_a_call_asks_for_is_its_own(deliver):
 def test_what_an_operator_sets_holds_at_once(app, deliver):
     """`celery control time_limit`: for calls from now on, also of a place that is known."""
     assert deliver().limits == (10, 15)
-    roster_of(app).overrides["tool"] = (5.0, None)
+    runtime_of(app).overrides["tool"] = (5.0, None)
     assert deliver().limits == (5, 7.5)
-    del roster_of(app).overrides["tool"]
+    del runtime_of(app).overrides["tool"]
     assert deliver().limits == (10, 15)
 
 
@@ -81,7 +85,7 @@ def test_limits_that_a_program_sets_on_its_task_hold_at_once(deliver):
 
 def test_any_number_of_routing_keys_takes_no_more_memory(deliver, monkeypatch):
     """As behind a topic exchange, where each message may have one of its own."""
-    monkeypatch.setattr(request_module, "MOST_PLACES", 3)
+    monkeypatch.setattr(request_module, "MOST_QUEUES", 3)
     for number in range(10):
         assert deliver(f"user-{number}").lane.name == "quick"
-    assert len(deliver.kind._places) == 3
+    assert len(deliver.kind._assignments) == 3

@@ -12,8 +12,9 @@ from celery.concurrency import get_implementation
 from celery_budgets import BudgetedTask, Budgets, ConfigurationError, Lane
 from celery_budgets.config.settings import Settings
 from celery_budgets.execution.memory import rss as memory
+from celery_budgets.worker.pool.size import pool_name
 from celery_budgets.worker.startup import checks
-from celery_budgets.worker.startup.checks import capacity, check_queues, check_worker, pool_name
+from celery_budgets.worker.startup.checks import capacity, check_queues, check_worker
 from celery_budgets.worker.startup.refused import WorkerRefused
 
 GIB = 1024**3

@@ -41,7 +41,7 @@ def bench(monkeypatch):
     call = Call()
     assert slots.take(call)
     flights = Flights()
-    dropped = DroppedCalls(slots, SimpleNamespace(flights=flights))
+    dropped = DroppedCalls(slots, flights)
     dropped.add([call])
     return SimpleNamespace(now=now, slots=slots, flights=flights, dropped=dropped)
 

@@ -8,6 +8,7 @@ import pytest
 from celery.worker import state
 
 from celery_budgets.model.lanes import Lane, Lanes
+from celery_budgets.worker.lanes.held_deliveries import HeldDeliveries
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 from celery_budgets.worker.lanes.operator_pauses import OperatorPauses
 from celery_budgets.worker.lanes.queue_pauses import QueuePauses
@@ -68,15 +69,14 @@ class Worker:
     def __init__(self, transport="redis"):
         self.consumer = Consumer(transport)
         self.slots = WorkerSlots(LANES.values(), lambda: 2, lambda _: None, lambda: None)
-        self.roster = SimpleNamespace(slots=self.slots, admission=None, pauses=None)
+        self.held = HeldDeliveries()
         self.consuming = QueuePauses(self.consumer)
         self.gate = Gate([Gauge("max_worker_rss", 500, 400, lambda: 501)])
-        self.admission = self.roster.admission = Admission(
-            self.consumer, self.consuming, self.gate, self.roster, fail=False, renew=lambda: None
-        )
-        self.pauses = self.roster.pauses = OperatorPauses(
-            self.consumer, self.consuming, LANES, self.roster
-        )
+        self.admission = Admission(
+            self.consumer, self.consuming, self.gate, SimpleNamespace(), self.slots, self.held,
+            fail=False, renew=lambda: None,
+        )  # fmt: skip
+        self.pauses = OperatorPauses(self.consumer, self.consuming, LANES, self.slots, self.held)
 
     @property
     def consumed(self):
@@ -129,14 +129,14 @@ def test_what_must_not_go_back_is_kept_and_started_later():
     """A delivery that was one before already: RabbitMQ counts them."""
     worker = Worker("amqp")
     kept, held_by_gate = worker.fill("one", redelivered=True), Call("one", redelivered=True)
-    worker.admission.held.append(held_by_gate)
+    worker.held.hold("memory", held_by_gate)
     worker.pauses.pause(LANES["one"])
-    assert (kept.end, held_by_gate.end, worker.admission.held) == (None, None, [])
-    assert worker.pauses.held == 2
+    assert (kept.end, held_by_gate.end) == (None, None)
+    assert len(worker.held) == 2
     assert worker.admission.running() == len(state.reserved_requests) - 2
     worker.pauses.resume(LANES["one"])
     assert worker.consumer.started == [kept, held_by_gate]
-    assert worker.pauses.held == 0
+    assert len(worker.held) == 0
 
 
 def test_a_lane_may_be_resumed_while_the_broker_is_told_of_its_pause():
@@ -162,8 +162,8 @@ def test_a_lost_connection_takes_what_is_kept_and_leaves_the_pause():
     worker = Worker("amqp")
     worker.fill("one", redelivered=True)
     worker.pauses.pause(LANES["one"])
-    worker.pauses.lose_connection()
-    assert worker.pauses.held == 0
+    worker.held.lose_connection()
+    assert len(worker.held) == 0
     assert worker.pauses.is_paused(LANES["one"])
 
 
@@ -175,7 +175,7 @@ def test_a_queue_that_somebody_adds_is_paused_again(transport):
     worker.consumer.add_task_queue("one")
     call = Call("one")
     assert worker.pauses.turn_away(call)
-    assert (call.end, worker.pauses.held) == (None, 1)
+    assert (call.end, len(worker.held)) == (None, 1)
     worker.pauses.look()
     assert worker.consumed == ["two"]
-    assert (call.end, worker.pauses.held) == ("handed back", 0)
+    assert (call.end, len(worker.held)) == ("handed back", 0)

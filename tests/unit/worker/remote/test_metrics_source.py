@@ -14,10 +14,19 @@ from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.remote.metrics_source import MOST_TASKS, MetricsSource
 
 
+def runtime_with(lanes):
+    """A worker of those lanes that has started with four slots, and has no gate."""
+    return SimpleNamespace(
+        roster=Roster(), served=lanes, abandoned_threads=0, telemetry_failures=0, processes=None,
+        slots=SimpleNamespace(limit_of=lambda lane: min(lane.concurrency, 4), capacity=4),
+        settings=SimpleNamespace(memory_guard=False),
+    )  # fmt: skip
+
+
 @pytest.fixture
 def meters() -> tuple[MetricsSource, Roster]:
-    roster = Roster()
-    return MetricsSource(roster, [], ("1.0", "a@h", "prefork"), list), roster
+    runtime = runtime_with([])
+    return MetricsSource(runtime, ("1.0", "a@h", "prefork"), list), runtime.roster
 
 
 @pytest.fixture
@@ -121,11 +130,9 @@ def test_counters_of_a_lane_begin_at_zero():
         concurrency=16,
         budget=SimpleNamespace(rss_warning=400, max_rss=512, hard_rss=768),
     )
-    roster = Roster()
-    roster.capacity = 4
     samples = {
         (sample.metric, *sample.labels): sample.value
-        for sample in MetricsSource(roster, [lane], ("1.0", "a@h", "prefork"), list).read()
+        for sample in MetricsSource(runtime_with([lane]), ("1.0", "a@h", "prefork"), list).read()
     }
     for name in (
         ("time_limits", "lane", "soft"), ("time_limits", "lane", "hard"),

@@ -1,0 +1,31 @@
+"""What the rooms that run a task need of it: what ``BudgetedTask`` is to them. A type only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from celery_budgets.model.budget import Budget
+    from celery_budgets.model.lanes import Lane
+
+__all__ = ["Budgeted"]
+
+
+class Budgeted(Protocol):
+    """A budgeted task; what is Celery's own is that of celery.app.task.Task."""
+
+    name: str
+    app: Any
+    request: Any
+    request_stack: Any
+    _get_app: Any
+
+    @property
+    def run(self) -> Any:
+        """The body."""
+
+    def home(self) -> Lane:
+        """Return the lane of its calls that ask for none."""
+
+    def budget_in(self, lane: Lane) -> Budget:
+        """Return its budget in a lane."""

@@ -1,0 +1,124 @@
+"""What the rooms of a worker need of a delivery: what ``BudgetedRequest`` is to them.
+
+A type only. The request itself (:mod:`celery_budgets.worker.request`) stands above all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from celery_budgets.errors import RejectedByBudget
+    from celery_budgets.execution.flight.record import Flight
+    from celery_budgets.execution.flight.recorder import FlightReader
+    from celery_budgets.model.budget import TimeLimits
+    from celery_budgets.model.lanes import Lane
+    from celery_budgets.model.outcomes import Outcome
+
+__all__ = ["Calls", "Delivery", "Runtime"]
+
+
+class Calls(Protocol):
+    """The calls that a worker has in hand: its roster."""
+
+    in_hand: dict[tuple[str, float | None], Any]
+
+    def ended(
+        self, request: Any, outcome: Outcome, flight: Flight | None = None, reason: str = ""
+    ) -> None:
+        """Give *request* its outcome."""
+
+    def comes_back(self, request: Any) -> None:
+        """Give back what *request* held since it was terminated."""
+
+    def rejected(self, request: Any, reason: str) -> None:
+        """Count a delivery that is not admitted."""
+
+    def already_ended(self, request: Any) -> Outcome | None:
+        """Return how the call of a message that comes again ended."""
+
+    def count_failure(self) -> None:
+        """Note that a span or a record could not be made."""
+
+
+class Runtime(Protocol):
+    """The worker around it."""
+
+    #: ``None`` where calls run in the worker itself.
+    flights: FlightReader | None
+
+
+class Delivery(Protocol):
+    """One message of a budgeted task, from its arrival to its end.
+
+    What is Celery's own is that of celery.worker.request.Request.
+    """
+
+    id: str
+    name: str
+    type: str
+    task: Any
+    app: Any
+    args: Any
+    kwargs: Any
+    hostname: str
+    request_dict: dict[str, Any]
+    delivery_info: Mapping[str, Any]
+    worker_pid: int | None
+    time_start: float | None
+    acknowledged: bool
+    time_limits: tuple[float | None, float | None]
+    _app: Any
+    _type: str
+    _hostname: str
+    _request_dict: dict[str, Any]
+    _context: Any
+    _argsrepr: str
+    _kwargsrepr: str
+    _apply_result: Any
+    _already_cancelled: bool
+
+    roster: Calls
+    lane: Lane
+    limits: TimeLimits
+    ceiling: float | None
+    outcome: Outcome | None
+    message_key: tuple[str, float | None]
+    #: A later delivery of the same message.
+    again: Any
+    #: What a pool in this process gave for it.
+    job: Any
+    #: Was its message handed out again, so that nothing of it is ours any more?
+    overtaken: bool
+    counted: bool
+    runs_on: bool
+    given_up: bool
+
+    @property
+    def hard_rss(self) -> int:
+        """Bytes of RSS at which the call is killed."""
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message."""
+
+    def reject(self, requeue: bool = False) -> None:
+        """Reject the message."""
+
+    def hand_back(self) -> None:
+        """Give the message back to the broker."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """End a call at its limit."""
+
+    def comes_back(self) -> None:
+        """Note that the pool has told of the end of the call."""
+
+    def end_killed(self, exc: Exception, outcome: Outcome, flight: Flight | None = None) -> None:
+        """End a call that no process will report on any more."""
+
+    def end_rejected(self, exc: RejectedByBudget) -> None:
+        """Fail a call that is not admitted."""
+
+    def _announce_revoked(self, reason: str, *args: Any) -> None:
+        """Tell that it is revoked, as Celery does."""

@@ -1,0 +1,235 @@
+"""``WorkerRuntime``: all that this package keeps of one worker, and in which order it is used.
+
+Made when Celery makes the worker's consumer, before anything is started; from then on nothing of
+it is missing. The bootsteps (:mod:`celery_budgets.worker.bootsteps`) bind it to Celery.
+
+Lives in the worker main process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from celery_budgets.config.queues import lanes_of_queues
+from celery_budgets.config.settings import settings_of
+from celery_budgets.execution.call import Terms
+from celery_budgets.execution.flight.record import Flight, flight_in
+from celery_budgets.execution.flight.recorder import FlightReader, recorder
+from celery_budgets.model.priority import Broker, Priority, level_of
+from celery_budgets.worker.calls.ended_call import EndedCall
+from celery_budgets.worker.calls.inherited_deadline import in_time
+from celery_budgets.worker.calls.killed_span import KilledSpan
+from celery_budgets.worker.calls.redelivery import is_settled
+from celery_budgets.worker.calls.reruns import KillReruns
+from celery_budgets.worker.calls.roster import CallEnd, Roster
+from celery_budgets.worker.calls.scopes import revoke_if_cancelled
+from celery_budgets.worker.lanes.drift import Drift
+from celery_budgets.worker.lanes.held_deliveries import HeldDeliveries
+from celery_budgets.worker.lanes.lane_limits import LaneLimits
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
+from celery_budgets.worker.lanes.operator_pauses import OperatorPauses
+from celery_budgets.worker.lanes.queue_pauses import QueuePauses
+from celery_budgets.worker.memory.admission import Admission
+from celery_budgets.worker.memory.gate import Gate
+from celery_budgets.worker.memory.gauges import gauges_of
+from celery_budgets.worker.memory.replacement import give_memory_back
+from celery_budgets.worker.pool.size import pool_name, slots_of
+
+if TYPE_CHECKING:
+    from celery_budgets.worker.delivery import Delivery
+    from celery_budgets.worker.pool.abandoned_threads import AbandonedThreads
+    from celery_budgets.worker.pool.processes import PoolProcesses
+
+__all__ = ["WorkerRuntime", "keep", "runtime_of"]
+
+#: How long a percentile is used before it is read anew, seconds.
+_P95_SECONDS = 5.0
+
+
+class WorkerRuntime:
+    """The parts of one worker.
+
+    Args:
+        consumer: The Celery consumer, which knows its worker.
+        wake: Asked, from any thread, to have calls started soon that have waited for a slot.
+    """
+
+    def __init__(self, consumer: Any, wake: Callable[[], None]) -> None:
+        app, worker = consumer.app, consumer.controller
+        self._consumer = consumer
+        self.settings = settings_of(app)
+        self.pool_kind = pool_name(worker.pool_cls)
+        #: The lanes that it serves.
+        self.served = lanes_of_queues(self.settings.lanes, app.amqp.queues.consume_from)
+        #: Reads the records of pool processes; ``None`` where calls run in this process. Made
+        #: before the pool forks, so that each process finds the folder in its environment.
+        self.flights = FlightReader() if self.pool_kind == "prefork" else None
+        #: What it says of itself when it is asked; there once the worker has started.
+        self.report: Any = None
+        #: Those of the pool; ``None`` where it has none.
+        self.processes: PoolProcesses | None = None
+        #: Threads that run on past their hard limit; ``None`` where the pool has no threads.
+        self.threads: AbandonedThreads | None = None
+        #: Does the worker run in a thread of a program, which it may not end?
+        self.embedded = False
+        #: Limits set by `celery control time_limit`: (soft, hard) by task name, seconds.
+        self.overrides: dict[str, tuple[float | None, float | None]] = {}
+        self.reruns = KillReruns()
+        self.roster = Roster()
+        self.held = HeldDeliveries()
+        self._make_lanes(consumer, wake)
+        self._make_gate(consumer)
+        # The record first: with its slot given back, a process may write of another call.
+        self.roster.on_end = [
+            self._copy_record,
+            self._give_slot_back,
+            self._note,
+            KilledSpan(self.terms, self.roster.count_failure).end,
+        ]
+        self.roster.on_return = [
+            self._copy_record,
+            self._give_slot_back,
+            self.roster.on_end[-1],
+        ]
+
+    def _make_lanes(self, consumer: Any, wake: Callable[[], None]) -> None:
+        lanes = self.settings.lanes
+        self._read: dict[str, tuple[float, float | None]] = {}
+        broker = Broker.of(consumer.app) if self.settings.priorities else None
+        self.slots = WorkerSlots(
+            lanes.values(), self._size, self._p95, wake,
+            partial(_priority_of, broker) if broker is not None else None,
+            self.settings.priority_aging, capacity=consumer.controller.concurrency,
+        )  # fmt: skip
+        self.queue_pauses = QueuePauses(consumer)
+        self.pauses = OperatorPauses(consumer, self.queue_pauses, lanes, self.slots, self.held)
+        self.limits = LaneLimits(consumer, lanes, self.slots, self.queue_pauses)
+        self.drift = Drift(consumer, self.slots, self.queue_pauses)
+
+    def _make_gate(self, consumer: Any) -> None:
+        shared = self.pool_kind != "prefork"
+        self.gate = Gate(
+            gauges_of(self.settings, self.served, shared=shared), self.settings.max_pause
+        )
+        self.admission = Admission(
+            consumer, self.queue_pauses, self.gate, self.roster, self.slots, self.held,
+            fail=self.settings.rejection == "fail", renew=self._give_memory_back,
+            keeps_calls=self.pool_kind == "threads",
+        )  # fmt: skip
+
+    def takes_in(self, request: Delivery) -> bool:
+        """Return whether a delivery that has arrived goes on now; else it is kept or turned away.
+
+        The first of three looks: it may be long until there is a place in the pool.
+        """
+        return not self.pauses.turn_away(request) and self.slots.take(request)
+
+    def admits(self, request: Delivery) -> bool:
+        """Return whether a call that has its slot goes to the pool; what refuses it, settles it."""
+        return (
+            not is_settled(request)
+            and not revoke_if_cancelled(request)
+            and in_time(request)
+            and self.admission.admit(request)
+        )
+
+    def admits_start(self, request: Delivery) -> bool:
+        """Return whether a call that the pool had to keep waiting may start now."""
+        return self.admission.admit_start(request)
+
+    def terms(self, request: Delivery) -> tuple[Any, ...]:
+        """Return what the process of *request* is told, at the moment that it gets its slot."""
+        lane, limits, active = request.lane, request.limits, self.roster.active
+        if not self.settings.tracing:
+            # Only spans say how full the lanes are.
+            return Terms.packed(lane.name, limits.soft, limits.hard, request.ceiling)
+        return Terms.packed(
+            lane.name, limits.soft, limits.hard, request.ceiling,
+            active[lane.name] + 1, self.slots.limit_of(lane),
+            active.total() + 1, self.slots.capacity,
+        )  # fmt: skip
+
+    def flight_of(self, request: Delivery) -> Flight | None:
+        """Return what the process of *request* wrote down of it."""
+        return flight_in(self._record_of(request), request.id)
+
+    @property
+    def telemetry_failures(self) -> int:
+        """Spans and records that could not be made, here and in the pool processes."""
+        elsewhere = self.flights.failures() if self.flights is not None else 0
+        return self.roster.failures + elsewhere
+
+    @property
+    def abandoned_threads(self) -> int:
+        """Threads that run on past the hard limit of their call."""
+        return self.threads.count if self.threads is not None else 0
+
+    def look(self) -> None:
+        """Note what alerts are about: failures since the last look, processes that stay away."""
+        self.roster.tally.recent.follow("telemetry_failures", self.telemetry_failures)
+        if self.processes is not None:
+            self.processes.look()
+
+    def _record_of(self, request: Delivery) -> Flight | bytes | None:
+        if self.flights is None:
+            return recorder().take(request.id)
+        return self.flights.copy(request.worker_pid)
+
+    def _copy_record(self, end: CallEnd) -> None:
+        if end.record is None and end.ran:
+            end.record = self._record_of(end.request)
+
+    def _give_slot_back(self, end: CallEnd) -> None:
+        if not end.runs_on:
+            self.slots.release(end.request)
+
+    def _note(self, end: CallEnd) -> None:
+        self.roster.tally.note(EndedCall.of(end.request, end.outcome, end.record))
+
+    def _give_memory_back(self) -> None:
+        give_memory_back(
+            self._consumer, self.gate, prefork=self.flights is not None, embedded=self.embedded
+        )
+
+    def _size(self) -> int:
+        controller = self._consumer.controller
+        if controller.autoscaler is not None:
+            return int(controller.max_concurrency)
+        return slots_of(self._consumer.pool)
+
+    def _p95(self, lane: str) -> float | None:
+        read_at, p95 = self._read.get(lane, (-inf, None))
+        if monotonic() - read_at > _P95_SECONDS:
+            calls = self.roster.tally.statistics().lanes.get(lane)
+            p95 = calls.duration.quantile(0.95) if calls is not None else None
+            self._read[lane] = monotonic(), p95
+        return p95
+
+
+def _priority_of(broker: Broker, request: Delivery) -> Priority:
+    return level_of(request.delivery_info.get("priority"), broker)
+
+
+#: Attribute of an app that has the runtime of its worker in this process.
+_RUNTIME = "_celery_budgets_runtime"
+
+
+def keep(app: Any, runtime: WorkerRuntime) -> None:
+    """Make *runtime* that of the worker of *app*: of the last one where it has had several."""
+    app.__dict__[_RUNTIME] = runtime
+
+
+def runtime_of(app: Any) -> WorkerRuntime:
+    """Return the runtime of the worker of *app* in this process.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    runtime: WorkerRuntime | None = app.__dict__.get(_RUNTIME)
+    if runtime is None:
+        raise RuntimeError(f"no worker of {app!r} runs in this process")
+    return runtime
