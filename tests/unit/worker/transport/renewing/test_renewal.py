@@ -147,7 +147,7 @@ def test_a_reply_that_is_lost_is_no_theft(bench):
 
 
 def test_an_outage_is_logged_once_and_survived(bench, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="celery_budgets")
     bench.away = ConnectionError("refused")
     assert [bench.pass_by(1) for _ in range(3)] == [1.0, 1.0, 1.0]
     assert not bench.renewal.is_steady()
@@ -245,7 +245,7 @@ def named(name):
 
 
 def test_a_worker_that_does_not_say_that_it_renews_is_noticed(fleet, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="celery_budgets")
     fleet.join(named("old@h"))
     fleet.join(named("new@h"))
     fleet._compare({"new@h"}, PATIENCE)
