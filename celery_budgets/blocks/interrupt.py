@@ -38,7 +38,7 @@ FROM_OUTSIDE = (
 
 
 def in_coroutine() -> bool:
-    """Say whether a coroutine has called the caller: itself, or by a stack of :mod:`contextlib`."""
+    """Return whether a coroutine has called the caller: itself, or by a stack of :mod:`contextlib`."""
     frame = sys._getframe(2)
     while frame.f_code.co_filename == contextlib.__file__ and frame.f_back is not None:
         frame = frame.f_back
@@ -59,7 +59,7 @@ class BlockInterrupt(Interrupt):
     judges_late = True
 
     def sent(self, call: Call, error: BaseException) -> bool:
-        """Say whether *error* is an interrupt of *call*, and not of somebody else."""
+        """Return whether *error* is an interrupt of *call*, and not of somebody else."""
         return False
 
 
@@ -95,7 +95,7 @@ class ThreadBlockInterrupt(BlockInterrupt):
                 raise_in(call, HardLimitReached, self.hard)
 
     def sent(self, call: Call, error: BaseException) -> bool:
-        """Say whether *error* is an interrupt of *call*, and not of somebody else."""
+        """Return whether *error* is an interrupt of *call*, and not of somebody else."""
         return isinstance(error, SoftTimeLimitExceeded | HardLimitReached) and is_of(call, error)
 
 
@@ -181,7 +181,7 @@ class CoroutineInterrupt(BlockInterrupt):
 
 
 def _left_to_outer(call: Call, *, hard: bool = False) -> bool:
-    """Say whether a call around *call* is due too, and interrupts the same code.
+    """Return whether a call around *call* is due too, and interrupts the same code.
 
     What was due before *call* began, interrupted the code around it.
     """

@@ -54,7 +54,7 @@ def end_no_later(call: Call, parent: Call) -> None:
 
 
 def is_over_hard_limit(call: Call, error: BaseException | None) -> bool:
-    """Say whether the block is over its hard limit, and not ended by something stronger."""
+    """Return whether the block is over its hard limit, and not ended by something stronger."""
     if isinstance(error, HardLimitReached):
         return call.hard_sent  # else it is that of the call around, which deals with it
     if error is not None and not isinstance(error, Exception):

@@ -126,7 +126,7 @@ class ProcessSlots:
                 raise self._rejected(slot) from None
 
     def has(self, slot: Slot) -> bool:
-        """Say whether *slot* is taken."""
+        """Return whether *slot* is taken."""
         return slot in self._held[slot.lane]
 
     def release(self, slot: Slot) -> None:

@@ -48,7 +48,7 @@ def alerts_of(lane: str, answer: Mapping[str, Any]) -> tuple[Alert, ...]:
 
 
 def is_paused(lane: Mapping[str, Any]) -> bool:
-    """Say whether an operator has paused a lane, by a worker's answer for it."""
+    """Return whether an operator has paused a lane, by a worker's answer for it."""
     return "operator" in lane.get("paused", ())
 
 

@@ -185,14 +185,14 @@ class Call:
             raise SoftTimeLimitExceeded(self.limits.soft)
 
     def first(self, event: str) -> bool:
-        """Say whether *event* happens to this call for the first time, and remember it."""
+        """Return whether *event* happens to this call for the first time, and remember it."""
         if event in self._happened:
             return False
         self._happened += (event,)
         return True
 
     def over_hard_limit(self, *, late: bool) -> bool:
-        """Say whether the call is over its hard limit, now that its body has ended.
+        """Return whether the call is over its hard limit, now that its body has ended.
 
         Args:
             late: Also where nothing interrupted the body, but it ended after the limit.

@@ -58,7 +58,7 @@ def found_below(pid: int, since: int) -> set[Child]:
 
 
 def lives(child: Child) -> bool:
-    """Say whether *child* still runs; a later process with its pid does not count."""
+    """Return whether *child* still runs; a later process with its pid does not count."""
     return _began(child.pid) == child.began
 
 
@@ -116,7 +116,7 @@ def _is_tracker(pid: int) -> bool:
 
 
 def _send(child: Child, signum: signal.Signals) -> bool:
-    """Send a signal to *child* itself, and say whether it was there."""
+    """Send a signal to *child* itself, and return whether it was there."""
     handle = _handle(child.pid)
     try:
         # Looked at behind the handle, which stays that of one process.

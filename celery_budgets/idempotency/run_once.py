@@ -85,7 +85,7 @@ def forget_failure(backend: Any, task_id: str) -> None:
 
 
 def stands_for_twin(headers: Mapping[str, Any], task_name: str, task_id: str) -> bool:
-    """Say whether a delivery has waited for a twin, and its result is the twin's as well.
+    """Return whether a delivery has waited for a twin, and its result is the twin's as well.
 
     Where it ends without a body, because of a limit of its own, the twin may still run.
     """
@@ -140,7 +140,7 @@ def _end_as_twin(task: Any, found: Found, times: int) -> Any:
 
 
 def _shares_its_result(task: Any) -> bool:
-    """Say whether all that tells the call's end is a stored result, and that is its twin's."""
+    """Return whether all that tells the call's end is a stored result, and that is its twin's."""
     request = task.request
     if request.errbacks or request.chord or request.chain or request.group:
         return False
@@ -173,7 +173,7 @@ def _run_holding(
 
 
 def _runs(call: Call) -> bool:
-    """Say whether a body may still be at work, which was given up where it could not be ended.
+    """Return whether a body may still be at work, which was given up where it could not be ended.
 
     A thread that comes back after that is kept for later, and does not get here again.
     """

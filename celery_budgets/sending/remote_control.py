@@ -151,5 +151,5 @@ def _tells_scope(reply: Any) -> bool:
 
 
 def _tells_all(reply: Any) -> bool:
-    """Say whether *reply* tells of lanes: an error does not, nor what another command says."""
+    """Return whether *reply* tells of lanes: an error does not, nor what another command says."""
     return isinstance(reply, Mapping) and isinstance(reply.get("lanes"), Mapping)

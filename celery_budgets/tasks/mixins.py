@@ -24,7 +24,7 @@ _guards: WeakSet[Any] = WeakSet()
 
 
 def behind(cls: type, base: type, name: str) -> bool:
-    """Say whether a class between *base* and Celery's own task defines *name* for *cls*."""
+    """Return whether a class between *base* and Celery's own task defines *name* for *cls*."""
     classes = cls.__mro__[cls.__mro__.index(base) + 1 :]
     return next(one for one in classes if name in vars(one)) is not Task
 

@@ -35,7 +35,7 @@ _SAMPLERS = frozenset(
 
 
 def asked_for(signal: str) -> bool:
-    """Say whether a standard ``OTEL_*`` variable asks for *signal*: TRACES or METRICS."""
+    """Return whether a standard ``OTEL_*`` variable asks for *signal*: TRACES or METRICS."""
     if _variable("OTEL_SDK_DISABLED").lower() == "true":
         return False
     return bool(_names(signal))

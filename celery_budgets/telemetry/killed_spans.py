@@ -101,7 +101,7 @@ def _is_sampled(trace: Any, provider: Any, parent: Any, trace_id: int, name: str
 
 
 def _was_sampled_out(provider: Any) -> bool:
-    """Say whether a call that began without a recorded span is one that sampling dropped."""
+    """Return whether a call that began without a recorded span is one that sampling dropped."""
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
 
     return provider.sampler not in (ALWAYS_ON, DEFAULT_ON)

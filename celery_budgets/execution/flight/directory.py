@@ -67,7 +67,7 @@ def sweep() -> None:
 
 
 def _is_ours(folder: str) -> bool:
-    """Say whether *folder* is one that this user has made, and nobody else can write to."""
+    """Return whether *folder* is one that this user has made, and nobody else can write to."""
     try:
         found = os.lstat(folder)
     except OSError:

@@ -95,7 +95,7 @@ class Flight(NamedTuple):
         return self.task_key.decode(errors="replace")
 
     def is_of(self, task_id: str) -> bool:
-        """Say whether the record is of that task; as bytes: a cut may go through a character."""
+        """Return whether the record is of that task; as bytes: a cut may go through a character."""
         return self.task_key == key_of(task_id).rstrip(b"\0")
 
 

@@ -129,7 +129,7 @@ class FlightRecorder:
             self._map[REASON_OFFSET] = reason
 
     def is_terminated(self, call: Call) -> bool:
-        """Say whether the worker has sent a signal to terminate *call*; once per signal."""
+        """Return whether the worker has sent a signal to terminate *call*; once per signal."""
         if self._map is None or self._map[TERMINATED] != key_of(call.task_id):
             return False
         self._map[TERMINATED] = key_of("")

@@ -59,7 +59,7 @@ def _unshield(thread_id: int) -> None:
 
 
 def held_off(call: Call, again: Callable[[Call], object]) -> bool:
-    """Say whether the thread of *call* is shielded; if so *again* is called at the shield's end."""
+    """Return whether the thread of *call* is shielded; if so *again* is called at the shield's end."""
     with _lock():
         if call.thread_id not in _shielded:
             return False
@@ -103,7 +103,7 @@ def take_back(call: Call) -> None:
 
 
 def is_of(call: Call, error: BaseException) -> bool:
-    """Say whether *error*, raised in this thread just now, was set on behalf of *call*."""
+    """Return whether *error*, raised in this thread just now, was set on behalf of *call*."""
     raised = _raised.get(call.thread_id)
     return raised is not None and raised() is error and _set_for.get(call.thread_id) is call
 

@@ -35,7 +35,7 @@ def hear(signum: int, handler: Handler) -> None:
 
 
 def is_heard(signum: int, handler: Handler) -> bool:
-    """Say whether *handler* is told of *signum* in the main thread; asked in any thread.
+    """Return whether *handler* is told of *signum* in the main thread; asked in any thread.
 
     Where Linux says nothing of masks, as far as Python knows.
     """

@@ -51,7 +51,7 @@ class SettlingRequest(Request):
 
 
 def comes_again(task: Any, outcome: Outcome) -> bool:
-    """Say whether Celery has the broker hand out again the message of a call that was killed.
+    """Return whether Celery has the broker hand out again the message of a call that was killed.
 
     Mirrors the end of celery.worker.request.Request.on_timeout (5.7; earlier versions do it in
     on_failure). Where ``max_kills`` is set it says how often such a call runs again, instead.

@@ -57,7 +57,7 @@ def _tell_of_malformed(request: Delivery, header: object) -> None:
 
 
 def came_too_late(request: Delivery, exc: BaseException, flight: Flight | None) -> bool:
-    """Say whether *exc* is that of a call that its process did not start.
+    """Return whether *exc* is that of a call that its process did not start.
 
     A body may fail with the same error of a call that it waited for; but that one had begun,
     and so there is a record of it, later than one of an earlier attempt.

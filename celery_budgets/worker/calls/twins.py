@@ -20,7 +20,7 @@ __all__ = ["expires_alone", "shares_result_of_twin"]
 
 
 def shares_result_of_twin(request: Delivery) -> bool:
-    """Say whether *request* has not started and has waited for a twin that shares its id."""
+    """Return whether *request* has not started and has waited for a twin that shares its id."""
     headers = request.request_dict
     if request.time_start is not None or HEADER_WAITED_FOR not in headers:
         return False

@@ -77,7 +77,7 @@ class ConsumerRenewal:
 
 
 def _is_due(eta: Any) -> bool:
-    """Say whether the *eta* of a request, in whatever zone it is, has passed."""
+    """Return whether the *eta* of a request, in whatever zone it is, has passed."""
     try:
         return bool(eta <= datetime.now(eta.tzinfo))
     except (AttributeError, TypeError):

@@ -57,7 +57,7 @@ class HeldDeliveries:
 
 
 def must_hold(consumer: Any, request: Delivery) -> bool:
-    """Say whether handing back could use up the deliveries that the broker allows.
+    """Return whether handing back could use up the deliveries that the broker allows.
 
     A RabbitMQ quorum queue drops a message after its delivery limit, 20 by default. One
     that was delivered before is not handed back again, and so never comes near that.

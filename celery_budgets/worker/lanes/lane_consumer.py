@@ -126,7 +126,7 @@ class LaneConsumer(_Consumer):
             super().cancel_by_queue(name)
 
     def consuming_from(self, queue: Queue | str) -> bool:
-        """Say whether *queue* is consumed now."""
+        """Return whether *queue* is consumed now."""
         name = queue.name if isinstance(queue, Queue) else queue
         if name in self._lanes:
             return bool(self._lanes[name].consuming_from(name))

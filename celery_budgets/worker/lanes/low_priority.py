@@ -84,7 +84,7 @@ class LowPriorityQueues:
                 self._consuming.pause([queue], _REASON)
 
     def _is_idle(self, lane: str) -> bool:
-        """Say whether the broker has had a slot to fill with other calls, and filled none."""
+        """Return whether the broker has had a slot to fill with other calls, and filled none."""
         slots = self._slots.lanes[lane]
         started, since = self._started.get(lane, (-1, 0.0))
         if started != slots.started or not slots.has_room_for_others():

@@ -210,7 +210,7 @@ class TimeLimitTimer:
         self._nudge()
 
     def _calls_are_due(self) -> bool:
-        """Say whether calls are looked at now: to start a process first would make them late.
+        """Return whether calls are looked at now: to start a process first would make them late.
 
         Not where that look is long overdue: its timer may be lost until the next reconnect.
         """
@@ -238,5 +238,5 @@ class TimeLimitTimer:
 
 
 def _is_budgeted(result: Any) -> bool:
-    """Say whether a job of the pool is a call whose process keeps a record of it."""
+    """Return whether a job of the pool is a call whose process keeps a record of it."""
     return hasattr(getattr(result._timeout_callback, "__self__", None), "end_killed")
