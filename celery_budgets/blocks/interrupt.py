@@ -38,7 +38,7 @@ FROM_OUTSIDE = (
 
 
 def in_coroutine() -> bool:
-    """Return whether a coroutine has called the caller: itself, or by a stack of :mod:`contextlib`."""
+    """Return whether a coroutine calls the caller: itself, or by a stack of :mod:`contextlib`."""
     frame = sys._getframe(2)
     while frame.f_code.co_filename == contextlib.__file__ and frame.f_back is not None:
         frame = frame.f_back
@@ -170,7 +170,7 @@ class CoroutineInterrupt(BlockInterrupt):
         self.task.cancel()
 
     def settle(self, error: BaseException | None) -> bool:
-        """Undo what was cancelled from here; say whether *error* came of that alone."""
+        """Undo what was cancelled from here; return whether *error* came of that."""
         if not self._cancelled:
             return False
         while self._cancelled:

@@ -66,7 +66,7 @@ def worker_request() -> Any | None:
 
 
 def takes_its_place(task_id: Any) -> bool:
-    """Return whether a message of that id goes on for the call that runs here: by retry, replace."""
+    """Return whether a message of that id goes on for the call running here: by retry, replace."""
     request = worker_request()
     return request is not None and task_id is not None and request.id == task_id
 

@@ -294,6 +294,6 @@ def _raise_if_terminated(call: Call) -> None:
 
 
 def _is_of_others(call: Call) -> bool:
-    """Return whether a soft signal so long before the limit comes from neither us nor the worker."""
+    """Return whether a soft signal so early comes from neither this package nor the worker."""
     extended = call.soft_at != call.started_mono + call.limits.soft
     return not extended and not call.memory_due and monotonic() > call.started_mono + _STRAY

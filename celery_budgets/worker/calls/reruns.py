@@ -42,7 +42,7 @@ class KillReruns:
         self._kills: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
 
     def run_again(self, request: Delivery, exc: Exception, outcome: Outcome) -> bool:
-        """Send the call anew where its task allows that after a kill; say whether it did.
+        """Send the call anew where its task allows that after a kill; return whether it did.
 
         Mirrors celery.worker.request.Request._retry_worker_lost (5.7), with a counter of its
         own: a kill is no retry.

@@ -89,7 +89,7 @@ def cancel(path: str, pool: Any, *, running: bool) -> int:
 
 
 def revoke_if_cancelled(request: Delivery) -> bool:
-    """Revoke a call that is about to run where its scope is cancelled; say whether it was."""
+    """Revoke a call that is about to run where its scope is cancelled; return whether it was."""
     path = scope_in(request.request_dict)
     if path is None or not any(_token(each) in worker_state.revoked for each in paths_above(path)):
         return False
