@@ -6,6 +6,7 @@ import ast
 import importlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -67,6 +68,11 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 INSIDE = [module for module in MODULES if module != DOOR]
 
 
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
 def imports_in(tree: ast.AST, *, typing: bool) -> Iterator[ast.Import | ast.ImportFrom]:
     """Every import statement, in functions too; those for the type checker where *typing*."""
     if isinstance(tree, ast.If) and ast.unparse(tree.test).endswith("TYPE_CHECKING"):
@@ -93,9 +99,9 @@ def imported(statement: ast.Import | ast.ImportFrom) -> Iterator[str]:
             yield name
 
 
+@cache
 def imports_of(module: str, *, typing: bool = True) -> set[str]:
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    statements = imports_in(tree, typing=typing)
+    statements = imports_in(tree_of(module), typing=typing)
     return {name for node in statements for name in imported(node)} - {module}
 
 
@@ -168,7 +174,7 @@ def test_a_module_is_one_idea(module):
     """None over 300 lines, no function over 50, and none named after what it is not."""
     text = MODULES[module].read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MOST_LINES
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1
             assert lines <= MOST_FUNCTION_LINES, f"{node.name} in line {node.lineno}"
@@ -188,7 +194,7 @@ def test_a_module_says_what_it_is_and_what_it_offers(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_opentelemetry_is_imported_only_where_it_is_used(module):
     """Inside functions: a worker without traces does not pay for it."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    tree = tree_of(module)
     on_top = ast.Module([node for node in tree.body if not isinstance(node, _SCOPES)], [])
     for statement in imports_in(on_top, typing=False):
         assert "opentelemetry" not in ast.unparse(statement)
@@ -199,7 +205,7 @@ def test_settings_are_read_in_one_module(module):
     """Nobody else looks at `app.conf.budgets_...` or `CELERY_BUDGETS_...`."""
     if module == "celery_budgets.config.settings":
         return
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             assert not node.attr.startswith("budgets_"), ast.unparse(node)
         if isinstance(node, ast.Subscript):
@@ -207,6 +213,37 @@ def test_settings_are_read_in_one_module(module):
 
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+#: Objects whose attributes others write, by the name that they go by, with the reason.
+WRITTEN_BY_OTHERS = {
+    "a call is the record that what watches, interrupts and ends it fills in": ("call", "replaced"),
+    "a delivery is settled by the rooms that it passes": ("request", "first", "end"),
+    "records of the module that writes them": (
+        "held", "lease", "scope", "sent", "slot", "slots", "calls", "twin", "histogram", "left",
+        "leftovers", "_leftovers", "waits", "summary", "result", "lanes[lane]",
+    ),
+    "what the pool is known by once it has started": ("runtime", "ledger_of(worker.app)"),
+    "lists and settings that an owner is told once": ("roster", "_slots", "_renewals", "gate"),
+    "the event loop, there only between start and stop": ("tally",),
+    "hook points of Celery, kombu, billiard and logging": (
+        "app", "conf", "amqp", "c", "consumer", "_consumer", "worker", "state", "process", "pool",
+        "_pool", "_task_pool", "_result_handler", "handler", "executor", "billiard_pool", "task",
+        "task_class", "type(task)", "both", "connection", "transport", "channel", "cycle", "qos",
+        "exc", "record", "package", "spans[task_id, False][0]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", INSIDE)
+def test_an_object_writes_its_own_attributes(module):
+    """Through ``self``; whoever else writes one has a reason that stands above."""
+    known = {name for names in WRITTEN_BY_OTHERS.values() for name in names}
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            base = ast.unparse(node.value)
+            last = base if base.endswith((")", "[0]")) else base.rpartition(".")[2]
+            assert base in ("self", "cls") or last in known, f"line {node.lineno}: {base}"
 
 
 def test_what_is_secret_is_not_committed():

@@ -59,7 +59,7 @@ def _unshield(thread_id: int) -> None:
 
 
 def held_off(call: Call, again: Callable[[Call], object]) -> bool:
-    """Return whether the thread of *call* is shielded; then *again* is called at the shield's end."""
+    """Return whether the thread of *call* is shielded; then *again* is called at its end."""
     with _lock():
         if call.thread_id not in _shielded:
             return False
