@@ -175,7 +175,7 @@ FIELDS: dict[str, Field] = {
         30.0, _between(parse_duration, 1, 86400), "after which a lost holder of a key is replaced"
     ),
     "redis_transport": Field(
-        "kombu",
+        "budgets",
         _one_of("budgets", "kombu"),
         "who takes messages from Redis: `budgets`, in one step, and renews them, or `kombu`",
     ),

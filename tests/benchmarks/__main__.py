@@ -27,6 +27,7 @@ NAMES = (
     "peers",
     "start",
     "wrapper",
+    "deliveries",
 )
 
 

@@ -9,7 +9,6 @@ import time
 import pytest
 from kombu import Connection
 
-from tests.brokers.gap import kill_outside
 from tests.brokers.gate import APP, FAT, FAT_CALL, close_gate, gate_of, open_gate, waiting_in
 from tests.support.outage import Outage
 from tests.support.waiting import values_of, wait_until
@@ -33,10 +32,10 @@ def give_back_what_the_dead_held(app):
             channel.qos.restore_visible(num=1000, interval=1)
 
 
-def test_a_worker_killed_around_pause_and_resume_loses_nothing(worker, app, broker_url, tmp_path):
+def test_a_worker_killed_around_pause_and_resume_loses_nothing(worker, app):
     """20 SIGKILLs at random moments of a flapping gate; every call has its result at the end."""
     chance = random.Random(20)
-    environment = {"MAX_WORKER_RSS": FAT, "POLLS": str(tmp_path)}
+    environment = {"MAX_WORKER_RSS": FAT}
     results, changes = [], 0
     for _ in range(10):
         pair = [worker(APP, "-Q", "lane,roomy", "-c", "2", env=environment) for _ in range(2)]
@@ -47,9 +46,7 @@ def test_a_worker_killed_around_pause_and_resume_loses_nothing(worker, app, brok
             moment = time.monotonic() + chance.uniform(0.1, 1.3)
             wait_until(lambda moment=moment: time.monotonic() >= moment, "the moment to kill")
             changes += running.log.count("budgets.gate_")
-            kill_outside(
-                running, [each for each in pair if each.returncode is None], broker_url, tmp_path
-            )
+            running.kill()
     give_back_what_the_dead_held(app)
     last = worker(APP, "-Q", "lane", "-c", "2")
     assert all(result.get(timeout=60) for result in results), last.tail()

@@ -51,14 +51,21 @@ def give_back_what_the_dead_held(url):
         broker.channel().qos.restore_visible(num=10_000, interval=1)
 
 
+def wait_for_all(killed, load, running):
+    wait_until(
+        lambda: not load.lost(), "all have run", timeout=120, detail=running.tail, interval=0.5
+    )
+    redis = killed.app.backend.client
+    wait_until(lambda: not redis.exists("unacked", "unacked_index"), "all is settled")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ways", [("budgets", "budgets")])
-def test_sixty_kills_lose_nothing(worker, killed, redis_url, ways):
+def test_sixty_kills_lose_nothing(worker, killed, redis_url):
     """Two workers, two lanes, three priorities, each killed with its processes under load."""
     chance, load = random.Random(15), Load(killed)
     for _ in range(30):
         load.top_up()
-        pair = [worker(APP, "-c", "8", env={"TRANSPORT": way}, ready=False) for way in ways]
+        pair = [worker(APP, "-c", "8", ready=False) for _ in range(2)]
         for each in pair:
             each.wait_ready()
         for each in pair:
@@ -66,8 +73,21 @@ def test_sixty_kills_lose_nothing(worker, killed, redis_url, ways):
             wait_until(lambda moment=moment: time.monotonic() >= moment, "the moment to kill")
             each.kill()
         give_back_what_the_dead_held(redis_url)
-    last = worker(APP, "-c", "8")
-    wait_until(lambda: not load.lost(), "all have run", timeout=120, detail=last.tail, interval=0.5)
-    redis = killed.app.backend.client
-    wait_until(lambda: not redis.exists("unacked", "unacked_index"), "all is settled")
+    wait_for_all(killed, load, worker(APP, "-c", "8"))
     print(f"60 kills, {load.sent} calls, none lost")
+
+
+@pytest.mark.slow
+def test_a_worker_that_goes_kombus_way_shares_the_queues(worker, killed, redis_url):
+    """It lives on beside ours, of which twenty are killed: what ours held it runs."""
+    chance, load = random.Random(16), Load(killed)
+    theirs = worker(APP, "-c", "4", env={"TRANSPORT": "kombu"})
+    for _ in range(20):
+        load.top_up()
+        ours = worker(APP, "-c", "8")
+        moment = time.monotonic() + chance.uniform(0.0, 0.3)
+        wait_until(lambda moment=moment: time.monotonic() >= moment, "the moment to kill")
+        ours.kill()
+    theirs.stop()
+    give_back_what_the_dead_held(redis_url)
+    wait_for_all(killed, load, worker(APP, "-c", "8", env={"TRANSPORT": "kombu"}))

@@ -40,10 +40,6 @@ app.conf.update(
     redis_socket_connect_timeout=2,
     result_extended=True,
 )
-if "POLLS" in os.environ:
-    from tests.brokers.gap import note_polls
-
-    note_polls(os.environ["POLLS"])
 if "QUORUM" in os.environ:
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": 20}
     app.conf.task_queues = (

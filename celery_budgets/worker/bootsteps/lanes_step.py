@@ -22,7 +22,7 @@ from celery_budgets.config.settings import settings_of
 from celery_budgets.model.priority import Broker, Priority, number_of
 from celery_budgets.worker.lanes.consumer_renewal import ConsumerRenewal
 from celery_budgets.worker.lanes.dropped_calls import DroppedCalls
-from celery_budgets.worker.lanes.held_deliveries import is_waiting
+from celery_budgets.worker.lanes.held_deliveries import give_back_soon, is_waiting, take_waiting
 from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
 from celery_budgets.worker.lanes.low_priority import LOOK, AgingSteps, LowPriorityQueues
 from celery_budgets.worker.lanes.self_waiting import SelfWaiting
@@ -117,9 +117,12 @@ class LanesStep(bootsteps.StartStopStep):
             self._timer_entries.append(look)
 
     def stop(self, c: Any) -> None:
-        """Start nothing any more; what is kept goes back to the broker with its channel."""
+        """Start nothing any more; what waits goes back to the broker, at the latest with it."""
         self._disarm(c)
-        self.slots.give_up_held()
+        if c.blueprint.state == bootsteps.RUN:  # it connects anew
+            self.slots.give_up_held()
+        else:  # and what runs may take long to end
+            give_back_soon(take_waiting(c, self.slots))
         # Without its consumer the event loop stands still, and fires no timer.
         self._roster.tally.call_later = None
         self._roster.tally.count_noted()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from celery_budgets.model.lanes import Lane
@@ -12,7 +13,9 @@ from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
 
-__all__ = ["MEMORY", "HeldDeliveries", "is_waiting", "must_hold", "take_waiting"]
+__all__ = [
+    "MEMORY", "HeldDeliveries", "give_back_soon", "is_waiting", "must_hold", "take_waiting",
+]  # fmt: skip
 
 
 #: Reason of deliveries that the memory gate holds.
@@ -90,6 +93,22 @@ def take_waiting(consumer: Any, slots: WorkerSlots, lane: Lane | None = None) ->
     for request in taken:
         slots.release(request)
     return taken + slots.give_up_held(lane.name if lane is not None else None)
+
+
+def give_back_soon(requests: Iterable[Any]) -> None:
+    """Put what has not started back to the head of its queue, where the broker can be told so.
+
+    Elsewhere the broker hands it out again when the connection closes, which is when all that
+    runs has ended.
+    """
+    tags: dict[Any, list[str]] = {}
+    for request in requests:
+        message = request.message
+        tags.setdefault(message.channel, []).append(message.delivery_tag)
+    for channel, waiting in tags.items():
+        hand_back = getattr(channel, "hand_back", None)
+        if hand_back is not None:
+            hand_back(waiting)
 
 
 def _waiting(consumer: Any) -> Any:

@@ -83,7 +83,10 @@ class Deliveries(redis.QoS):
 
         kombu's watches all of ``unacked``, and begins anew for as long as others write to it.
         """
-        self._put_back([bytes_to_str(tag)], leftmost=leftmost)
+        if self.channel.runs_scripts:
+            self._put_back([bytes_to_str(tag)], leftmost=leftmost)
+        else:
+            super().restore_by_tag(tag, client=client, leftmost=leftmost)
 
     def restore_unacked(self, client: Any = None) -> None:
         """Put all that is in hand back to the head of its queue, in its order.
@@ -91,10 +94,13 @@ class Deliveries(redis.QoS):
         Without a connection the next one does it.
         """
         self._flush()
+        if not self.channel.runs_scripts:
+            super().restore_unacked(client)
+            return
         tags = list(self._delivered)
         self._delivered.clear()
         if not self.hand_back(tags):
-            self.channel.connection.leftovers.in_hand += tags
+            self.channel.leftovers.in_hand += tags
 
     def hand_back(self, tags: list[str]) -> bool:
         """Put *tags* back to the head of their queue; return whether Redis could be told."""

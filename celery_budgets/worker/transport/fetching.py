@@ -50,7 +50,8 @@ class FetchingChannel(Commands, _Channel):
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self._fetch = Line(self, "FETCH")
-        self._leftovers = connection.leftovers
+        #: What this connection could not tell, and the next one will.
+        self.leftovers = connection.leftovers
         self.waits = Waits(self, self._look)
         #: What the fetch has brought and nobody has been given yet: queue and message.
         self._arrived: deque[tuple[str, str, Any]] = deque()
@@ -66,6 +67,8 @@ class FetchingChannel(Commands, _Channel):
         self._without_ack: set[str] = set()
         #: Is every message taken as kombu does?
         self.pops = False
+        #: Does Redis run ours?
+        self.runs_scripts = True
         super().__init__(connection, **options)
         self.handlers[self._fetch.kind] = self._on_fetched
         self._choose_way()
@@ -87,8 +90,9 @@ class FetchingChannel(Commands, _Channel):
 
     def _choose_way(self) -> None:
         self._hot, self.waits.complete = True, False
+        self.runs_scripts = self.connection.may_fetch
         self.pops = bool(
-            not self.connection.may_fetch
+            not self.runs_scripts
             or not self.ack_emulation
             or self._without_ack.intersection(self.active_queues)
         )
@@ -99,12 +103,20 @@ class FetchingChannel(Commands, _Channel):
     def settle_soon(self, tag: str) -> bool:
         """Acknowledge *tag* at this turn of the event loop; return whether there is one."""
         if self.connection is None:  # closed, and what was in hand handed back
-            self._leftovers.acknowledge(tag)
+            self.leftovers.acknowledge(tag)
             return True
         if self.pops or not self.connection.in_event_loop:
             return False
         self._settled.append(tag)
         return True
+
+    def hand_back(self, tags: list[str]) -> None:
+        """Put *tags*, which have not been settled, back to the head of their queue, in order."""
+        if self.connection is None or not self.runs_scripts:
+            return
+        if self.qos.hand_back(tags):
+            for tag in tags:
+                self.qos._delivered.pop(tag, None)
 
     # The turns of the event loop.
 
@@ -133,10 +145,9 @@ class FetchingChannel(Commands, _Channel):
             wanted = min(wanted, max(1, int(_MOST_BYTES / self._message_bytes)))
         lists = [(self._q_for_pri(queue, step), queue, step) for step in steps for queue in queues]
         self._asked = lists, wanted
-        self._being_settled, self._settled = (
-            self._settled[:MOST_AT_ONCE],
-            self._settled[MOST_AT_ONCE:],
-        )
+        # Also what was sent before, where its reply has never come.
+        settled = self._being_settled + self._settled
+        self._being_settled, self._settled = settled[:MOST_AT_ONCE], settled[MOST_AT_ONCE:]
         self._fetch.send(
             FETCH.call(
                 self.keys(name for name, _, _ in lists),
@@ -152,16 +163,9 @@ class FetchingChannel(Commands, _Channel):
             return False
         try:
             found = self._fetch.receive()
-        except self.connection_errors:
-            self._settled = self._being_settled + self._settled
-            raise
         except NoScriptError:
-            self._settled = self._being_settled + self._settled
             self._whole_script = True
             return False
-        except self.ResponseError:
-            self._settled = self._being_settled + self._settled
-            raise
         self._whole_script = False
         self._being_settled = []
         self._take(found)
@@ -216,9 +220,7 @@ class FetchingChannel(Commands, _Channel):
                 self.put_aside(tag, queue, dumps(message))
                 self.qos._delivered.pop(tag)
         if stray:
-            self.qos.hand_back(stray)
-            for tag in stray:
-                self.qos._delivered.pop(tag, None)
+            self.hand_back(stray)
 
     # The end.
 
@@ -248,7 +250,7 @@ class FetchingChannel(Commands, _Channel):
             self.settle(settled)
         except (*self.connection_errors, self.ResponseError):
             logger.warning("budgets.acknowledge_failed deliveries=%s", len(settled), exc_info=True)
-            self._leftovers.acknowledged += settled
+            self.leftovers.acknowledged += settled
         self._arrived.clear()
         self._settled, self._being_settled = [], []
         for line in (self._fetch, *self.waits):

@@ -95,7 +95,7 @@ for i = 3, #KEYS do
       found[#found + 1] = text
     end
     if #entries > 0 then
-      redis.call('HDEL', KEYS[1], '')
+      if acknowledged == 0 then redis.call('HDEL', KEYS[1], '') end
       redis.call('HSET', KEYS[1], unpack(entries))
       redis.call('ZADD', KEYS[2], unpack(index))
     end

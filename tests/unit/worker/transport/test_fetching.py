@@ -31,6 +31,8 @@ class Consumed:
         plain = Connection(url, transport_options=options)
         self.connection = fetch_atomically(plain, self.leftovers)
         self.channel = self.connection.channel()
+        # Else these tests would show kombu's own way.
+        assert self.channel.runs_scripts is ("narrow" not in url)
         self.messages = []
         self.consumer = Consumer(
             self.channel, [Queue(queue)], on_message=self.messages.append, no_ack=no_ack
@@ -254,12 +256,14 @@ def test_a_user_without_scripts_gets_kombus_way_and_is_told(redis_url, redis, de
     redis.acl_setuser("narrow", True, passwords=["+x"], keys="*", channels="*",
                       categories=["+@all"], commands=[denied])  # fmt: skip
     url = f"redis://narrow:x@{redis_url.rpartition('@')[2]}"
-    send(redis_url, ["first"])
-    with caplog.at_level(logging.WARNING), consuming(url, prefetch=1) as consumed:
-        assert consumed.wait_for(1) == ["first"]
+    send(redis_url, ["first", "second"])
+    with caplog.at_level(logging.WARNING), consuming(url, prefetch=2) as consumed:
+        assert consumed.wait_for(2) == ["first", "second"]
         assert consumed.channel.pops
         consumed.messages[0].ack()
-        assert not redis.exists("unacked", "unacked_index")
+        assert redis.hlen("unacked") == redis.zcard("unacked_index") == 1
+    assert not redis.exists("unacked", "unacked_index")
+    assert redis.llen("lane") == 1
     assert "budgets.redis_transport_refused" in caplog.text
     redis.acl_deluser("narrow")
 
