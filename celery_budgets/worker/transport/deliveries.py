@@ -88,6 +88,12 @@ class Deliveries(redis.QoS):
         else:
             super().restore_by_tag(tag, client=client, leftmost=leftmost)
 
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """As kombu; of a channel that nobody has closed, acknowledgements are sent before."""
+        if not self.channel.closed:
+            self.channel.finish()
+        super().restore_unacked_once(stderr)
+
     def restore_unacked(self, client: Any = None) -> None:
         """Put all that is in hand back to the head of its queue, in its order.
 

@@ -94,6 +94,7 @@ class FetchingChannel(Commands, _Channel):
         self.pops = bool(
             not self.runs_scripts
             or not self.ack_emulation
+            or self.max_connections == 1  # it takes two: one of them waits
             or self._without_ack.intersection(self.active_queues)
         )
 
@@ -225,9 +226,9 @@ class FetchingChannel(Commands, _Channel):
     # The end.
 
     def close(self) -> None:
-        """Hand back what is in hand, as kombu does; before, read and send what is under way."""
+        """Hand back what is in hand, as kombu does, when nothing is under way any more."""
         if not self.closed:
-            self._finish()
+            self.finish()
         super().close()
         self._disconnect_pools()  # made anew for what was handed back
 
@@ -239,7 +240,8 @@ class FetchingChannel(Commands, _Channel):
                 return
         super()._poll_error(kind, **options)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Read what has been asked for, and send what has been acknowledged."""
         settled = self._being_settled + self._settled
         try:
             if self._fetch.waits:
@@ -257,10 +259,14 @@ class FetchingChannel(Commands, _Channel):
             line.close()
 
     def drop_stale(self, now: float) -> None:
-        """Hang up where a reply is overdue, as MultiChannelPoller.maybe_check_brpop_health."""
+        """Hang up where a reply is overdue, as MultiChannelPoller.maybe_check_brpop_health.
+
+        One that is there and has not been read, such as behind a body on the pool solo, is not.
+        """
+        longest = self.brpop_timeout + self.health_check_interval
         for line in (self._fetch, *self.waits):
-            overdue = self.brpop_timeout + self.health_check_interval
-            if line.waits and self.health_check_interval and now - line.sent_at > overdue:
+            silent = line.waits and now - line.sent_at > longest
+            if silent and self.health_check_interval and not line.is_readable():
                 logger.warning("budgets.redis_silent seconds=%.0f", now - line.sent_at)
                 line.hang_up()
                 self._hot, self.waits.complete = True, False

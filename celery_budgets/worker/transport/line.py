@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import Any
 
+from kombu.transport import redis
+
 __all__ = ["Line"]
 
 
@@ -73,6 +75,11 @@ class Line:
         except self._channel.connection_errors:
             self.hang_up()
             raise
+
+    def is_readable(self) -> bool:
+        """Return whether a reply is there."""
+        sock = getattr(self.connection, "_sock", None)
+        return sock is not None and bool(redis._socket_readable(sock))
 
     def was_closed(self) -> bool:
         """Return whether the server has closed it: it is readable, and has asked for nothing."""

@@ -21,6 +21,7 @@ from celery_budgets.worker.transport.deliveries import Leftovers
 from celery_budgets.worker.transport.fetching import FetchingChannel
 from celery_budgets.worker.transport.redis_transport import fetch_atomically
 from celery_budgets.worker.transport.scripts import FETCH
+from tests.support.waiting import wait_until
 
 
 class Consumed:
@@ -289,6 +290,33 @@ def test_what_was_acknowledged_last_is_sent_when_the_channel_closes(redis_url, r
         consumed.connection.transport.in_event_loop = True
         consumed.messages[0].ack()
     assert not redis.exists("unacked", "unacked_index", "lane")
+
+
+def test_a_reply_that_is_overdue_ends_its_connection_alone(redis_url, caplog):
+    """And what was sent on it is sent again; one that is there is read instead."""
+    if not hasattr(kombu_redis, "_socket_readable"):
+        pytest.skip("kombu looks for it since 5.7")
+    send(redis_url, ["first"])
+    with consuming(redis_url, prefetch=2) as consumed:
+        consumed.wait_for(1)
+        consumed.drain()
+        (line,) = consumed.channel.waits
+        wait_until(lambda: consumed.drain(0.05) or line.waits, "it waits")
+        before = line.connection
+        with caplog.at_level(logging.WARNING):
+            consumed.channel.drop_stale(line.sent_at + 1000)
+        assert "budgets.redis_silent" in caplog.text
+        assert not line.waits
+        send(redis_url, ["second"])
+        assert consumed.wait_for(2) == ["first", "second"]
+        assert before is line.connection
+
+
+def test_one_connection_is_too_few_to_wait_with(redis_url):
+    send(redis_url, ["first"])
+    with consuming(redis_url, prefetch=1, max_connections=1) as consumed:
+        assert consumed.wait_for(1) == ["first"]
+        assert consumed.channel.pops
 
 
 def test_what_a_lost_connection_could_not_tell_the_next_one_does(redis_url, redis, monkeypatch):
