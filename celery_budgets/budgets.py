@@ -1,7 +1,7 @@
-"""``Budgets(app)``: the one place with side effects on a Celery app.
+"""``Budgets(app)``: the entry point, and the only place that changes a Celery app.
 
-It declares the queues of the lanes, routes tasks to them, adds the bootsteps to workers and
-starts the instrumentation. See also: :mod:`celery_budgets.worker.bootsteps`.
+It declares the queues of the lanes, routes tasks to them, adds bootsteps to workers and starts
+the instrumentation. See also: :mod:`celery_budgets.worker.bootsteps`.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ logger = logging.getLogger(__name__)
 
 
 class Budgets:
-    """Gives the calls of *app* lanes and budgets.
+    """Adds lanes and budgets to a Celery app.
 
     Args:
-        app: The Celery app. Its configuration may still be loaded after this.
-        lanes: The lanes; by default those of the settings, and else the five default lanes.
+        app: The Celery app. Its configuration may be loaded later.
+        lanes: The lanes; by default those of the settings, else the five default lanes.
 
     Raises:
-        ConfigurationError: Lists everything wrong, where the app is configured already;
-            otherwise the first use raises it, and a worker refuses to start.
+        ConfigurationError: Lists every problem, if the app is configured already; otherwise
+            the first use raises it, and a worker refuses to start.
 
     Example:
         >>> app = Celery("tools", broker="redis://localhost:6379/0")
@@ -59,10 +59,10 @@ class Budgets:
     def __init__(self, app: Any, *, lanes: Iterable[Lane] | None = None) -> None:
         #: The Celery app.
         self.app = getattr(app, "_get_current_object", lambda: app)()
-        self._asking = Inspection(self.app)
+        self._inspection = Inspection(self.app)
         self._lanes = None if lanes is None else tuple(lanes)
         declare(self.app, self._lanes)
-        # Kept by the app, and freed with it: signals refer to it weakly.
+        # The app keeps this object and is freed with it: signals hold only a weak reference.
         self.app.__dict__[_BUDGETS] = self
         self.app.steps["worker"].add("celery_budgets.worker.bootsteps.worker_step:BudgetsStep")
         self.app.steps["worker"].add("celery_budgets.worker.bootsteps.control_step:ControlStep")
@@ -80,7 +80,7 @@ class Budgets:
 
     @classmethod
     def of(cls, app: Any) -> Budgets:
-        """Return the budgets of *app*, made with the default lanes where there are none."""
+        """Return the budgets of *app*; create them with the default lanes if there are none."""
         app = getattr(app, "_get_current_object", lambda: app)()
         return app.__dict__.get(_BUDGETS) or cls(app)
 
@@ -89,23 +89,23 @@ class Budgets:
         """The settings, read at the first use.
 
         Raises:
-            ConfigurationError: Lists everything wrong.
+            ConfigurationError: Lists every problem.
         """
         return settings_of(self.app)
 
     def _on_configured(self, **_: Any) -> None:
-        """Apply the configuration, also when it is loaded anew."""
+        """Apply the configuration, also each time that it is reloaded."""
         reread(self.app)
         try:
             self._configure()
         except ConfigurationError as exc:
-            # Celery would log a signal's error and go on; the first use raises it instead.
+            # Celery only logs errors of signal receivers; the first use raises this one again.
             logger.debug("budgets.misconfigured: %s", exc)
 
     def _configure(self) -> None:
         conf = self.app.conf
         if self._lanes is not None:
-            # A spawned pool process gets a copy of the app, with its configuration and no more.
+            # A spawned pool process gets a copy of the app, of which only the configuration.
             conf.budgets_lanes = self._lanes
         add_router(self.app)
         settings = self.settings
@@ -121,7 +121,7 @@ class Budgets:
             spans.instrument(settings.span_sample_rate)
 
     def _on_worker_init(self, instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
-        """Give a worker its lanes' concurrency, before it has looked at it."""
+        """Set the concurrency of a worker to that of its lanes, before the worker reads it."""
         if instance.app is not self.app:
             return
         from celery_budgets.config.queues import lanes_of_queues
@@ -129,14 +129,14 @@ class Budgets:
 
         try:
             settings = self.settings
-            # Made anew: another receiver may still declare some.
+            # Not app.amqp.queues, which is cached: another receiver may still declare queues.
             queues = instance.app.amqp.Queues(conf.task_queues)
             wanted = real_names(queue_names(options.get("queues")), queues) or list(queues)
             check_queues(settings, wanted, queues)
         except ConfigurationError as exc:
-            # The only exception that Celery's signals let through.
+            # SystemExit is the only exception that Celery's signals do not swallow.
             raise SystemExit(f"Error: {exc}") from None
-        # Again, and so last: a provider may be set by the program's own receiver.
+        # Connected again, to run last: the program's own receiver may set a tracer provider.
         signals.worker_process_init.disconnect(self._on_pool_process)
         signals.worker_process_init.connect(self._on_pool_process)
         excluded = real_names(queue_names(options.get("exclude_queues")), queues)
@@ -145,8 +145,8 @@ class Budgets:
             conf.worker_concurrency = capacity(settings.lanes, lanes)
 
     def _on_pool_process(self, **_: Any) -> None:
-        """Prepare a pool process: instrumentation that it did not inherit, and recycling."""
-        # A spawned process works for a copy of the app, which is the current one there.
+        """Prepare a pool process: the instrumentation that it did not inherit, and recycling."""
+        # A spawned process has a copy of the app, which is the current app there.
         app = current_app._get_current_object()
         if app is not self.app and app.main != self.app.main:
             return
@@ -162,18 +162,18 @@ class Budgets:
             recycle.install(app)
 
     def statistics(self, timeout: float = 1.0) -> Statistics:
-        """Return what the calls of all workers added up to since each was started.
+        """Return the statistics of the calls on all workers, each since its start.
 
         Args:
             timeout: How long workers may take to answer, seconds.
 
         Returns:
-            Merged statistics; ``silent`` names workers that did not answer, or that run
+            The merged statistics; ``silent`` names workers that did not answer, or that run
             without budgets.
         """
         from celery_budgets.telemetry.statistics import Statistics
 
-        answers = self._asking.ask(timeout)
+        answers = self._inspection.ask(timeout)
         merged = Statistics(answers.silent)
         for answer in answers.by_worker.values():
             merged.merge(Statistics.from_json(answer.get("statistics", ())))
@@ -191,20 +191,20 @@ class Budgets:
     ) -> Block:
         """Run any code as one call under the budget of *lane*: ``with``, ``async with``, or ``@``.
 
-        It takes one of the lane's slots of this process, is held to its limits as far as a
-        thread or a coroutine can be, and is told of like a task. It needs no worker and no
-        broker. Inside of a task, or of another such call, it has at most what that has left.
+        The call takes one of the lane's slots of this process. Its limits are enforced as far as
+        a thread or a coroutine can be interrupted, and its span, metrics and logs are those of a
+        task. It needs no worker and no broker. In a task or another call it gets the time left.
 
         Args:
             lane: Name of the lane.
             task_id: Id of the call; a new one by default.
-            tool_name: Name of what runs; by default that of the function, or of the lane.
+            tool_name: Name of the code; by default that of the function, or of the lane.
             input_size: Size of its input, bytes, for its span.
-            wait: Longest wait for a slot, seconds, first come first served; ``None``: no end.
-            **limits: Fields of a budget over those of the lane, such as ``timeout`` (seconds).
+            wait: Longest wait for a slot, seconds, in order of arrival; ``None``: without limit.
+            **limits: Fields of a budget that override the lane's, such as ``timeout`` (seconds).
 
         Raises:
-            ConfigurationError: A number makes no sense; or, when it starts, there is no such lane.
+            ConfigurationError: A value is invalid; or, at its start, the lane does not exist.
 
         Example:
             >>> with budgets.call("critic", timeout=600, wait=5) as call:
@@ -218,7 +218,7 @@ class Budgets:
         )  # fmt: skip
 
     def deadline(self, seconds: float | str) -> dict[str, list[float]]:
-        """Return the headers of a message that has *seconds* from now, for ``send_task``.
+        """Return message headers with a deadline *seconds* from now, for ``send_task``.
 
         Example:
             >>> app.send_task("fs_read", ("tools.py",), headers=budgets.deadline(5.0))
@@ -227,35 +227,35 @@ class Budgets:
         return {HEADER_DEADLINE: list(Deadline.after(seconds, factor))}
 
     def local_statistics(self) -> Statistics:
-        """Return what the calls by :meth:`call` in this very process added up to.
+        """Return the statistics of the calls made by :meth:`call` in this process.
 
-        :meth:`statistics` has those of workers without pool processes (threads, gevent, solo)
-        among their tasks. Those of web processes, scripts and pool processes are only here.
+        :meth:`statistics` includes those of workers without pool processes (threads, gevent,
+        solo). Those of web processes, scripts and pool processes are available only here.
         """
         from celery_budgets.blocks.ledger import ledger_of
 
         return ledger_of(self.app).snapshot()
 
     def concurrency(self, timeout: float = 1.0) -> Concurrency:
-        """Return the slots of all workers as they are now: active, limit and waiting per lane.
+        """Return the current slots of all workers: active, limit and waiting per lane.
 
         Args:
             timeout: How long workers may take to answer, seconds.
         """
         from celery_budgets.telemetry.snapshots import Concurrency
 
-        answers = self._asking.ask(timeout)
+        answers = self._inspection.ask(timeout)
         return Concurrency.of(answers.by_worker, answers.silent)
 
     def memory(self, timeout: float = 1.0) -> Memory:
-        """Return the memory of all workers as it is now, bytes, with its levels and gates.
+        """Return the current memory of all workers, bytes, with the levels and the gates.
 
         Args:
             timeout: How long workers may take to answer, seconds.
         """
         from celery_budgets.telemetry.snapshots import Memory
 
-        answers = self._asking.ask(timeout)
+        answers = self._inspection.ask(timeout)
         return Memory.of(answers.by_worker, answers.silent)
 
     def scope(
@@ -265,9 +265,9 @@ class Budgets:
         max_calls: int | None = None,
         timeout: float | str | None = None,
     ) -> Scope:
-        """Return a request scope: all calls that are sent in its ``with`` block are of one name.
+        """Return a request scope, which groups all calls sent in its ``with`` block by a name.
 
-        Arguments and errors are those of :class:`celery_budgets.sending.scope.Scope`.
+        For arguments and errors see :class:`celery_budgets.sending.scope.Scope`.
 
         Example:
             >>> with budgets.scope("req-42", max_calls=50, timeout=120) as scope:
@@ -275,12 +275,12 @@ class Budgets:
             >>> scope.statistics().total.succeeded
             1
         """
-        return Scope(self.app, self._asking, name, max_calls=max_calls, timeout=timeout)
+        return Scope(self.app, self._inspection, name, max_calls=max_calls, timeout=timeout)
 
     def batch(self, signatures: Iterable[Any], **options: Unpack[BatchOptions]) -> Batch:
         """Return a batch of calls: iterate over it to send them and to read their results.
 
-        Arguments and errors are those of :class:`celery_budgets.batch.batch.Batch`.
+        For arguments and errors see :class:`celery_budgets.batch.batch.Batch`.
 
         Example:
             >>> for item in budgets.batch((fs_read.s(path) for path in paths), max_in_flight=16):
@@ -291,10 +291,10 @@ class Budgets:
         return Batch(self.scope(f"batch-{uuid4().hex[:12]}"), signatures, **options)
 
 
-#: Attribute of an app that has its budgets.
+#: Attribute of an app that holds its ``Budgets``.
 _BUDGETS = "_celery_budgets_of_app"
 
 
 def _flush(**_: Any) -> None:
-    """Send the spans that a pool process holds when it ends: it leaves by os._exit."""
+    """Export buffered spans when a pool process ends: it exits by ``os._exit``."""
     spans.flush(FLUSH_SECONDS)

@@ -1,13 +1,13 @@
-"""Programs that do not outlive the one that started them.
+"""Child processes that do not outlive their parent.
 
-A leashed program runs in a session of its own, so that the terminal's Ctrl-C reaches only the
-program that started it. A tiny shell beside it holds the read end of a pipe: when the starting
-process ends in any way, even by SIGKILL, the pipe closes and the shell ends the program.
-Linux's ``PR_SET_PDEATHSIG`` would do it without the shell, but it fires when the *thread* that
-started the program ends, needs ``preexec_fn``, and exists nowhere else.
+The child runs in a session of its own, so that the terminal's Ctrl-C reaches only the parent. A
+small shell beside it, the guard, holds the read end of a pipe: when the parent ends in any way,
+even by SIGKILL, the pipe closes and the guard ends the child. Linux's ``PR_SET_PDEATHSIG`` would
+do it without a guard, but it fires when the *thread* that started the child ends, needs
+``preexec_fn``, and exists on no other system.
 
-Does not cover: a starting process that itself forks without exec. Its children hold the pipe
-open, and the program ends with the last of them.
+Does not cover: a parent that itself forks without exec. Its forks hold the pipe open, and the
+child ends with the last of them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["PARTING_SECONDS", "BoundProcess"]
 #: Seconds between the parting signal and SIGKILL for the whole process group.
 PARTING_SECONDS = 10
 
-# The shell execs the program, so the program keeps the pid that Popen knows. The guard is
-# forked twice: a worker that counts its children must not count it. It is in the program's
-# process group, so that number cannot be given to anybody else while the guard lives.
+# The shell execs the program, so the program keeps the pid that Popen knows. The guard is forked
+# twice: a worker that counts its children must not count it. It is in the program's process group,
+# so the system cannot reuse the group's number while the guard lives.
 _SCRIPT = f"""
 exec 3<&0 </dev/null
 ( {{
@@ -41,12 +41,12 @@ exec "$@" 3<&-
 
 
 class BoundProcess(subprocess.Popen[bytes]):
-    """A running program that ends with this process at the latest.
+    """A child process that ends with this process at the latest.
 
     Args:
         command: The program and its arguments.
-        parting: Signal it gets when this process ends without ending it;
-            :data:`PARTING_SECONDS` later its process group is killed.
+        parting: Signal that the guard sends when this process ends first;
+            :data:`PARTING_SECONDS` later it kills the process group.
         environment: Variables of its environment; ``None``: those of this process.
         output: Where its output and its errors go, as for :class:`subprocess.Popen`.
     """
@@ -70,11 +70,11 @@ class BoundProcess(subprocess.Popen[bytes]):
         self._group_ended = False
 
     def end(self, *, grace: float, how: signal.Signals = signal.SIGTERM) -> bool:
-        """Ask the program to end, and kill its process group where it does not.
+        """Signal the program to end, and kill its process group when it does not.
 
         Args:
-            grace: Seconds it has.
-            how: The signal that asks.
+            grace: Seconds between the signal and the kill.
+            how: The signal.
 
         Returns:
             Whether it ended by itself.
@@ -89,11 +89,11 @@ class BoundProcess(subprocess.Popen[bytes]):
         return warm
 
     def end_group(self) -> None:
-        """Kill what is left of its process group, the guard included. May be called again."""
-        # Only once: afterwards the number may belong to somebody else's group.
+        """Kill the rest of its process group, including the guard. May be called again."""
+        # Only once: afterwards the system may reuse the number for another group.
         if not self._group_ended:
             self._group_ended = True
-            # macOS answers "not permitted" for a group of which only zombies are left.
+            # macOS reports "not permitted" for a group of which only zombies are left.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             self.wait()

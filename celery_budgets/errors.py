@@ -1,4 +1,4 @@
-"""Errors that this package raises.
+"""The errors that this package raises.
 
     BudgetsError
      ├─ ConfigurationError     a setting, lane, budget or worker that cannot work
@@ -9,8 +9,8 @@
 Time limits keep Celery's own ``SoftTimeLimitExceeded`` and ``TimeLimitExceeded``,
 because users already catch those.
 
-Errors that cross the pool or the result backend carry their facts in positional ``args``:
-Celery rebuilds an exception from those alone.
+Errors that cross the pool or the result backend carry all their data in positional ``args``:
+Celery rebuilds an exception from these alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BudgetsError(Exception):
 
 
 class ConfigurationError(BudgetsError, ImproperlyConfigured):
-    """A configuration that cannot work; :attr:`problems` lists everything wrong with it.
+    """The configuration is invalid; :attr:`problems` lists everything wrong with it.
 
     Args:
         problems: One message per problem, each with the object, the numbers and the remedy.
@@ -56,7 +56,7 @@ class ConfigurationError(BudgetsError, ImproperlyConfigured):
 
     @classmethod
     def raise_if(cls, problems: Iterable[str]) -> None:
-        """Raise one error for all *problems*; do nothing where there are none."""
+        """Raise one error for all *problems*; do nothing if there are none."""
         found = tuple(problems)
         if found:
             raise cls(*found)
@@ -70,7 +70,7 @@ class MemoryLimitExceeded(BudgetsError):
     """A call went over its memory limit.
 
     Args:
-        rss: Resident set size of the process when it was found out, bytes.
+        rss: Resident set size of the process when the breach was detected, bytes.
         limit: The limit, bytes; ``None`` where Python itself ran out of memory first.
     """
 
@@ -88,10 +88,10 @@ class MemoryLimitExceeded(BudgetsError):
 
 
 class RejectedByBudget(BudgetsError):
-    """A call that was not admitted, and so never ran.
+    """A call was not admitted, and so never ran.
 
     Args:
-        reason: One word of the tables of reasons in ``docs/concepts/outcomes.md``.
+        reason: One of the reasons listed in ``docs/concepts/outcomes.md``.
         lane: Name of the lane that would have run it.
     """
 
@@ -106,8 +106,8 @@ class RejectedByBudget(BudgetsError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the remedy for an unknown *name*: the nearest known one, and all of them."""
-    from difflib import get_close_matches  # only to explain what is wrong
+    """Return the remedy for an unknown *name*: the closest known name, and all known names."""
+    from difflib import get_close_matches  # only needed for an error
 
     names = sorted(known)
     close = get_close_matches(str(name), names, n=1, cutoff=0.6)
@@ -116,9 +116,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """Return what *error* says of itself, or what it is where its own code fails at that.
+    """Return the message of *error*, or its type when its ``__str__`` fails.
 
-    A body may raise what has no text: a ``__str__`` that raises, exits, or returns ``None``.
+    User code may raise an exception whose ``__str__`` raises, exits, or returns ``None``.
     """
     try:
         return str.__str__(str(error))

@@ -1,4 +1,4 @@
-"""The progress of a batch, under the name by which programs import it."""
+"""The public import path of :mod:`celery_budgets.batch.progress`."""
 
 from __future__ import annotations
 

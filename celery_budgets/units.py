@@ -1,7 +1,7 @@
-"""Sizes and durations as people write them, and as they read them.
+"""Parses and formats sizes and durations.
 
 Sizes are whole bytes, durations are seconds as float. ``KB`` is 1,000 bytes and ``KiB``
-1,024, as in IEC 80000-13. See also: :mod:`celery_budgets.model.lanes`, which checks ranges.
+1,024, as in IEC 80000-13. See also: :mod:`celery_budgets.model.budget`, which checks ranges.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def parse_size(value: Any) -> int:
         value: Whole bytes, or text such as ``"512MiB"``, ``"1.5GB"``, ``"400000"``.
 
     Raises:
-        ValueError: The text names no size; the message says which forms do.
+        ValueError: The text is no size; the message shows valid forms.
         TypeError: *value* is neither a whole number nor text (a bool is neither).
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -60,7 +60,7 @@ def parse_duration(value: Any) -> float:
         value: Seconds, or text such as ``"300"``, ``"1.5s"``, ``"5m"``, ``"2h"``, ``"250ms"``.
 
     Raises:
-        ValueError: The text names no duration, or the number is not finite.
+        ValueError: The text is no duration, or the number is not finite.
         TypeError: *value* is neither a number nor text (a bool is neither).
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -75,7 +75,7 @@ def parse_duration(value: Any) -> float:
 def _is_finite(number: float) -> bool:
     try:
         return math.isfinite(number)
-    except OverflowError:  # a whole number beyond what a float holds
+    except OverflowError:  # a whole number beyond the range of a float
         return False
 
 
@@ -89,9 +89,9 @@ def _quantity(text: str, units: dict[str, Any], what: str, forms: str) -> float:
 
 
 def scaled(seconds: float, factor: float) -> float:
-    """Return *seconds* x *factor* as people would work it out: 0.15, not 0.15000000000000002.
+    """Return *seconds* x *factor* without float noise: 0.15, not 0.15000000000000002.
 
-    In whole microseconds; exactly where those do not tell on which side of *seconds* it is.
+    Rounded to microseconds, unless that would put the product on the other side of *seconds*.
     """
     product = seconds * factor
     rounded = round(product, 6)
@@ -99,7 +99,7 @@ def scaled(seconds: float, factor: float) -> float:
 
 
 def format_size(size: float) -> str:
-    """Return *size* bytes for people, in binary units: ``512 MiB``, ``1.5 GiB``."""
+    """Return *size* bytes as text in binary units: ``512 MiB``, ``1.5 GiB``."""
     for unit, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if abs(size) >= factor:
             return f"{size / factor:.4g} {unit}"
@@ -107,7 +107,7 @@ def format_size(size: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return *seconds* for people: ``250 ms``, ``4.5 s``, ``300 s``, ``2 h``."""
+    """Return *seconds* as text: ``250 ms``, ``4.5 s``, ``300 s``, ``2 h``."""
     if seconds and abs(seconds) < 1:
         return f"{seconds * 1000:.4g} ms"
     if abs(seconds) >= 7200 and seconds % 3600 == 0:

@@ -1,4 +1,4 @@
-"""``celery lanes``: the commands, by the entry point ``celery.commands``.
+"""``celery lanes``: the command group, registered by the entry point ``celery.commands``.
 
 Every ``celery`` command imports this module, so a subcommand is imported only when it is run.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click_didyoumean import DYMGroup
 
-# Name `celery inspect budgets` and its kin to the command line, which knows what is registered.
+# Importing them registers `celery inspect budgets` and the control commands with the command line.
 import celery_budgets.worker.remote.commands
 import celery_budgets.worker.remote.lane_commands  # noqa: F401
 from celery_budgets.errors import BudgetsError
@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 class LanesGroup(DYMGroup):
-    """A group whose commands are imported on demand, and whose errors are one message."""
+    """A group that imports its commands on demand and shows our errors as one message."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order of the help page."""
@@ -61,7 +61,7 @@ class LanesGroup(DYMGroup):
 def lanes(ctx: click.Context) -> None:
     """Show, check and run the lanes of an app.
 
-    Without a command: list.
+    Without a command, it lists the lanes.
 
     \b
     Examples:

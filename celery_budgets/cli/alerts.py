@@ -1,9 +1,9 @@
-"""What of a worker's state wants looking at: the same levels as the Prometheus rules.
+"""Alerts derived from a worker's state, at the same levels as the Prometheus rules.
 
-What has happened counts for as long as there: five minutes (``recent`` of a worker's answer; one
-of an older version has none, and no such alerts).
+An event such as a killed call alerts for five minutes, as in the rules (``recent`` of a worker's
+answer; a worker of an older version sends none, and so has no such alerts).
 
-See also: ``examples/observability/rules.yml``, which watches over time what this sees once.
+See also: ``examples/observability/rules.yml``, which evaluates the same over time.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ CRITICAL_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One thing to look at."""
+    """One condition that an operator should look at."""
 
     level: Literal["critical", "warning", "info"]
     text: str
 
 
 def alerts_of(lane: str, answer: Mapping[str, Any]) -> tuple[Alert, ...]:
-    """Return what wants looking at in *lane* of one worker, the worst first.
+    """Return the alerts for *lane* on one worker, the most severe first.
 
     Args:
         lane: Name of the lane.
-        answer: The worker's, to ``inspect budgets``.
+        answer: The worker's answer to ``inspect budgets``.
     """
     memory = WorkerMemory.of(answer)
     found = [
@@ -48,7 +48,7 @@ def alerts_of(lane: str, answer: Mapping[str, Any]) -> tuple[Alert, ...]:
 
 
 def is_paused(lane: Mapping[str, Any]) -> bool:
-    """Return whether an operator has paused a lane, by a worker's answer for it."""
+    """Return whether an operator has paused *lane*, an entry of a worker's answer."""
     return "operator" in lane.get("paused", ())
 
 
@@ -67,7 +67,7 @@ def _of_memory(memory: WorkerMemory, levels: LevelsOfMemory) -> Iterator[Alert]:
 
 
 def _lately(answer: Mapping[str, Any]) -> str:
-    """Return how long something is recent for a worker: ``in the last 5 min``."""
+    """Return the period that a worker counts as recent: ``in the last 5 min``."""
     seconds = answer.get("recent", {}).get("seconds", 0)
     whole = seconds and seconds % 60 == 0
     return f"in the last {f'{seconds / 60:g} min' if whole else format_duration(seconds)}"

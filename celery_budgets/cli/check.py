@@ -1,4 +1,4 @@
-"""``celery lanes check``: everything wrong with an app, all at once, before a worker starts."""
+"""``celery lanes check``: report every problem of an app at once, before a worker starts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ __all__ = ["command"]
 
 
 @click.command("check")
-@click.option("--lane", metavar="NAME", help="Check one lane; fail where it is not known.")
+@click.option("--lane", metavar="NAME", help="Check this lane only; an unknown lane is a problem.")
 @click.option("--no-broker", is_flag=True, help="Do not connect to the broker.")
 @click.pass_context
 def command(ctx: click.Context, *, lane: str | None, no_broker: bool) -> None:
     """Check the configuration, the tool table, the tasks and the broker.
 
-    Exits with 0 when all is well, with 1 otherwise; each problem is a line with its remedy.
+    Prints one line per check or problem, each problem with its remedy. Exits with 0 when there is
+    no problem, with 1 otherwise.
 
     \b
     Examples:
@@ -60,7 +61,7 @@ def _findings_of_workers(app: Any, lane_name: str | None) -> Iterator[Finding]:
         lanes = settings_of(app).lanes
         lane = lanes[lane_name] if lane_name is not None else None
     except ConfigurationError:
-        return  # told where lanes are looked at
+        return  # the checks of lanes report it
     yield from findings.not_renewing(lanes, app, lane)
 
 

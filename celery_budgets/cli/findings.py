@@ -1,7 +1,7 @@
-"""What can be wrong with an app before a worker starts: the checks of ``celery lanes check``.
+"""The checks of ``celery lanes check``: what can be wrong before a worker starts.
 
-Each check looks at one thing and returns its findings: one for each problem, with the remedy,
-or one that says what was looked at. None of them changes anything at the broker.
+Each check covers one subject and returns its findings: one for each problem, with the remedy,
+or a single one that describes what was checked. No check changes anything at the broker.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ __all__ = [
 ]
 
 BROKER_SECONDS = 4.0
-#: What a visibility timeout should be between where workers renew, seconds.
+#: Lowest and highest sensible visibility timeout where workers renew deliveries, seconds.
 RECOMMENDED = (60.0, 120.0)
-#: The tool table that every app starts with: it may name tools that an app does not have.
+#: The built-in tool table of every app: it may name tools that the app does not have.
 _BUILT_IN = {tool: lane.name for lane in DEFAULT_LANES for tool in lane.tools}
 
 
 class Finding(NamedTuple):
-    """What a check found: *text* is the problem and its remedy, or what is well."""
+    """What a check found: *text* is a problem with its remedy, or describes what is fine."""
 
     ok: bool
     subject: str
@@ -67,13 +67,13 @@ def _findings(subject: str, problems: Iterable[str], well: str) -> list[Finding]
 
 
 def python() -> list[Finding]:
-    """Warn of a Python that takes more memory than it should; no failure of the app."""
+    """Warn of a Python version that uses more memory than it should; never a failure."""
     problem = python_problem()
     return [] if problem is None else [Finding(True, "python", f"warning: {problem}")]
 
 
 def configuration(settings: Settings, lane: Lane | None) -> list[Finding]:
-    """Say what is configured; that it is valid is known once there are settings."""
+    """Describe the configuration, which is valid once it could be read into *settings*."""
     if lane is not None:
         text = f"lane {lane.name}: queue {lane.queue}, concurrency {lane.concurrency}"
     else:
@@ -84,16 +84,16 @@ def configuration(settings: Settings, lane: Lane | None) -> list[Finding]:
 
 
 def queues(app: Any) -> list[Finding]:
-    """Find the queues of routes and of beat that the app does not declare."""
+    """Find queues that routes or beat entries name and the app does not declare."""
     return [Finding(False, "queues", problem) for problem in undeclared_problems(app)]
 
 
 def abandoned(app: Any) -> list[Finding]:
-    """Warn of messages in a queue that was the default one, and has no lane; no failure."""
+    """Warn of messages in Celery's former default queue, which has no lane; never a failure."""
     try:
         problems = list(abandoned_problems(app, ()))
     except Exception as exc:
-        # Who may connect need not be allowed to look at every queue.
+        # A user who may connect is not always allowed to inspect every queue.
         return [Finding(True, "queues", f"the broker does not say what waits ({_one_line(exc)})")]
     return [Finding(True, "queues", f"warning: {problem}") for problem in problems]
 
@@ -112,10 +112,10 @@ def tools(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
 
 
 def tasks(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
-    """Find the tasks whose lane there is not, or whose own limits do not go with it."""
+    """Find tasks that name an unknown lane, or whose own limits contradict their lane's."""
     budgeted = [
         task for task in app.tasks.values()
-        # Celery's own, such as celery.map, are charged to the tasks that they run.
+        # Celery's own, such as celery.map, count as calls of the tasks that they run.
         if isinstance(task, BudgetedTask) and not isinstance(task, MappingTask)
     ]  # fmt: skip
     problems: list[str] = []
@@ -140,7 +140,7 @@ def _about(task_name: str, problem: str) -> str:
 
 
 def broker_address(app: Any) -> list[Finding]:
-    """Find what is wrong with the broker's address itself, without going there."""
+    """Find problems of the broker's address itself, without connecting."""
     url = app.conf.broker_read_url or app.conf.broker_url
     if not url:
         text = "none is configured; set broker_url, or name one with celery -b URL"
@@ -157,7 +157,7 @@ def broker_address(app: Any) -> list[Finding]:
 
 
 def broker_answers(app: Any) -> list[Finding]:
-    """Connect to the broker and leave; give up after :data:`BROKER_SECONDS`."""
+    """Connect to the broker and disconnect; give up after :data:`BROKER_SECONDS`."""
     with app.connection_for_read(connect_timeout=BROKER_SECONDS) as connection:
         uri = connection.as_uri()
         answer = _first_answer(connection)
@@ -171,10 +171,10 @@ def broker_answers(app: Any) -> list[Finding]:
 
 
 def require_broker(app: Any) -> None:
-    """Connect to the broker and leave, for a command that is of no use without.
+    """Raise unless the broker answers; for commands that cannot work without it.
 
     Raises:
-        click.ClickException: It does not answer, or its address cannot be used.
+        click.ClickException: The broker does not answer, or its address cannot be used.
     """
     for finding in broker_address(app) or broker_answers(app):
         if not finding.ok:
@@ -182,7 +182,7 @@ def require_broker(app: Any) -> None:
 
 
 def _first_answer(connection: Any) -> str | None:
-    """Return why *connection* cannot be made, or ``None`` where it can."""
+    """Return why *connection* fails, or ``None`` when it succeeds."""
     answers: list[str | None] = []
 
     def connect() -> None:
@@ -190,10 +190,10 @@ def _first_answer(connection: Any) -> str | None:
             connection.ensure_connection(max_retries=0, timeout=BROKER_SECONDS)
             answers.append(None)
         except Exception as exc:
-            # Each transport has errors of its own; whichever it is, the broker is not there.
+            # Each transport has its own errors; any of them means that the broker is unreachable.
             answers.append(_one_line(exc))
 
-    # In a thread, because redis-py reads without a timeout from a server that accepts and is mute.
+    # In a thread: redis-py reads without a timeout from a server that accepts and never answers.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(BROKER_SECONDS)
@@ -208,7 +208,7 @@ def _one_line(exc: BaseException) -> str:
 def visibility(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
     """Compare a broker's visibility timeout with the longest hard time limit, seconds.
 
-    A broker that has one (Redis) hands a call out again when it is not acknowledged in time.
+    A broker that has one (Redis) redelivers a call that is not acknowledged in time.
     """
     visible = visibility_timeout(app)
     if visible is None:
@@ -236,9 +236,9 @@ def _renewed(visible: float) -> str:
 
 
 def not_renewing(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
-    """Find workers that rely on the visibility timeout, beside those that renew.
+    """Find running workers that do not renew their deliveries.
 
-    Plain ones, and those of earlier versions: their calls have to be shorter than it.
+    Plain Celery workers and those of earlier versions: the visibility timeout bounds their calls.
     """
     visible = visibility_timeout(app)
     if visible is None or not renews(app):
@@ -269,7 +269,7 @@ def _workers_that_do_not_renew(app: Any) -> list[str]:
     with app.connection_for_read() as connection:
         channel = connection.default_channel
         if not channel.get_table(app.control.mailbox.exchange.name):
-            return []  # no worker has a mailbox; to ask would leave traces
+            return []  # no worker has a mailbox; a broadcast would leave keys at the broker
         index = UnackedIndex(channel, BROKER_SECONDS)
         try:
             names = renewing(index)

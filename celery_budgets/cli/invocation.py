@@ -1,4 +1,4 @@
-"""The ``celery worker`` command that serves one lane of the app on this command line."""
+"""Builds the ``celery worker`` command that serves lanes of the app named by ``-A``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
     "worker_arguments",
 ]  # fmt: skip
 
-#: Options before the subcommand that a worker needs too, by the name of their parameter.
+#: Global options of ``celery`` that are passed on to a worker, by the name of their parameter.
 _GLOBAL_OPTIONS = {
     "broker": "--broker",
     "result_backend": "--result-backend",
@@ -55,8 +55,8 @@ def worker_arguments(
 ) -> list[str]:
     """Return the arguments of ``celery`` for a worker of *lanes*.
 
-    The worker takes the lanes' concurrency and prefetch by itself, from their queues. That of
-    one lane has its name, so that the workers of all lanes can run on one host.
+    The worker derives concurrency and prefetch from its queues. A worker of a single lane is
+    named after the lane, so that the workers of all lanes can run on one host.
 
     Raises:
         click.UsageError: The app was not named with ``-A``.
@@ -70,12 +70,12 @@ def worker_arguments(
 
 
 def python_command(arguments: Sequence[str]) -> list[str]:
-    """Return ``celery ARGUMENTS`` as a command that needs no PATH."""
+    """Return ``celery ARGUMENTS`` as a command of this interpreter, independent of ``PATH``."""
     return [sys.executable, "-m", "celery", *arguments]
 
 
 def shell_line(arguments: Sequence[str]) -> str:
-    """Return ``celery ARGUMENTS`` as one would type it."""
+    """Return ``celery ARGUMENTS`` as a shell command."""
     return shlex.join(["celery", *arguments])
 
 
@@ -99,6 +99,6 @@ def _global_arguments(ctx: click.Context) -> list[str]:
         if root.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             arguments += [option, str(root.params[name])]
     if root.get_parameter_source("workdir") is ParameterSource.COMMANDLINE:
-        # The directory is entered already, so a relative one would be looked for inside itself.
+        # Celery has changed into the directory already; a relative path would be resolved twice.
         arguments += ["--workdir", str(Path.cwd())]
     return arguments

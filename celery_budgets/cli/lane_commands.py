@@ -1,7 +1,7 @@
-"""Telling workers to change a lane, and printing what each says to it.
+"""Sends a remote control command about one lane to its workers, and prints their answers.
 
-What ``celery lanes set``, ``pause`` and ``resume`` share. The workers that serve the lane are
-asked for first: then it is known who has to answer.
+Shared by ``celery lanes set``, ``pause`` and ``resume``. They first find out which workers serve
+the lane, so that a missing answer is noticed.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from celery_budgets.cli.options import seconds_option
 from celery_budgets.config.settings import settings_of
 from celery_budgets.sending.remote_control import Inspection, Replies
 
-__all__ = ["of_workers", "tell", "why_silent"]
+__all__ = ["of_workers", "run_on_workers", "why_silent"]
 
-#: Seconds that workers have for the change itself: the processes of a pool start meanwhile.
+#: Seconds that workers have to apply the change, which may start pool processes.
 CHANGE_SECONDS = 10.0
 
 
 def of_workers(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give *command* the argument LANE and the options that say which workers are told."""
+    """Decorate *command* with the argument LANE and the options that select workers."""
     decorators = (
         click.argument("lane"),
         click.option(
             "-d", "--destination", "workers", metavar="WORKER", multiple=True,
-            callback=_names, help="Tell this worker only; may be given again, or with commas.",
+            callback=_names, help="Address this worker only; repeatable, or separated by commas.",
         ),
-        seconds_option("--timeout", 1.0, "Seconds in which a worker has to be heard of."),
+        seconds_option("--timeout", 1.0, "Seconds that workers have to answer."),
         click.pass_context,
     )  # fmt: skip
     for decorator in reversed(decorators):
@@ -41,12 +41,12 @@ def of_workers(command: Callable[..., Any]) -> Callable[..., Any]:
 def _names(_ctx: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> list[str]:
     names = [name.strip() for text in given for name in text.split(",")]
     if not all(names):
-        # From an empty shell variable; all workers would be told.
-        raise click.BadParameter("a name is empty; leave the option out to tell all workers")
+        # An empty shell variable must not address all workers.
+        raise click.BadParameter("a name is empty; leave the option out for all workers")
     return list(dict.fromkeys(names))
 
 
-def tell(
+def run_on_workers(
     ctx: click.Context,
     command: str,
     lane: str,
@@ -54,18 +54,18 @@ def tell(
     timeout: float,
     **arguments: Any,
 ) -> None:
-    """Tell the workers of *lane*, or the named ones; print what each says.
+    """Send *command* to the workers of *lane*, or to the named ones; print their answers.
 
-    Exits with 1 where one refuses, where one that was named or serves the lane does not answer,
-    and where there is nobody to tell.
+    Exits with 1 when a worker refuses, when a worker that was named or serves the lane does not
+    answer, and when no worker serves the lane.
 
     Args:
-        ctx: That of the command.
+        ctx: Context of the CLI command.
         command: Name of the remote control command.
         lane: Name of the lane.
-        workers: The workers that are to be told; by default all that serve the lane.
-        timeout: Seconds in which a worker has to be heard of.
-        **arguments: Those of the command, beside the lane.
+        workers: Names of the workers to address; empty: all that serve the lane.
+        timeout: Seconds that workers have to answer.
+        **arguments: Arguments of the remote control command, besides the lane.
 
     Raises:
         ConfigurationError: There is no such lane.
@@ -73,49 +73,51 @@ def tell(
     app = ctx.obj.app
     settings_of(app).lanes[lane]
     require_broker(app)
-    asking = Inspection(app)
-    heard = asking.ask(timeout)
-    told = _recipients(heard, lane, workers)
-    said = Replies({}, ())
-    if told:
-        said = asking.tell(command, {"lane": lane, **arguments}, told, CHANGE_SECONDS)
-    done = [_print_answer(name, command, answer) for name, answer in said.by_worker.items()]
-    missing = [*said.silent, *(name for name in workers if name not in heard.by_worker)]
+    inspection = Inspection(app)
+    answers = inspection.ask(timeout)
+    recipients = _recipients(answers, lane, workers)
+    replies = Replies({}, ())
+    if recipients:
+        arguments = {"lane": lane, **arguments}
+        replies = inspection.control(command, arguments, recipients, CHANGE_SECONDS)
+    done = [_print_answer(name, command, answer) for name, answer in replies.by_worker.items()]
+    missing = [*replies.silent, *(name for name in workers if name not in answers.by_worker)]
     for name in missing:
-        text = why_silent(name, heard.plain) if name in heard.plain else f"no answer from {name}"
+        plain = name in answers.plain
+        text = why_silent(name, answers.plain) if plain else f"no answer from {name}"
         click.echo(f"Error: {text}", err=True)
     if not workers:
-        for name in heard.silent:
-            click.echo(why_silent(name, heard.plain), err=True)
-    if not told and not missing:
+        for name in answers.silent:
+            click.echo(why_silent(name, answers.plain), err=True)
+    if not recipients and not missing:
         text = f"no worker that serves {lane} answered within {timeout:g} s"
         click.echo(f"Error: {text}", err=True)
     if missing or not done or not all(done):
         ctx.exit(1)
 
 
-def _recipients(heard: Replies, lane: str, workers: Sequence[str]) -> list[str]:
-    """Return whom to tell: the named *workers*, else all that serve *lane*, of those heard of."""
+def _recipients(answers: Replies, lane: str, workers: Sequence[str]) -> list[str]:
+    """Return the workers to address: of those that answered, *workers*, else the lane's."""
     if workers:
-        return [name for name in workers if name in heard.by_worker]
-    answers = heard.by_worker.items()
-    return [name for name, answer in answers if lane in answer.get("lanes", ())]
+        return [name for name in workers if name in answers.by_worker]
+    by_worker = answers.by_worker.items()
+    return [name for name, answer in by_worker if lane in answer.get("lanes", ())]
 
 
 def why_silent(worker: str, plain: Sequence[str]) -> str:
-    """Return what to say of a *worker* that did not answer; *plain* are those that replied."""
+    """Return the message about a silent *worker*; *plain* ones replied, but without budgets."""
     if worker in plain:
         return f"{worker} runs without budgets, or with an older version of them"
     return f"no answer from {worker}: it hangs, was killed, or runs without budgets"
 
 
 def _print_answer(worker: str, command: str, answer: Any) -> bool:
-    """Print what *worker* says to *command*, and return whether it has done it."""
-    said = answer if isinstance(answer, Mapping) else {"error": answer}
-    if "ok" in said:
-        click.echo(f"{worker}: {said['ok']}")
+    """Print the answer of *worker* to *command*, and return whether it succeeded."""
+    fields = answer if isinstance(answer, Mapping) else {"error": answer}
+    if "ok" in fields:
+        click.echo(f"{worker}: {fields['ok']}")
         return True
-    text = said.get("error", answer)
+    text = fields.get("error", answer)
     if text == repr(KeyError(command)):
         # kombu.pidbox.Node.dispatch, where no such command is registered.
         text = f"it does not know {command}; it runs an older version of celery-budgets"

@@ -17,7 +17,7 @@ from celery_budgets.units import MIB, format_duration
 
 __all__ = ["WIDE", "drawn"]
 
-#: Columns of a terminal from which on nothing is left out.
+#: Columns of a terminal that fit the whole table; on a narrower one columns are left out.
 WIDE = 130
 #: Characters of a bar; each has eight steps.
 BAR_CELLS = 8
@@ -26,12 +26,12 @@ _STYLES = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
 
 
 def drawn(overview: Overview, width: int, *, live: bool = False) -> Group:
-    """Return *overview* as a table, with what it cannot show in lines below it.
+    """Return *overview* as a table, followed by lines about totals and silent workers.
 
     Args:
         overview: What to show.
-        width: Columns that there are; with few of them bars and medians are left out.
-        live: With a column of rates.
+        width: Columns of the terminal; bars and medians are left out below :data:`WIDE`.
+        live: Whether to show the column of rates.
     """
     wide = width >= WIDE
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -46,7 +46,7 @@ def drawn(overview: Overview, width: int, *, live: bool = False) -> Group:
 
 
 class _Column(NamedTuple):
-    """One column, and whether it is there on a narrow terminal and without rates."""
+    """One column; ``wide`` and ``live`` limit it to wide terminals and to live tables."""
 
     heading: str
     cell: Callable[[Row, bool], Text]
@@ -56,7 +56,7 @@ class _Column(NamedTuple):
 
 
 def _slots(row: Row, wide: bool) -> Text:
-    # Green also when full: a lane with all slots taken is at work, not in trouble.
+    # Green also when full: a lane with no free slot is busy, which is no problem.
     bar = _bar(row.active, row.limit, "green") if wide else Text()
     return bar + Text(f"{row.active}/{row.limit}")
 
@@ -100,7 +100,7 @@ def _bar(value: float, limit: float, style: str) -> Text:
     """Return a bar of :data:`BAR_CELLS` characters, full at *limit* and above."""
     share = min(1.0, value / limit) if limit else 0.0
     eighths = round(share * BAR_CELLS * 8)
-    # Whatever is there at all is seen.
+    # Any value above 0 is visible.
     eighths = max(eighths, 1) if value else 0
     full, rest = divmod(eighths, 8)
     text = "█" * full + (_EIGHTHS[rest] if rest else "")
@@ -114,7 +114,7 @@ def _rate(rate: float | None) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
-    # Three digits say enough, and no more than hundredths of a millisecond.
+    # Three significant digits, at most hundredths of a millisecond.
     return format_duration(round(float(f"{seconds:.3g}"), 5))
 
 

@@ -1,4 +1,4 @@
-"""``celery lanes list``: what each lane is."""
+"""``celery lanes list``: the table of lanes, as configured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from celery_budgets.units import format_duration, format_size
 
 __all__ = ["command"]
 
-#: Columns, where the output is not a terminal and nothing need be folded.
+#: Columns where the output is not a terminal, so that no line is folded.
 PIPE_WIDTH = 200
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _above_zero(_ctx: click.Context, _parameter: click.Parameter, value: float) 
 
 
 def seconds_option(name: str, default: float, text: str) -> Callable[[Any], Any]:
-    """Return the decorator of an option *name* that takes seconds above 0."""
+    """Return a decorator that adds the option *name*, a number of seconds above 0."""
     return click.option(
         name, type=float, default=default, show_default=True, callback=_above_zero, help=text
     )

@@ -1,7 +1,7 @@
-"""What ``celery lanes status`` and ``celery lanes top`` show: a row for each lane of a worker.
+"""The data of ``celery lanes status`` and ``celery lanes top``: a row per lane and worker.
 
-See also: :mod:`celery_budgets.cli.alerts`, which says what of it wants looking at, and
-:mod:`celery_budgets.cli.lanes_table`, which draws it.
+See also: :mod:`celery_budgets.cli.alerts`, which derives the alerts of a row, and
+:mod:`celery_budgets.cli.lanes_table`, which draws the table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Row:
     calls: int
     failed: int
     killed: int
-    #: Calls per second since the last look; ``None`` at the first.
+    #: Calls per second since the previous poll; ``None`` at the first.
     rate: float | None
     p50: float | None
     p95: float | None
@@ -43,13 +43,13 @@ class Row:
     rss_warning: int
     max_rss: int
     gate: str
-    #: Has an operator paused the lane there?
+    #: Whether an operator has paused the lane on this worker.
     paused: bool = False
     alerts: tuple[Alert, ...] = ()
 
     @property
     def slots(self) -> Slots:
-        """The slots alone."""
+        """The slots of this lane on this worker."""
         return Slots(self.active, self.limit, self.waiting)
 
 
@@ -60,7 +60,7 @@ class Overview:
     rows: tuple[Row, ...]
     answered: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
-    #: Those of the silent that replied, and run without budgets.
+    #: Those of the silent workers that replied, but run without budgets.
     plain: tuple[str, ...] = ()
     unserved: tuple[str, ...] = ()
 
@@ -72,13 +72,13 @@ class Overview:
         before: Overview | None = None,
         seconds: float | None = None,
     ) -> Overview:
-        """Return the overview that *answers* give.
+        """Return the overview built from *answers*.
 
         Args:
-            answers: Of all workers.
-            lanes: Names of the lanes that the app has, in their order.
-            before: The overview before this one, for the rates.
-            seconds: Time between the two.
+            answers: The answers of all workers to ``inspect budgets``.
+            lanes: Names of the app's lanes, in their order.
+            before: The previous overview, for the rates.
+            seconds: Seconds between the two.
         """
         order = list(lanes)
         counted = {(row.worker, row.lane): row.calls for row in before.rows} if before else {}
@@ -87,7 +87,7 @@ class Overview:
             for worker, answer in answers.by_worker.items()
             for row in _rows(worker, answer, counted, seconds)
         ]
-        rows.sort(key=lambda row: (_place(row.lane, order), row.lane, row.worker))
+        rows.sort(key=lambda row: (_position(row.lane, order), row.lane, row.worker))
         served = {row.lane for row in rows}
         return cls(
             rows=tuple(rows),
@@ -99,11 +99,11 @@ class Overview:
 
     @property
     def total(self) -> Slots:
-        """The slots of all rows."""
+        """The sum of the slots of all rows."""
         return sum((row.slots for row in self.rows), Slots())
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it in values that JSON has: seconds and bytes."""
+        """Return the overview as JSON values, in seconds and bytes."""
         return {
             "lanes": [asdict(row) for row in self.rows],
             "workers": list(self.answered),
@@ -113,7 +113,7 @@ class Overview:
         }
 
 
-def _place(lane: str, order: list[str]) -> int:
+def _position(lane: str, order: list[str]) -> int:
     return order.index(lane) if lane in order else len(order)
 
 
@@ -151,7 +151,7 @@ def _rows(
 
 
 def _rate(total: int, earlier: int | None, seconds: float | None) -> float | None:
-    """Return calls per second; ``None`` where the worker has been started anew in between."""
+    """Return calls per second; ``None`` when the worker has restarted in between."""
     if earlier is None or not seconds or total < earlier:
         return None
     return (total - earlier) / seconds

@@ -1,4 +1,4 @@
-"""``celery lanes pause``: no further calls of a lane, until it is resumed.
+"""``celery lanes pause``: stop starting calls of a lane, until it is resumed.
 
 Runs in the operator's terminal.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from celery_budgets.cli.lane_commands import of_workers, tell
+from celery_budgets.cli.lane_commands import of_workers, run_on_workers
 
 __all__ = ["command"]
 
@@ -15,10 +15,10 @@ __all__ = ["command"]
 @click.command("pause")
 @of_workers
 def command(ctx: click.Context, *, lane: str, workers: list[str], timeout: float) -> None:
-    """Let each worker that serves LANE start no further call of it.
+    """Pause LANE on each worker that serves it: no new calls start.
 
-    Calls that run end in peace; the others wait at the broker. It holds through a reconnect,
-    until `celery lanes resume` or the end of the worker.
+    Running calls finish; further calls wait at the broker. The pause survives a reconnect and
+    lasts until `celery lanes resume` or a restart of the worker.
 
     Exits with 1 when a worker refuses, does not answer, or none serves the lane.
 
@@ -27,4 +27,4 @@ def command(ctx: click.Context, *, lane: str, workers: list[str], timeout: float
       $ celery -A tools lanes pause file_write
       $ celery -A tools lanes pause file_write -d file_write@host1
     """
-    tell(ctx, "pause_lane", lane, workers, timeout)
+    run_on_workers(ctx, "pause_lane", lane, workers, timeout)

@@ -1,4 +1,4 @@
-"""Lines of several lanes on one terminal."""
+"""Prints the output of several workers to one terminal, each line marked with its lane."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red")
 
 
 class Printer:
-    """Prints each line behind the name of its lane, in the lane's colour.
+    """Prints lines with the name of their lane as prefix, in the lane's colour.
 
     Args:
         names: The lanes.
@@ -26,11 +26,11 @@ class Printer:
         self._colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(listed)}
 
     def say(self, name: str, line: str) -> None:
-        """Print *line* of lane *name*; of the supervisor itself where *name* is empty."""
+        """Print *line* of lane *name*; an empty *name* stands for the supervisor itself."""
         prefix = f"{name or 'lanes':<{self._width}} |"
         try:
             styled = click.style(prefix, fg=self._colours.get(name), bold=not name or None)
             click.echo(f"{styled} {line}", color=self._color)
         except OSError:
-            # A closed terminal or pipe must not keep the workers from being looked after.
+            # A closed terminal or pipe must not stop the supervisor.
             return

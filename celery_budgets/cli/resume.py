@@ -1,4 +1,4 @@
-"""``celery lanes resume``: go on with a lane that was paused.
+"""``celery lanes resume``: start calls of a paused lane again.
 
 Runs in the operator's terminal.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from celery_budgets.cli.lane_commands import of_workers, tell
+from celery_budgets.cli.lane_commands import of_workers, run_on_workers
 
 __all__ = ["command"]
 
@@ -15,7 +15,7 @@ __all__ = ["command"]
 @click.command("resume")
 @of_workers
 def command(ctx: click.Context, *, lane: str, workers: list[str], timeout: float) -> None:
-    """Let each worker that serves LANE go on after `celery lanes pause`.
+    """Resume LANE, after `celery lanes pause`, on each worker that serves it.
 
     Exits with 1 when a worker refuses, does not answer, or none serves the lane.
 
@@ -24,4 +24,4 @@ def command(ctx: click.Context, *, lane: str, workers: list[str], timeout: float
       $ celery -A tools lanes resume file_write
       $ celery -A tools lanes resume file_write -d file_write@host1
     """
-    tell(ctx, "resume_lane", lane, workers, timeout)
+    run_on_workers(ctx, "resume_lane", lane, workers, timeout)

@@ -1,10 +1,10 @@
-"""``celery lanes set``: another concurrency for a lane, in workers that run."""
+"""``celery lanes set``: change the concurrency of a lane on running workers."""
 
 from __future__ import annotations
 
 import click
 
-from celery_budgets.cli.lane_commands import of_workers, tell
+from celery_budgets.cli.lane_commands import of_workers, run_on_workers
 
 __all__ = ["command"]
 
@@ -17,8 +17,9 @@ def command(
 ) -> None:
     """Set how many calls of LANE each worker that serves it runs at once.
 
-    It holds at once and until the worker ends: put it into the lane's definition as well. Calls
-    above a lower limit run to their end. A pool that is too small grows; none ever shrinks.
+    The limit applies immediately and lasts until the worker restarts; change the lane's
+    definition as well. Calls that already run above a lower limit finish. A pool that is too
+    small grows; a pool never shrinks.
 
     Exits with 1 when a worker refuses, does not answer, or none serves the lane.
 
@@ -27,4 +28,4 @@ def command(
       $ celery -A tools lanes set file_read --concurrency 8
       $ celery -A tools lanes set critic --concurrency 2 -d critic@host1 -d critic@host2
     """
-    tell(ctx, "lane_limit", lane, workers, timeout, concurrency=concurrency)
+    run_on_workers(ctx, "lane_limit", lane, workers, timeout, concurrency=concurrency)

@@ -1,4 +1,4 @@
-"""``celery lanes status``: what the workers are doing now."""
+"""``celery lanes status``: the current state of each lane on each worker."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["command"]
 def command(ctx: click.Context, *, as_json: bool, timeout: float) -> None:
     """Show each lane of each worker: slots, calls, durations, memory, gate, alerts.
 
-    Percentiles are over all calls since the worker started. Workers that do not answer are
-    named, and lanes that no worker serves.
+    Percentiles cover all calls since the worker started. Workers that do not answer and lanes
+    that no worker serves are listed below the table.
 
     Exits with 0, or with 1 when no worker answers.
 

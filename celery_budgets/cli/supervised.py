@@ -1,4 +1,4 @@
-"""One supervised worker over all its starts: its output, its end, the pause before the next.
+"""One supervised worker and its restarts: its output, its exit, the pause before a restart.
 
 See also: :mod:`celery_budgets.cli.supervisor`, the loop around several of these.
 """
@@ -16,22 +16,22 @@ from celery_budgets.units import format_duration
 
 __all__ = ["Backoff", "Say", "Supervised", "describe"]
 
-#: A worker that exits with code 1 this soon, in seconds, has refused to start.
+#: A worker that exits with code 1 within this many seconds has refused to start.
 REFUSAL_SECONDS = 10.0
-#: Bytes of a line without an end that are shown all the same.
+#: Bytes after which an unfinished line is printed.
 LONGEST_LINE = 64 * 1024
 
-#: Takes the name of a lane, or nothing for the supervisor itself, and a line.
+#: Prints a line; takes the name of its lane (empty for the supervisor itself) and the line.
 Say = Callable[[str, str], None]
 
 
 class Backoff:
-    """Pauses before the next start: doubled from *first* to *longest* seconds.
+    """Exponential backoff between restarts: doubled from *first* to *longest* seconds.
 
     Args:
         first: The first pause, seconds.
         longest: The longest pause, seconds.
-        reset_after: A worker that lived this long, in seconds, starts anew with *first*.
+        reset_after: After a worker has run this long, seconds, the pause is *first* again.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Backoff:
         self.failures = 0
 
     def pause(self, lived: float) -> float:
-        """Return the pause, seconds, after a worker that lived *lived* seconds."""
+        """Return the pause, seconds, after a worker that ran for *lived* seconds."""
         if lived >= self.reset_after:
             self.failures = 0
         self.failures += 1
@@ -52,14 +52,14 @@ class Backoff:
 
 
 class Supervised:
-    """One worker of the supervisor, over all its starts.
+    """One worker of the supervisor, with its restarts.
 
     Args:
-        name: The lane, for what is printed.
+        name: Name of the lane, for the output.
         command: The worker's command.
-        say: Takes the lane and a line.
-        backoff: The pauses between its starts.
-        environment: Its environment; ``None``: that of this process.
+        say: Prints a line of a lane.
+        backoff: The pauses between restarts.
+        environment: Environment of the worker; ``None``: that of this process.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Supervised:
 
     def start(self) -> int:
         """Start the worker, and return the file descriptor of its output."""
-        # Not SIGTERM: with nobody left to bring it back, a warm stop could outlive us for long.
+        # Not SIGTERM: after our own death a warm shutdown could keep the worker for long.
         self.process = BoundProcess(
             self.command,
             parting=signal.SIGQUIT,
@@ -99,7 +99,7 @@ class Supervised:
         return self.process.stdout.fileno()
 
     def read(self) -> bool:
-        """Pass on the lines that it has printed; return whether there may be more."""
+        """Print the lines that the worker has written; return whether there may be more."""
         assert self.process is not None
         assert self.process.stdout is not None
         data = os.read(self.process.stdout.fileno(), LONGEST_LINE)
@@ -115,14 +115,14 @@ class Supervised:
         return bool(data)
 
     def ended(self) -> int:
-        """Clear up after it has ended, and return its exit code."""
+        """Clean up after the worker has ended, and return its exit code."""
         assert self.process is not None
         self.process.end_group()
         try:
             while self.read():
                 pass
         except BlockingIOError:
-            pass  # somebody outside its process group still holds the pipe
+            pass  # a process outside the worker's group still holds the pipe
         assert self.process.stdout is not None
         self.process.stdout.close()
         code = self.process.wait()
@@ -130,7 +130,7 @@ class Supervised:
         return code
 
     def plan_restart(self, code: int) -> None:
-        """Say how it ended, and set the time of its next start."""
+        """Print how the worker ended, and schedule its next start."""
         lived = time.monotonic() - self.started_at
         pause = self._backoff.pause(lived)
         self.starts_at = time.monotonic() + pause

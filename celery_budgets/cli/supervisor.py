@@ -1,8 +1,9 @@
-"""One supervisor for the workers of several lanes.
+"""Supervises the workers of several lanes.
 
-It starts each worker on a leash, passes on what they print, starts again what dies, with
-growing pauses and without ever giving up, and stops all: first warmly, then hard. One thread,
-one loop; a signal handler only counts, so nothing happens in the middle of anything else.
+It starts each worker so that it cannot outlive the supervisor, prints the workers' output,
+restarts a worker that ends, with growing pauses and without giving up, and stops all: first by
+a warm shutdown, then by a kill. One thread runs one loop; signal handlers only count, so that
+no stop interrupts a step of the loop.
 
 See also: :mod:`celery_budgets.cli.up`, which builds the commands.
 """
@@ -25,21 +26,21 @@ __all__ = ["EXIT_KILLED", "EXIT_WARM", "Supervisor", "stopped_by_signals"]
 EXIT_WARM = 0
 #: A worker had to be killed.
 EXIT_KILLED = 1
-#: Seconds between two looks at the workers while none of them prints.
+#: Seconds between two checks of the workers while none of them prints.
 TICK = 0.1
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Supervisor:
-    """Keeps one worker per lane running until it is told to stop.
+    """Keeps one worker per lane running until it is stopped.
 
     Args:
-        commands: The worker's command by the name of its lane.
-        say: Takes the lane (empty for the supervisor itself) and a line.
+        commands: Command of each worker, by the name of its lane.
+        say: Prints a line of a lane (empty name: of the supervisor itself).
         environment: Environment of the workers; ``None``: that of this process.
-        backoff: Makes the pauses of each lane.
-        longest_call: Seconds that a warm stop may take, for the message.
+        backoff: Returns a new backoff for each lane.
+        longest_call: Seconds that a warm shutdown may take, for the message.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Supervisor:
         self._killed = False
 
     def stop(self, *_: Any) -> None:
-        """Ask for a warm stop, the second time for a hard one. Safe in a signal handler."""
+        """Request a warm shutdown; the second time, a kill. Safe in a signal handler."""
         self._requests += 1
 
     def run(self) -> int:
@@ -94,7 +95,7 @@ class Supervisor:
         for key, _ in self._selector.select(TICK):
             worker: Supervised = key.data
             if not worker.read():
-                # Closed, though the worker may live on: select would not wait any more.
+                # It may still run with its output closed; select would not wait any more.
                 self._selector.unregister(key.fileobj)
 
     def _bury(self) -> None:
@@ -117,7 +118,7 @@ class Supervisor:
         return worker.ended()
 
     def _obey(self) -> None:
-        """Act on the stops that were asked for since the last look."""
+        """Act on the stop requests since the last iteration."""
         if self._requests > self._obeyed and self._obeyed == 0:
             self._obeyed = 1
             self._stop_warmly()
@@ -144,8 +145,8 @@ class Supervisor:
 
 @contextmanager
 def stopped_by_signals(supervisor: Supervisor) -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and a closed terminal stop *supervisor*; main thread only."""
-    # Under nohup, and in the background of a script, some are ignored on purpose.
+    """Stop *supervisor* on Ctrl-C, SIGTERM and a closed terminal; main thread only."""
+    # nohup and shells that run scripts in the background set some of them to be ignored.
     heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, supervisor.stop) for number in heeded}
     try:

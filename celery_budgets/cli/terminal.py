@@ -1,4 +1,4 @@
-"""The terminal: how wide it is, and which key was pressed."""
+"""Access to the terminal: its width and single key presses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 __all__ = ["Keys", "console", "is_interactive", "single_keys"]
 
-#: Columns, where the output is not a terminal and nothing need be folded.
+#: Columns where the output is not a terminal, so that no line is folded.
 PIPE_WIDTH = 240
 
 
@@ -25,22 +25,22 @@ def console(*, no_color: bool | None) -> Console:
 
 
 def is_interactive() -> bool:
-    """Is there somebody who sees the output and can press a key?"""
+    """Return whether standard input and output are both a terminal."""
     return sys.stdout.isatty() and sys.stdin.isatty()
 
 
 class Keys:
-    """The keys that are pressed, from a terminal that hands on each at once.
+    """The keys pressed on a terminal that delivers each of them immediately.
 
     Args:
-        descriptor: Of the terminal.
+        descriptor: File descriptor of the terminal.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def pressed(self, timeout: float) -> str | None:
-        """Return what was typed within *timeout* seconds; ``None`` when the terminal is gone."""
+        """Return the keys typed within *timeout* seconds; ``None`` when the terminal is closed."""
         readable, _, _ = select.select([self._descriptor], [], [], timeout)
         if not readable:
             return ""
@@ -53,7 +53,7 @@ class Keys:
 
 @contextmanager
 def single_keys() -> Iterator[Keys]:
-    """Let standard input hand on single keys, unseen, and put it back as it was."""
+    """Switch standard input to single keys without echo, and restore it afterwards."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:

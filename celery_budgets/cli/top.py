@@ -1,4 +1,4 @@
-"""``celery lanes top``: what the workers are doing, live."""
+"""``celery lanes top``: the current state of each lane on each worker, live."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Looks", "command"]
 
-#: Seconds that workers have to answer; what is shown stands still for so long where one is silent.
+#: Seconds that workers have to answer; a silent worker delays each refresh by this long.
 ANSWER_SECONDS = 1.0
-#: Seconds between two looks at the keyboard.
+#: Seconds between two checks of the keyboard.
 KEY_SECONDS = 0.1
 
 
 @click.command("top")
-@seconds_option("--interval", 1.0, "Seconds between two looks.")
+@seconds_option("--interval", 1.0, "Seconds between two refreshes.")
 @click.option("--once", is_flag=True, help="Print one table, with rates over one interval.")
 @click.pass_context
 def command(ctx: click.Context, *, interval: float, once: bool) -> None:
-    """Show each lane of each worker, live: as status does, with calls per second.
+    """Show what status shows, live, and calls per second.
 
-    Where the output is no terminal, prints one table per interval. q and Ctrl-C quit.
+    q and Ctrl-C quit. Without a terminal, it prints one table per interval.
 
     Exits with 0; with --once, with 1 when no worker answers.
 
@@ -58,39 +58,39 @@ def command(ctx: click.Context, *, interval: float, once: bool) -> None:
         else:
             _print_on(out, looks, interval)
     except KeyboardInterrupt:
-        return  # Ctrl-C is how one leaves
+        return  # Ctrl-C is a normal way to quit
 
 
 class Looks:
-    """Looks at the workers again and again; each look knows the rates since the last.
+    """Polls the workers; each poll computes the rates since the previous one.
 
     Args:
-        asking: Asks the workers.
-        lanes: Names of the lanes of the app.
+        inspection: Asks the workers.
+        lanes: Names of the app's lanes.
         clock: Returns monotonic seconds.
     """
 
     def __init__(
         self,
-        asking: Inspection,
+        inspection: Inspection,
         lanes: Iterable[str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._asking = asking
+        self._inspection = inspection
         self._lanes = list(lanes)
         self._clock = clock
         self._at: float | None = None
-        #: What was seen last; ``None`` before the first look.
+        #: The last overview; ``None`` before the first poll.
         self.overview: Overview | None = None
-        #: Why the last look saw nothing; empty where it did.
+        #: Why the last poll failed; empty where it did not.
         self.problem = ""
 
     def look(self) -> Overview | None:
-        """Return what is seen now; what was seen last where the broker does not answer."""
+        """Return the current overview, or the previous one when the broker does not answer."""
         try:
-            answers = self._asking.ask(ANSWER_SECONDS)
+            answers = self._inspection.ask(ANSWER_SECONDS)
         except Exception as exc:
-            # Each transport has errors of its own. The next look may do better.
+            # Each transport has errors of its own. The next poll may succeed.
             self.problem = f"the broker does not answer ({' '.join(str(exc).split())})"
             return self.overview
         now = self._clock()
@@ -101,7 +101,7 @@ class Looks:
 
     @property
     def age(self) -> float | None:
-        """Seconds since the last look that saw something."""
+        """Seconds since the last successful poll."""
         return self._clock() - self._at if self._at is not None else None
 
 
@@ -118,7 +118,7 @@ def _print_on(out: Console, looks: Looks, interval: float) -> None:
         began = time.monotonic()
         looks.look()
         out.print(_screen(looks, interval, out.width))
-        # What is piped on is wanted now, not when a buffer is full.
+        # The reader of a pipe needs each table now, not when a buffer is full.
         out.file.flush()
         time.sleep(max(0.0, interval - (time.monotonic() - began)))
 
@@ -129,7 +129,7 @@ def _show_live(out: Console, looks: Looks, interval: float) -> None:
     from celery_budgets.cli.terminal import single_keys
 
     left = threading.Event()
-    # Keys are answered while a look waits for workers, or for a broker that has gone away.
+    # In a thread, so that keys work while a poll waits for workers or for the broker.
     threading.Thread(target=_keep_looking, args=(looks, interval, left), daemon=True).start()
     try:
         with single_keys() as keys, Live(console=out, screen=True, auto_refresh=False) as live:

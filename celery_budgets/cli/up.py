@@ -38,12 +38,12 @@ def _part(_ctx: click.Context, _parameter: click.Parameter, value: float) -> flo
     callback=_part,
     default=1.0,
     show_default=True,
-    help="Part of each lane's concurrency to run here, above 0 and at most 1.",
+    help="Share of each lane's concurrency to run here, above 0 and at most 1.",
 )
 @click.option(
-    "--embedded-broker", is_flag=True, help="Start a broker of its own, and stop it at the end."
+    "--embedded-broker", is_flag=True, help="Start a private broker, and stop it at the end."
 )
-@click.option("-l", "--loglevel", default="INFO", show_default=True, help="Of the workers.")
+@click.option("-l", "--loglevel", default="INFO", show_default=True, help="Log level of workers.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -55,11 +55,12 @@ def command(
 ) -> None:
     """Run one worker per lane until Ctrl-C.
 
-    A worker that dies is started again, after 1 s, then 2 s, and so on up to 30 s, for as
-    long as it takes. Ctrl-C and SIGTERM let running calls end; a second one kills the workers.
+    A worker that ends is restarted after 1 s, then 2 s, and so on up to 30 s, without a limit
+    on attempts. Ctrl-C and SIGTERM stop the workers after their running calls have finished; a
+    second one kills the workers.
 
-    What stands after -- goes to every worker: options of `celery worker`, but those that name
-    its queues, its name and its concurrency.
+    Options after -- are passed to every worker. They are those of `celery worker`, except those
+    that set its queues, its name and its concurrency.
 
     Exits with 0 when all workers stopped by themselves, with 1 when one had to be killed or
     the configuration is wrong.
@@ -100,17 +101,17 @@ def _arguments(
     extra = ["-l", loglevel]
     if scale < 1:
         extra += ["-c", str(scaled(lane, scale))]
-    # Behind ours: of two log levels the last one counts.
+    # After ours: of two log levels the last one counts.
     return worker_arguments(ctx, [lane], [*extra, *options])
 
 
 @contextmanager
 def _broker(ctx: click.Context, printer: Printer, *, embedded: bool) -> Iterator[dict[str, str]]:
-    """Give the environment of the workers, with the embedded broker where it is asked for.
+    """Yield the environment of the workers; start the embedded broker where *embedded*.
 
     Raises:
-        NoServerError: No broker is configured, or there is no server to embed.
-        click.UsageError: Two brokers are asked for.
+        NoServerError: No broker is configured, or there is no server to start.
+        click.UsageError: The command line names a broker as well.
     """
     environment = dict(os.environ)
     if not embedded:

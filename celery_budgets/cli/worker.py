@@ -1,4 +1,4 @@
-"""``celery lanes worker``: the worker of one lane, of several, or of all, in this process."""
+"""``celery lanes worker``: run the worker of one lane, of several, or of all."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["command"]
 
 @click.command("worker", context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", metavar="[LANE]... [ARGUMENTS]...", nargs=-1, type=click.UNPROCESSED)
-@click.option("--all", "every", is_flag=True, help="Serve all lanes, each within its limit.")
-@click.option("--print", "only_print", is_flag=True, help="Print the command and do not run it.")
+@click.option("--all", "every", is_flag=True, help="Serve all lanes, each within its concurrency.")
+@click.option("--print", "only_print", is_flag=True, help="Print the command without running it.")
 @click.pass_context
 def command(
     ctx: click.Context, *, arguments: tuple[str, ...], every: bool, only_print: bool
 ) -> None:
-    """Print the `celery worker` command that serves LANE, and become that worker.
+    """Print the `celery worker` command that serves LANE, and run it.
 
-    Several lanes share the worker, each within its own concurrency. Everything after the lanes
-    goes to `celery worker`.
+    Several lanes share one worker, each within its own concurrency. Everything after the lanes
+    is passed to `celery worker`.
 
     \b
     Examples:
@@ -46,7 +46,7 @@ def command(
     click.echo(shell_line(chosen))
     if only_print:
         return
-    # exec drops what Python has not written yet.
+    # exec discards output that Python has buffered.
     sys.stdout.flush()
     program = python_command(chosen)
     os.execv(program[0], program)
@@ -60,7 +60,7 @@ def _chosen(ctx: click.Context, names: list[str], *, every: bool) -> list[Lane]:
     """Return the lanes to serve.
 
     Raises:
-        click.UsageError: Neither lanes are named nor all are wanted, or both.
+        click.UsageError: Neither a lane nor ``--all`` is given, or both are.
     """
     if every and names:
         raise click.UsageError(f"--all is every lane, and {', '.join(names)} is named; drop one")

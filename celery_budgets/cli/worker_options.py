@@ -1,7 +1,7 @@
-"""Options for the workers of ``celery lanes up``: what stands after ``--``, for each of them.
+"""The options after ``--`` of ``celery lanes up``, which are passed to every worker.
 
-Read by the parser of ``celery worker`` itself, so that each spelling of an option is known, and
-those that a program has added.
+The parser of ``celery worker`` itself reads them, so that it knows each spelling of an option,
+and the options that a program has added.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _REMEDIES = {
         "each worker has the concurrency of its lane; lower all with --concurrency-scale before "
         "--, or change the lane's"
     ),
-    "detach": "the workers end with the one who looks after them; start that in the background",
+    "detach": "the workers end with their supervisor; start that in the background",
     "beat": "every worker would send each entry of the schedule; run celery beat beside them",
     "--help": "see celery worker --help",
 }
-#: Files of which each worker needs one of its own.
+#: Options that name a file, which workers cannot share.
 _FILES = ("pidfile", "statedb")
 
 
 class WithWorkerOptions(click.Command):
-    """A command that keeps what stands after ``--`` for workers."""
+    """A command that sets the options after ``--`` aside for the workers."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Split *args* at the first ``--``, which click would drop."""
@@ -51,14 +51,14 @@ class WithWorkerOptions(click.Command):
 
 
 def worker_options(ctx: click.Context, *, scaled: bool) -> list[str]:
-    """Return the options that stand after ``--`` on this command line.
+    """Return the options after ``--`` on this command line.
 
     Args:
-        ctx: That of a :class:`WithWorkerOptions`.
-        scaled: Is the concurrency of the lanes lowered here?
+        ctx: Context of a :class:`WithWorkerOptions` command.
+        scaled: Whether ``--concurrency-scale`` lowers the concurrency of the lanes.
 
     Raises:
-        click.UsageError: Not every worker can have them; the message says what to do.
+        click.UsageError: An option cannot be passed to every worker; the message has the remedy.
     """
     options: list[str] = ctx.meta[_META]
     worker = _worker(ctx)
@@ -77,7 +77,7 @@ def worker_options(ctx: click.Context, *, scaled: bool) -> list[str]:
 
 def _check(parameter: click.Parameter, values: dict[str, Any], *, scaled: bool) -> None:
     spelling = "/".join(parameter.opts)
-    # That of --help is click's own affair.
+    # click chooses the parameter name of --help.
     name = spelling if spelling == "--help" else parameter.name or ""
     if name in _REMEDIES:
         _refuse(spelling, _REMEDIES[name])

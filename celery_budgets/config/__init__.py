@@ -1,4 +1,4 @@
-"""The configuration of an app: its settings, queues and routes, and what its broker allows.
+"""The configuration of an app: its settings, queues and routes, and the limits of its broker.
 
-Runs in every process that has the app. The only room that reads ``app.conf.budgets_*``.
+Runs in every process that has the app. The only package that reads ``app.conf.budgets_*``.
 """

@@ -1,8 +1,8 @@
-"""What an app makes of its queues and routes: the lanes are always among them.
+"""Extends ``app.amqp``, so that the lanes are always among the queues and routes of an app.
 
-Celery makes both of the configuration when the first message is sent or a worker starts. So it
-is here that lanes are added, and not only in the configuration: what a program assigns there
-after ``Budgets(app)`` then stands beside the lanes, and takes nothing from them.
+Celery builds both from the configuration when the first message is sent or a worker starts. The
+lanes are added at that point, not only to the configuration: so queues and routes that a program
+assigns after ``Budgets(app)`` are added to the lanes instead of replacing them.
 
 Runs in the process that sends, and in the worker.
 """
@@ -25,37 +25,37 @@ if TYPE_CHECKING:
 
 __all__ = ["LanesAMQP", "add_lanes", "add_router"]
 
-#: What Celery has made of the configuration, and keeps.
+#: Attributes that Celery derives from the configuration and caches.
 _KEPT = ("queues", "router", "default_queue", "create_task_message", "send_task_message")
 
 _LIMITS = ("time_limit", "soft_time_limit")
 
 
 class LanesAMQP(AMQP):
-    """Celery's, with the lanes behind all that the configuration says."""
+    """Celery's ``AMQP``, with the queues and the router of the lanes added last."""
 
-    #: Celery's own: the routes, prepared.
+    #: Celery's own attribute: the prepared routes.
     _rtable: Any = None
 
     def flush_routes(self) -> None:
-        """Prepare the routes, as AMQP.flush_routes does, with the router of lanes as the last."""
+        """Prepare the routes, as AMQP.flush_routes does, with the lane router last."""
         super().flush_routes()
         if not any(isinstance(route, LaneRouter) for route in self._rtable):
             self._rtable = [*self._rtable, LaneRouter(self.app)]
 
     def Queues(self, queues: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802  Celery's name
-        """Return the table of *queues*, as AMQP.Queues does, and of the queues of lanes."""
+        """Return the table of *queues*, as AMQP.Queues does, with those of the lanes added."""
         ours = lane_queues(self.app, settings_of(self.app), queues)
         return super().Queues(ours, *args, **kwargs)
 
     def as_task_v2(self, *args: Any, **options: Any) -> Any:
         """Return a message, as AMQP.as_task_v2 does.
 
-        Differs for ``deadline=`` of ``send_task``, which has the escalation factor of the app, and
-        for time limits: of a task that is not known to be a plain one they may be text.
+        Differs: accepts ``deadline=`` of ``send_task``, with the escalation factor of the app, and
+        time limits as text, unless the task is known to be a plain Celery task.
 
         Raises:
-            ValueError: One of them makes no sense.
+            ValueError: One of them is invalid.
         """
         message = super().as_task_v2(*args, **options)
         task = self.app._tasks.get(message.headers["task"])
@@ -72,10 +72,10 @@ class LanesAMQP(AMQP):
 
 
 def add_router(app: Any) -> None:
-    """Put the router of lanes behind the routes of the configuration.
+    """Append the lane router to the routes of the configuration.
 
-    Before the settings are read: where they are wrong, whoever sends a call hears of it by the
-    router. It is also there for whoever reads the configuration itself, such as Flower.
+    Called before the settings are read: if these are invalid, the router raises to the sender of
+    a call. Programs that read the configuration itself, such as Flower, see it as well.
     """
     conf = app.conf
     if not any(isinstance(route, LaneRouter) for route in as_tuple(conf.task_routes)):
@@ -83,10 +83,10 @@ def add_router(app: Any) -> None:
 
 
 def add_lanes(app: Any, settings: Settings) -> None:
-    """Have *app* add the lanes to whatever its configuration says, now and later.
+    """Make *app* add the lanes to its queues and routes, now and after later changes.
 
     Raises:
-        ConfigurationError: A queue of its own contradicts a lane.
+        ConfigurationError: A queue that the program declares contradicts a lane.
     """
     app.conf.task_queues = lane_queues(app, settings, app.conf.task_queues)
     amqp = app.amqp
@@ -95,7 +95,7 @@ def add_lanes(app: Any, settings: Settings) -> None:
         plain = theirs is AMQP
         amqp.__class__ = LanesAMQP if plain else type("LanesAMQP", (LanesAMQP, theirs), {})
         if plain:
-            # A spawned pool process makes an app of this.
+            # A spawned pool process creates its app by this name.
             app.amqp_cls = f"{__name__}:LanesAMQP"
         amqp.task_protocols = {1: amqp.as_task_v1, 2: amqp.as_task_v2}
     for name in _KEPT:

@@ -1,7 +1,7 @@
-"""What the broker allows: how long a message may stay unacknowledged before it comes again.
+"""The limit that the broker sets: how long a message may stay unacknowledged (Redis).
 
-On Redis a worker renews what it has in hand, unless ``budgets_redis_transport`` says otherwise:
-then there is no such limit.
+There is no such limit while workers renew the deliveries that they have not acknowledged, as they
+do on Redis unless ``budgets_redis_transport`` turns it off.
 
 See also: :mod:`celery_budgets.worker.startup.checks`, which refuses a lane above it.
 """
@@ -18,12 +18,12 @@ __all__ = ["broker_ceiling", "renews", "visibility_timeout"]
 
 #: kombu.transport.redis.Channel.visibility_timeout, seconds.
 KOMBU_VISIBILITY_TIMEOUT = 3600.0
-#: Kept free below it, seconds: the sweep and the clocks of several hosts.
+#: Safety margin below it, seconds, for kombu's sweep and for clocks that differ between hosts.
 MARGIN = 30.0
 
 
 def visibility_timeout(app: Any) -> float | None:
-    """Return the seconds after which a Redis broker hands a message out again, else ``None``."""
+    """Return the seconds after which a Redis broker redelivers a message; ``None`` elsewhere."""
     if Broker.at(app.conf.broker_read_url) is not Broker.REDIS:
         return None
     options = app.conf.broker_transport_options or {}
@@ -31,7 +31,7 @@ def visibility_timeout(app: Any) -> float | None:
 
 
 def renews(app: Any) -> bool:
-    """Return whether a worker of *app* renews what it has in hand, so that nothing is due."""
+    """Return whether a worker of *app* renews its unacknowledged deliveries."""
     return (
         Broker.at(app.conf.broker_read_url) is Broker.REDIS
         and settings_of(app).redis_transport == "budgets"
@@ -42,7 +42,7 @@ def broker_ceiling(app: Any, factor: float) -> float | None:
     """Return the highest soft limit whose hard limit the broker allows, seconds.
 
     Args:
-        app: The Celery app; its broker is looked at once, because each delivery asks.
+        app: The Celery app; the visibility timeout is cached, because each delivery needs it.
         factor: The escalation factor of the budget.
     """
     settings = settings_of(app)
@@ -53,5 +53,5 @@ def broker_ceiling(app: Any, factor: float) -> float | None:
     return None if visible is None else max(1.0, (visible - MARGIN) / factor)
 
 
-#: With the settings of that time: the configuration may be loaded anew.
+#: By app, with the settings it was read from: the configuration may be reloaded.
 _visible: WeakKeyDictionary[Any, tuple[Any, float | None]] = WeakKeyDictionary()

@@ -1,6 +1,6 @@
-"""Queues and routes as a program may give them to Celery, in one form each.
+"""Normalises the forms in which a program may give queues and routes to Celery.
 
-Used where an app is configured: in every process that has it.
+Used in every process that has the app.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def declared_queues(declared: Any) -> dict[str, Queue]:
 
 
 def lane_queues(app: Any, settings: Settings, given: Any) -> tuple[Queue, ...]:
-    """Return the queues of *app*, those of its lanes among them.
+    """Return the queues of *app*, including those of its lanes.
 
     Args:
-        app: The Celery app; its broker counts.
-        settings: Its lanes.
+        app: The Celery app; queue arguments depend on its broker.
+        settings: The settings, which have the lanes.
         given: The queues that the program declares itself.
 
     Raises:
-        ConfigurationError: The program declares one itself that has no priorities.
+        ConfigurationError: A queue that the program declares does not support priorities.
     """
     declared = declared_queues(given)
     ordered = settings.priorities and Broker.of(app) is Broker.RABBITMQ
@@ -52,7 +52,7 @@ def lane_queues(app: Any, settings: Settings, given: Any) -> tuple[Queue, ...]:
     problems: list[str] = []
     for lane in settings.lanes.values():
         theirs = declared.get(lane.queue)
-        # As Celery would make it, so that a plain Celery producer agrees about it.
+        # As Celery would declare it, so that a plain Celery producer declares the same.
         declared.setdefault(lane.queue, _direct(lane.queue, arguments))
         if not ordered:
             continue
@@ -90,18 +90,18 @@ def as_tuple(routes: Any) -> tuple[Any, ...]:
 
 
 def real_names(names: Iterable[str], queues: Any) -> list[str]:
-    """Return *names* of *queues*, an app's table, with that of the queue for each alias."""
+    """Return *names* with each alias replaced by the name of its queue in *queues*."""
     return [queues.aliases[name].name if name in queues.aliases else name for name in names]
 
 
 def queue_names(queues: Any) -> list[str]:
-    """Return the queue names of a ``-Q`` or ``-X`` option."""
+    """Return the queue names in a ``-Q`` or ``-X`` option."""
     if isinstance(queues, str):
         queues = queues.split(",")
     return [str(queue).strip() for queue in queues or ()]
 
 
 def lanes_of_queues(lanes: Lanes, queues: Iterable[str]) -> list[Lane]:
-    """Return the lanes whose queue is among *queues*, in the table's order."""
+    """Return the lanes whose queue is among *queues*, in the order of the table."""
     names = set(queues)
     return [lane for lane in lanes.values() if lane.queue in names]

@@ -1,6 +1,6 @@
-"""Which lane a task belongs to, and so which queue its messages go to.
+"""Decides which lane a call belongs to, and so which queue its message goes to.
 
-Runs in the process that sends, and again in the worker. First match wins: the explicit queue,
+Runs in the sending process, and again in the worker. The first match wins: the explicit queue,
 the task's own ``lane``, the tool table, the default lane.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAPPING", "LaneRouter", "lane_of", "mapped_name"]
 
-#: Celery's own tasks that run another one many times (celery.app.builtins).
+#: Celery's own tasks that run another task many times (celery.app.builtins).
 MAPPING = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
 
 
@@ -28,11 +28,11 @@ def lane_of(lanes: Lanes, name: str, task: Any = None, queue: str | None = None)
     Args:
         lanes: The table of lanes.
         name: The task's name.
-        task: The task where it is registered in this process; its ``lane`` counts.
-        queue: Name of the queue that the call names or came from.
+        task: The task, if it is registered in this process; for its ``lane``.
+        queue: Name of the queue that the call names or was received from.
 
     Raises:
-        ConfigurationError: The task names a lane that there is not.
+        ConfigurationError: The task names an unknown lane.
     """
     lane = lanes.of_queue(queue)
     if lane is not None:
@@ -41,13 +41,13 @@ def lane_of(lanes: Lanes, name: str, task: Any = None, queue: str | None = None)
     if declared is not None:
         return lanes[declared]
     if name.startswith("celery."):
-        # Celery's own tasks, such as chord_unlock: no tool, whatever a glob says.
+        # Celery's own tasks, such as chord_unlock, never match the tool table.
         return lanes.default
     return lanes.of_tool(name) or lanes.default
 
 
 def mapped_name(args: Any, kwargs: Any) -> str | None:
-    """Return the name of the task that arguments of ``celery.map`` and its kind name."""
+    """Return the name of the task in the arguments of ``map``, ``starmap`` or ``chunks``."""
     task = kwargs.get("task") if isinstance(kwargs, dict) else None
     if task is None and isinstance(args, list | tuple) and args:
         task = args[0]
@@ -56,9 +56,10 @@ def mapped_name(args: Any, kwargs: Any) -> str | None:
 
 
 def _by_priority(app: Any, lane: Lane, options: dict[str, Any]) -> dict[str, Any]:
-    """Return queue and priority of a message in *lane*; without one it has the lane's.
+    """Return queue and priority of a message in *lane*; by default the lane's priority.
 
-    A word becomes its number in *options* themselves, which go before what is returned.
+    A priority word in *options* is replaced by its number there, since Celery prefers *options*
+    to what a router returns.
     """
     broker = Broker.of(app)
     if broker is None:
@@ -74,10 +75,10 @@ def _by_priority(app: Any, lane: Lane, options: dict[str, Any]) -> dict[str, Any
 
 
 class LaneRouter:
-    """A Celery router: the last of ``task_routes``, so a route of the user's goes first.
+    """A Celery router, the last of ``task_routes``, so that routes of the program win.
 
     Args:
-        app: The app whose lanes count; the current one by default.
+        app: The app whose lanes are used; the current app by default.
     """
 
     def __init__(self, app: Any = None) -> None:
@@ -92,16 +93,16 @@ class LaneRouter:
         task: Any = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Return the queue of the task's lane, and its priority, as Celery asks its routers.
+        """Return the queue and the priority of the task's lane; the interface of Celery's routers.
 
-        What the call names itself goes before either (celery.app.routes.Router.route).
+        Celery prefers a queue and a priority that the call names (celery.app.routes.Router.route).
         """
         app = self.app or current_app._get_current_object()
         if name in MAPPING:
-            # Sent by its name alone; Celery's map and its kind name the mapped task themselves.
+            # Sent by name; the arguments of Celery's map, starmap and chunks name the mapped task.
             name = mapped_name(args, kwargs) or name
         if task is None or task.name != name:
-            # Celery before 5.7 does not look a name up; app.tasks would finalize the app.
+            # Celery before 5.7 does not pass the task; app.tasks would finalize the app.
             task = app._tasks.get(name)
         settings = settings_of(app)
         queue = getattr((options or {}).get("queue"), "name", None)
@@ -111,5 +112,5 @@ class LaneRouter:
         return _by_priority(app, lane, options or {})
 
     def __reduce__(self) -> tuple[type[LaneRouter], tuple[()]]:
-        # Part of the configuration that a spawned pool process gets: it has an app of its own.
+        # A spawned pool process unpickles it with the configuration, for its own app.
         return LaneRouter, ()

@@ -1,6 +1,6 @@
-"""The table of settings: each one's default, how its value is checked, and what it is for.
+"""The table of settings: the default, the validation and the description of each.
 
-See also: :mod:`celery_budgets.config.settings`, which reads an app's configuration by it.
+See also: :mod:`celery_budgets.config.settings`, which reads an app's configuration.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["FIELDS", "Field"]
 
 
 class Field(NamedTuple):
-    """One setting: its default, how text becomes its value, and what it is for."""
+    """One setting: its default, the function that validates its value, and its description."""
 
     default: Any
     convert: Callable[[Any], Any]
@@ -86,7 +86,7 @@ def _text(value: Any) -> str:
 def _redis_url(value: Any) -> str:
     text = _text(value)
     if not text.startswith(("redis://", "rediss://", "unix://")):
-        # Not the value, which may have a password.
+        # Not the value, which may contain a password.
         raise ValueError("it must be a Redis address such as 'redis://localhost:6379/2'")
     return text
 
@@ -142,7 +142,7 @@ FIELDS: dict[str, Field] = {
     "global_concurrency": Field(32, _above_zero(_whole), "calls at once over all lanes"),
     "priorities": Field(False, _flag, "serve calls of high priority first, of low priority last"),
     "priority_aging": Field(
-        60.0, _above_zero(parse_duration), "longest that a busy lane starts no call of low priority"
+        60.0, _above_zero(parse_duration), "longest wait of low priority calls in a busy lane"
     ),
     "timeout": Field(300.0, parse_duration, "soft time limit, seconds or text"),
     "escalation_factor": Field(1.5, _number, "hard limits are this many times the soft ones"),
@@ -152,43 +152,45 @@ FIELDS: dict[str, Field] = {
     "children": Field(
         "end",
         _one_of("end", "leave"),
-        "processes that a killed call has started: end or leave them",
+        "child processes of a killed call: end them or leave them",
     ),
     "max_worker_rss": Field(
         None, _optional(_above_zero(parse_size)), "memory limit of a whole worker"
     ),
-    "memory_guard": Field(True, _flag, "watch memory at all"),
-    "rejection": Field("requeue", _one_of("requeue", "fail"), "what becomes of a rejected call"),
-    "max_pause": Field(60.0, _above_zero(parse_duration), "longest pause with nothing running"),
+    "memory_guard": Field(True, _flag, "enforce memory limits and pause at the memory gate"),
+    "rejection": Field("requeue", _one_of("requeue", "fail"), "what to do with a rejected call"),
+    "max_pause": Field(60.0, _above_zero(parse_duration), "longest pause while no call runs"),
     "max_abandoned_threads": Field(
-        4, _between(_whole, 0, 1_000_000), "threads past their hard limit before the worker leaves"
+        4, _between(_whole, 0, 1_000_000), "abandoned threads after which the worker shuts down"
     ),
     "idempotency_url": Field(
         None,
         _optional(_redis_url),
-        "Redis that keeps idempotency keys; None: result backend or broker",
+        "Redis for idempotency keys; None: the result backend or the broker",
     ),
     "idempotency_retention": Field(
-        86400.0, _above_zero(parse_duration), "how long the result of a key is kept"
+        86400.0, _above_zero(parse_duration), "how long a key and its result are kept"
     ),
     "idempotency_lease": Field(
-        30.0, _between(parse_duration, 1, 86400), "after which a lost holder of a key is replaced"
+        30.0,
+        _between(parse_duration, 1, 86400),
+        "when the key of a lost process is free again",
     ),
     "redis_transport": Field(
         "budgets",
         _one_of("budgets", "kombu"),
-        "who takes messages from Redis: `budgets`, in one step, and renews them, or `kombu`",
+        "who fetches messages from Redis: `budgets`, atomically and with renewal, or `kombu`",
     ),
-    "tracing": Field(True, _flag, "enrich and complete spans"),
+    "tracing": Field(True, _flag, "enrich the spans of calls, and complete those of killed calls"),
     "span_sample_rate": Field(
         1.0,
         _between(_number, 0.0, 1.0),
-        "share of traces kept, where `OTEL_TRACES_SAMPLER` does not say it",
+        "share of traces that are recorded, unless `OTEL_TRACES_SAMPLER` is set",
     ),
     "span_name": Field(
-        "worker_call:{lane}", _optional(_span_name), "name of a call's span; None keeps Celery's"
+        "worker_call:{lane}", _optional(_span_name), "name of a call's span; None: unchanged"
     ),
-    "json_logs": Field(False, _flag, "print the records of calls as JSON lines"),
+    "json_logs": Field(False, _flag, "log the records of calls as JSON lines"),
     "metrics_host": Field("127.0.0.1", _text, "address that the metrics port listens on"),
     "metrics_port": Field(None, _optional(_between(_whole, 0, 65535)), "port for Prometheus"),
 }

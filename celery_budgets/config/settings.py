@@ -1,10 +1,10 @@
 """Settings: the only reader of the ``budgets_*`` keys of an app's configuration.
 
-They may stand in ``app.conf``, a configuration module, a namespaced one such as Django's
-(``CELERY_BUDGETS_TIMEOUT``), or the environment under that same name, which wins.
+They may be set in ``app.conf``, in a configuration module, in a namespaced one such as Django's
+(``CELERY_BUDGETS_TIMEOUT``), or in the environment under that same name, which takes precedence.
 
-See also: :data:`celery_budgets.config.setting_fields.FIELDS`, of which
-``docs/reference/settings.md`` is made.
+See also: :data:`celery_budgets.config.setting_fields.FIELDS`, the table of settings, from which
+``docs/reference/settings.md`` is generated.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ["ENVIRONMENT_PREFIX", "PREFIX", "Settings", "declare", "reread", "set
 PREFIX = "budgets_"
 ENVIRONMENT_PREFIX = "CELERY_BUDGETS_"
 
-#: Variables that Kubernetes sets for a Service, behind its name.
+#: Variables that Kubernetes sets for a Service, without the prefix of its name.
 _OF_A_SERVICE = re.compile(r"service_(host|port.*)|port(_.*)?")
-#: Settings that are a field of the default budget.
+#: Settings that are fields of the default budget.
 _BUDGET_FIELDS = (
     "timeout", "escalation_factor", "max_timeout", "max_rss", "rss_warning", "children",
 )  # fmt: skip
@@ -37,10 +37,10 @@ _BUDGET_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of one app, converted and checked."""
+    """The settings of one app, converted and validated."""
 
     lanes: Lanes
-    #: The budget of a lane that says nothing else.
+    #: The default budget of lanes.
     budget: Budget
     max_worker_rss: int | None
     memory_guard: bool
@@ -49,7 +49,7 @@ class Settings:
     max_abandoned_threads: int
     priorities: bool
     priority_aging: float
-    #: Not shown: it may have a password.
+    #: Not in the repr: it may contain a password.
     idempotency_url: str | None = field(repr=False)
     idempotency_retention: float
     idempotency_lease: float
@@ -70,11 +70,11 @@ class Settings:
             lanes: The lanes, where the program gives them itself.
 
         Raises:
-            ConfigurationError: Lists everything wrong, not only the first.
+            ConfigurationError: Lists every problem, not only the first.
         """
-        # Until somebody reads a key the configuration is not loaded, and has no keys to list.
+        # Celery loads the configuration when a key is read; before, it has no keys to list.
         app.conf.get("timezone")
-        # The environment wins over the program, as Celery's own variables do.
+        # The environment takes precedence over the program, as with Celery's own variables.
         named_outside = f"{ENVIRONMENT_PREFIX}LANES" in os.environ
         return cls.from_mapping(_given(app.conf), None if named_outside else lanes)
 
@@ -82,7 +82,7 @@ class Settings:
     def from_mapping(
         cls, given: Mapping[str, Any], lanes: Iterable[Lane] | None = None
     ) -> Settings:
-        """Return the settings in *given*, names without their prefix."""
+        """Return the settings in *given*, whose keys are without the prefix."""
         problems = [
             f"setting {PREFIX}{name} is not known; {nearest(PREFIX + name, _known())}"
             for name in given
@@ -103,8 +103,8 @@ def _known() -> list[str]:
 
 
 def _given(conf: Any) -> dict[str, Any]:
-    """Return every ``budgets_*`` key that somebody set, by its name without the prefix."""
-    # The last map holds Celery's own defaults; the namespace is kept as the view's prefix.
+    """Return every ``budgets_*`` key that the user has set, by its name without the prefix."""
+    # The last map holds Celery's defaults; a namespace is the prefix of the view.
     given: dict[str, Any] = {}
     namespace = (conf.prefix or "").lower()
     for layer in reversed(conf.maps[:-1]):
@@ -117,7 +117,7 @@ def _given(conf: Any) -> dict[str, Any]:
             continue
         name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
         if _OF_A_SERVICE.fullmatch(name):
-            continue  # what Kubernetes tells of a Service that is named celery-budgets
+            continue  # set by Kubernetes for a Service that is named celery-budgets
         given[name] = text
     return given
 
@@ -137,7 +137,7 @@ def _default_budget(
     given: Mapping[str, Any], values: dict[str, Any], problems: list[str]
 ) -> Budget:
     settled = {name: values.pop(name) for name in _BUDGET_FIELDS}
-    # Only what somebody set: a memory limit alone then takes the warning level along.
+    # Only those that the user has set: a memory limit alone then scales the warning level.
     fields = {name: value for name, value in settled.items() if name in given}
     try:
         return Budget().over("settings budgets_*", fields)
@@ -147,7 +147,7 @@ def _default_budget(
 
 
 def _listed(lanes: Any, default: Budget, problems: list[str]) -> tuple[Lane, ...]:
-    """Return the lanes on the default budget, from objects or from a mapping of fields."""
+    """Return the lanes, from objects or from a mapping of fields, on the default budget."""
     if lanes is None:
         lanes = DEFAULT_LANES
     listed: list[Lane] = []
@@ -175,7 +175,7 @@ def _lane_from(name: str | None, entry: Any, default: Budget) -> Lane:
         raise ConfigurationError(
             f"lane {name!r}: {misplaced[0]!r} is not a field; the key above is the lane's name"
         )
-    # On the default budget from the start: its fields may be right only on that one.
+    # With the default budget at once: the fields may be valid only together with it.
     return Lane(name, **{"budget": default, **entry})
 
 
@@ -185,19 +185,19 @@ def _table(listed: tuple[Lane, ...], values: dict[str, Any], problems: list[str]
     try:
         return Lanes(listed, tools=tools, default=default, global_concurrency=global_concurrency)
     except ConfigurationError as exc:
-        # A table without the lanes that failed would only repeat what is already said.
+        # A table without the invalid lanes would only repeat problems that are listed.
         if not problems or listed:
             problems.extend(exc.problems)
         return None
 
 
 class _Held:
-    """What one app's program has given, and the settings once they are read."""
+    """The lanes that the program gave to one app, and its settings once they are read."""
 
     def __init__(self) -> None:
         self.lanes: Iterable[Lane] | None = None
         self.settings: Settings | None = None
-        #: How often they were put away: what was read before that is not held after it.
+        #: Counts invalidations: settings that were read before one are not cached after it.
         self.version = 0
 
     def put_away(self) -> None:
@@ -205,9 +205,9 @@ class _Held:
         self.settings = None
 
 
-#: Attribute of an app that has its :class:`_Held`: every call looks there.
+#: Attribute of an app that holds its :class:`_Held`; read at every call.
 _HELD = "_celery_budgets"
-# Entered again where the garbage collector, inside of it, ends a generator with a block.
+# Reentrant: garbage collection inside it may close a generator that ends a block.
 _lock = OncePerProcess(threading.RLock)
 
 
@@ -217,7 +217,7 @@ def _held_for(app: Any) -> _Held:
 
 
 def declare(app: Any, lanes: Iterable[Lane] | None) -> None:
-    """Note the lanes that the program gives *app* itself."""
+    """Remember the lanes that the program gives to *app* itself."""
     held, given = _held_for(app), None if lanes is None else tuple(lanes)
     with _lock():
         held.lanes = given
@@ -225,16 +225,16 @@ def declare(app: Any, lanes: Iterable[Lane] | None) -> None:
 
 
 def settings_of(app: Any) -> Settings:
-    """Return the settings of *app*, read once; defaults for an app that declares nothing.
+    """Return the settings of *app*, read once; the defaults if it has none.
 
     Raises:
-        ConfigurationError: Lists everything wrong; raised again at each call.
+        ConfigurationError: Lists every problem; raised again at each call.
     """
     held = _held_for(app)
     settings = held.settings
     while settings is None:
         version = held.version
-        # Not under the lock: it may import the configuration, which may wait for another thread.
+        # Not under the lock: it may import a module, which may wait for another thread.
         read = Settings.of(app, held.lanes)
         with _lock():
             if held.settings is None and held.version == version:
@@ -244,6 +244,6 @@ def settings_of(app: Any) -> Settings:
 
 
 def reread(app: Any) -> None:
-    """Read the settings of *app* anew the next time that they are asked for."""
+    """Discard the settings of *app*, so that the next access reads them again."""
     with _lock():
         _held_for(app).put_away()

@@ -1,6 +1,6 @@
-"""Budgets: what one call may spend, as frozen, validated facts.
+"""Budgets: the limits of one call, as frozen, validated values.
 
-Covers: ranges, order and consistency, all problems reported at once.
+Covers: ranges, order and consistency; all problems are reported at once.
 Does not cover: which budget a call gets (:mod:`celery_budgets.model.lanes`).
 """
 
@@ -39,7 +39,7 @@ class TimeLimits(NamedTuple):
 
 
 class BudgetFields(TypedDict, total=False):
-    """The fields of a :class:`Budget`, all optional, as keywords of a lane or a task."""
+    """The fields of a :class:`Budget`, all optional, as keyword arguments of a lane or a task."""
 
     timeout: float | str
     escalation_factor: float
@@ -54,13 +54,13 @@ class BudgetFields(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What one call may spend: time and memory, each with a soft and a hard limit.
+    """The limits of one call: time and memory, each with a soft and a hard limit.
 
     Durations are seconds or text such as ``"5m"``; sizes are bytes or text such as
     ``"512MiB"``.
 
     Raises:
-        ConfigurationError: Lists everything wrong with the values.
+        ConfigurationError: Lists every problem with the values.
 
     Example:
         >>> Budget(timeout="10m").hard_time_limit
@@ -69,22 +69,22 @@ class Budget:
 
     #: Soft time limit, seconds.
     timeout: float = 300.0
-    #: Hard limits are this many times the soft ones, unless given themselves.
+    #: Hard limits are this many times the soft ones, unless set themselves.
     escalation_factor: float = 1.5
     #: Hard time limit, seconds; ``None``: ``timeout`` x ``escalation_factor``.
     hard_timeout: float | None = None
-    #: Highest soft limit that one call may ask for, seconds; ``None``: what the broker allows.
+    #: Highest soft limit that one call may request, seconds; ``None``: what the broker allows.
     max_timeout: float | None = None
     #: Memory limit of the process that runs the call, bytes of RSS.
     max_rss: int = 512 * MIB
     #: Level of the memory warning, bytes of RSS.
     rss_warning: int = 400 * MIB
-    #: At the soft time limit: raise in the call, or only warn.
+    #: Action at the soft time limit: raise in the call, or only warn.
     soft: Literal["raise", "warn"] = "raise"
-    #: At ``max_rss``: only warn, or raise in the call.
+    #: Action at ``max_rss``: only warn, or raise in the call.
     memory: Literal["warn", "raise"] = "warn"
-    #: Processes that a call starts (prefork): end them with a call that is killed and count
-    #: their memory to it, or leave them alone.
+    #: Child processes of a call (prefork): count their memory as the call's and end them when the
+    #: call is killed, or leave them alone.
     children: Literal["end", "leave"] = "end"
 
     def __post_init__(self) -> None:
@@ -95,30 +95,30 @@ class Budget:
 
     @property
     def soft_time_limit(self) -> float:
-        """Seconds after which the call is asked to stop."""
+        """Soft time limit: seconds after which ``SoftTimeLimitExceeded`` is raised in the call."""
         return self.timeout
 
     @property
     def hard_time_limit(self) -> float:
-        """Seconds after which the call is killed."""
+        """Hard time limit: seconds after which the call is killed."""
         return self.hard_timeout or scaled(self.timeout, self.escalation_factor)
 
     @property
     def hard_rss(self) -> int:
-        """Bytes of RSS at which the call is killed."""
+        """Hard memory limit: bytes of RSS above which the call is killed."""
         return int(self.max_rss * self.escalation_factor)
 
     def time_limits(
         self, *, soft: float | None = None, hard: float | None = None, ceiling: float | None = None
     ) -> TimeLimits:
-        """Return the limits of one call, always complete and ordered.
+        """Return the time limits of one call: both set, the soft one first.
 
         Args:
-            soft: Soft limit that the call asks for, seconds; ``None``: this budget's.
-            hard: Hard limit that the call asks for, seconds; ``None``: follows the soft one.
+            soft: Soft limit that the call requests, seconds; ``None``: this budget's.
+            hard: Hard limit that the call requests, seconds; ``None``: follows the soft one.
             ceiling: Highest soft limit where ``max_timeout`` is not set, seconds.
 
-        A lone hard limit at or below the soft one keeps its own time: the soft limit moves below.
+        A lone hard limit at or below the soft one is kept: the soft limit moves below it.
         """
         top = self.max_timeout or ceiling or math.inf
         if soft is None and hard is None:
@@ -133,17 +133,17 @@ class Budget:
         return TimeLimits(soft if soft < hard else scaled(hard, 1 / self.escalation_factor), hard)
 
     def over(self, subject: str, changes: Mapping[str, Any]) -> Budget:
-        """Return this budget with *changes*, checked anew.
+        """Return this budget with *changes*, validated again.
 
-        A changed ``timeout`` takes the hard limit along, a changed ``max_rss`` the level of the
-        warning, unless that is changed too.
+        A changed ``timeout`` scales the hard limit, and a changed ``max_rss`` the warning level,
+        unless that is changed too.
 
         Args:
-            subject: What the problems are about, such as ``"lane 'critic'"``.
+            subject: Subject of the error messages, such as ``"lane 'critic'"``.
             changes: Fields of a budget by name.
 
         Raises:
-            ConfigurationError: Lists everything wrong with the result.
+            ConfigurationError: Lists every problem with the result.
         """
         merged = asdict(self)
         if "timeout" in changes:
@@ -156,11 +156,11 @@ class Budget:
         return Budget(**values)
 
     def _warning_below(self, max_rss: Any) -> int:
-        """Return the warning level that is to *max_rss* what this budget's is to its own."""
+        """Return the warning level for *max_rss*, in the proportion of this budget."""
         try:
             return int(parse_size(max_rss) * self.rss_warning / self.max_rss)
         except (TypeError, ValueError):
-            return self.rss_warning  # what is wrong with max_rss is said where it is checked
+            return self.rss_warning  # max_rss is invalid, which its own check reports
 
 
 _DURATIONS = ("timeout", "hard_timeout", "max_timeout")
@@ -233,7 +233,7 @@ def _either(words: Iterable[str]) -> str:
 
 
 def checked_limit(name: str, value: Any) -> float:
-    """Return a time limit that a call asks for, seconds.
+    """Return a time limit that a call requests, in seconds.
 
     Raises:
         ValueError: *value* is no duration, or not above 0.
@@ -248,12 +248,12 @@ def checked_limit(name: str, value: Any) -> float:
 
 
 def seconds_or_none(value: Any) -> float | None:
-    """Return a limit that somebody else has written down; ``None`` for one that makes no sense.
+    """Return *value* in seconds, or ``None`` if it is no valid limit.
 
-    For values that may not be refused any more, such as those in a message.
+    For values that cannot be rejected any more, such as those in a received message.
     """
     if value is None:
-        return None  # nearly always, and an exception takes longer
+        return None  # the usual case; an exception takes longer
     try:
         seconds = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -262,7 +262,7 @@ def seconds_or_none(value: Any) -> float | None:
 
 
 def limits_in_message(header: Any) -> tuple[float | None, float | None]:
-    """Return the (hard, soft) limits that a message carries; producers may send anything."""
+    """Return the (hard, soft) limits in a message's ``timelimit`` header, which may be invalid."""
     if not isinstance(header, list | tuple) or len(header) != 2:
         return None, None
     return seconds_or_none(header[0]), seconds_or_none(header[1])

@@ -1,7 +1,7 @@
-"""Deadlines that travel with messages: until when a call, and all that it sends, may run.
+"""Deadlines in messages: the instants until which a call, and all calls it sends, may run.
 
-Instants are seconds since the epoch, so the clocks of the hosts count. Everything else in this
-package that is called a deadline is monotonic and stays in its process.
+Instants are seconds since the epoch, so the clocks of the hosts must agree. All other deadlines
+in this package are monotonic and stay within a host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Deadline"]
 
 
 class Deadline(NamedTuple):
-    """Until when a call may run: to be asked to stop, and to be stopped.
+    """The instants at which a call reaches its soft and its hard limit.
 
     Example:
         >>> Deadline.after(10, 1.5).clamp(TimeLimits(300, 450)).hard <= 15
@@ -30,7 +30,7 @@ class Deadline(NamedTuple):
 
     @classmethod
     def after(cls, seconds: Any, factor: float) -> Self:
-        """Return the deadline *seconds* from now, with the hard one *factor* times as far.
+        """Return the deadline *seconds* from now; the hard instant is *factor* times as far.
 
         Raises:
             ValueError: *seconds* is no duration, or below 0.
@@ -46,7 +46,7 @@ class Deadline(NamedTuple):
 
     @classmethod
     def of(cls, header: Any) -> Self | None:
-        """Return the deadline that a message carries; producers may send anything."""
+        """Return the deadline in a message's *header*, or ``None`` if it is invalid."""
         if header is None or not isinstance(header, list | tuple) or len(header) != 2:
             return None
         try:
@@ -58,27 +58,27 @@ class Deadline(NamedTuple):
         return cls(soft_at, max(soft_at, hard_at))
 
     def earlier(self, other: Deadline | None) -> Deadline:
-        """Return what keeps both deadlines."""
+        """Return the earlier instants of both deadlines."""
         if other is None:
             return self
         return Deadline(min(self.soft_at, other.soft_at), min(self.hard_at, other.hard_at))
 
     @property
     def passed(self) -> bool:
-        """Is it too late to start?"""
+        """Return whether a call must not start any more."""
         return time() >= self.soft_at
 
     def left(self) -> TimeLimits:
-        """Return the seconds from now to both instants; negative once they are over."""
+        """Return the seconds from now to both instants; negative once they have passed."""
         now = time()
         soft, hard = self.soft_at - now, self.hard_at - now
-        # In whole microseconds, because they are shown; but what is left is never 0, no limit.
+        # Rounded for display, but never to 0, which Celery takes as no limit.
         return TimeLimits(round(soft, 6) or soft, round(hard, 6) or hard)
 
     def clamp(self, limits: TimeLimits) -> TimeLimits:
-        """Return *limits* of a call that starts now, cut where this deadline comes first.
+        """Return *limits* of a call that starts now, shortened to this deadline.
 
-        Where only the hard limit is cut, and down to the soft one, that moves below it.
+        If that shortens only the hard limit, to the soft one or below, the soft one moves below it.
         """
         left = self.left()
         soft, hard = min(limits.soft, left.soft), min(limits.hard, left.hard)

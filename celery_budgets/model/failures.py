@@ -1,4 +1,4 @@
-"""Failures of telemetry in this process: counted, so that silence is not taken for health."""
+"""Counts failures of telemetry in this process, so that missing data is not taken for health."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _listeners: list[WeakMethod[Any]] = []
 
 
 def listen(listener: Callable[[], None]) -> None:
-    """Have *listener*, a method, told of each failure in this process, once, while it is there."""
+    """Call *listener*, a bound method, at each failure; registered once and held weakly."""
     reference = WeakMethod(listener)
     _listeners[:] = [known for known in _listeners if known() is not None and known != reference]
     _listeners.append(reference)
 
 
 def count() -> None:
-    """Note one failure."""
+    """Count one failure."""
     for reference in list(_listeners):
         listener = reference()
         if listener is not None:
@@ -27,7 +27,7 @@ def count() -> None:
 
 
 class CountingExporter:
-    """Stands in front of a span exporter of this package's making, and counts its failures.
+    """Wraps a span exporter that this package created, and counts its failures.
 
     Args:
         exporter: An ``opentelemetry.sdk.trace.export.SpanExporter``.
@@ -37,7 +37,7 @@ class CountingExporter:
         self._exporter = exporter
 
     def export(self, spans: Any) -> Any:
-        """Export *spans*; a failure goes on to the processor as it came."""
+        """Export *spans*; a failure is counted and passed on to the span processor."""
         try:
             result = self._exporter.export(spans)
         except Exception:

@@ -1,6 +1,6 @@
-"""The headers that this package puts on messages: the one table.
+"""The names of the message headers that this package sets.
 
-A sender without the package puts none, and its calls run all the same.
+All are optional: calls from a sender without the package run as well.
 """
 
 from __future__ import annotations
@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-#: Seconds since the epoch from which the message waits: its publishing, or its ETA.
+#: Instant from which the message waits, its publishing or its ETA; seconds since the epoch.
 HEADER_DUE_AT: Final = "budgets_due_at"
-#: Calls of this task that ended by a kill before, counted over its re-runs.
+#: How often this call was killed before, counted over its re-runs.
 HEADER_KILLS: Final = "budgets_kills"
-#: Until when the call may run: instants of the soft and the hard deadline, seconds since the
-#: epoch, or None where it inherits none.
+#: Deadline of the call: instants of the soft and the hard limit, seconds since the epoch; None
+#: where the call does not inherit one.
 HEADER_DEADLINE: Final = "budgets_deadline"
-#: Put on a request by the worker for its pool process (process.call.Terms). Never sent.
+#: Set by the worker on a request, for its pool process (execution.call.Terms). Never published.
 HEADER_TERMS: Final = "budgets_terms"
 
-#: Key under which twins of a call are known, where the caller gave one.
+#: Idempotency key that the caller gave; calls with the same key are twins.
 HEADER_IDEMPOTENCY_KEY: Final = "budgets_idempotency_key"
-#: Fence of the lease that a twin has waited for, and how often it has come back for it.
+#: Fencing token of the lease that a twin waits for, and how often it has been redelivered for it.
 HEADER_WAITED_FOR: Final = "budgets_waited_for"
-#: Path of the request scope that the call belongs to, where there is one: names joined by "/".
+#: Path of the call's request scope: the names of nested scopes, joined by "/".
 HEADER_SCOPE: Final = "budgets_scope"
 
 
@@ -30,7 +30,7 @@ def seconds_waited(headers: Mapping[str, Any], started_at: float) -> float:
     """Return the seconds between publishing, or the ETA, and the start of a call.
 
     Args:
-        headers: Those of the message; one without the stamp has not waited.
-        started_at: Seconds since the epoch.
+        headers: The headers of the message; 0 seconds without :data:`HEADER_DUE_AT`.
+        started_at: Start of the call, seconds since the epoch.
     """
     return max(0.0, started_at - (headers.get(HEADER_DUE_AT) or started_at))

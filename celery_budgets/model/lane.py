@@ -1,8 +1,6 @@
-"""``Lane``: a named class of work, as a frozen, validated fact.
+"""``Lane``: a named class of work, as a frozen, validated value.
 
-See also: :mod:`celery_budgets.model.lanes`, the whole table.
-
-Words only: used in every process.
+See also: :mod:`celery_budgets.model.lanes`, the table of all lanes.
 """
 
 from __future__ import annotations
@@ -26,18 +24,18 @@ class Lane:
         name: Letters, digits, ``_``, ``-`` and ``.``.
         concurrency: Calls that may run at once on one worker.
         queue: Queue at the broker; the lane's name by default.
-        tools: Task names or globs that belong here.
-        idempotent: ``False``: acknowledge early, never run a call twice on its own.
+        tools: Names or globs of the tasks that belong to this lane.
+        idempotent: ``False``: acknowledge early, so that no call is redelivered or run again.
         min: Slots that are never lent to another lane; by default all of them.
-        max: Calls that may run at once with slots borrowed from lanes that are idle; by
-            default as many as *concurrency*.
-        priority: That of calls which name none: ``"high"``, ``"normal"`` or ``"low"``; needs
+        max: Calls that may run at once including slots borrowed from idle lanes; by default
+            *concurrency*.
+        priority: Priority of calls that name none: ``"high"``, ``"normal"`` or ``"low"``; needs
             ``budgets_priorities``.
-        budget: A whole budget; by default the one of the settings.
-        **limits: Single fields of the budget, over it.
+        budget: A complete budget; by default the one of the settings.
+        **limits: Single fields that override the budget.
 
     Raises:
-        ConfigurationError: Lists everything wrong with the values.
+        ConfigurationError: Lists every problem with the values.
 
     Example:
         >>> Lane("critic", concurrency=3, timeout=600).budget.hard_time_limit
@@ -53,7 +51,7 @@ class Lane:
     max: int | None
     priority: Priority
     budget: Budget
-    #: What differs from the default budget, so that another default can be put below it.
+    #: The overrides of the default budget, so that they can be applied to another default.
     _limits: tuple[tuple[str, Any], ...] = field(repr=False, compare=False)
 
     def __init__(
@@ -99,7 +97,7 @@ class Lane:
             object.__setattr__(self, attribute, value)
 
     def on(self, default: Budget) -> Lane:
-        """Return this lane with *default* below what it says itself."""
+        """Return this lane with its overrides applied to *default*."""
         return Lane(
             self.name,
             self.concurrency,

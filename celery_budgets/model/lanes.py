@@ -1,9 +1,9 @@
-"""Lanes: named classes of work, as frozen, validated facts.
+"""The table of lanes: the lanes by name and by queue, and the tasks that each one runs.
 
-A *lane* is one queue, its concurrency and its budget; *lanes* is the whole table with the
-tools that go to each.
+A *lane* is one queue with its concurrency and its budget. *Tools* are the tasks, by name or glob,
+that the table assigns to lanes.
 
-Covers: consistency of the table, all problems reported at once.
+Covers: consistency of the table; all problems are reported at once.
 Does not cover: where the values come from (:mod:`celery_budgets.config.settings`).
 """
 
@@ -30,17 +30,17 @@ DEFAULT_LANES = (
 
 
 class Lanes(Mapping[str, Lane]):
-    """The whole table: lanes by name, the tools of each, the default, the sum.
+    """A mapping of lane names to lanes, with the tool table and the default lane.
 
     Args:
         lanes: The lanes.
-        tools: Lane by task name or glob, before the lanes' own ``tools``.
-        default: Name of the lane of everything that no tool names; ``None``: ``tool_call``, or
-            the first lane where there is none of that name.
+        tools: Lane name by task name or glob; takes precedence over the lanes' own ``tools``.
+        default: Name of the lane for all other tasks; ``None``: ``tool_call``, or the first
+            lane if there is none of that name.
         global_concurrency: Calls that one worker may run at once over all its lanes.
 
     Raises:
-        ConfigurationError: Lists everything wrong with the table.
+        ConfigurationError: Lists every problem with the table.
     """
 
     def __init__(
@@ -99,17 +99,17 @@ class Lanes(Mapping[str, Lane]):
 
     @property
     def default(self) -> Lane:
-        """The lane of everything that no tool names."""
+        """The lane of all tasks that no entry of the tool table matches."""
         return self._by_name[self._default]
 
     def of_queue(self, queue: str | None) -> Lane | None:
-        """Return the lane of *queue*, or ``None`` for a queue of no lane."""
+        """Return the lane of *queue*, or ``None`` if no lane has it."""
         if not queue:
             return None
         return self._by_queue.get(queue) or self._by_queue.get(queue.removesuffix(LOW_SUFFIX))
 
     def of_tool(self, task_name: str) -> Lane | None:
-        """Return the lane that the tool table gives *task_name*, or ``None``."""
+        """Return the lane of *task_name* by the tool table, or ``None``."""
         lane = self._exact.get(task_name)
         if lane is None and self._globs:
             lane = next((lane for glob, lane in self._globs if fnmatchcase(task_name, glob)), None)
@@ -121,8 +121,8 @@ class Lanes(Mapping[str, Lane]):
         """Return a problem for each entry of the tool table that matches no task.
 
         Args:
-            task_names: The tasks that there are.
-            tools: The entries to look at, lane by tool; by default the whole table.
+            task_names: Names of the registered tasks.
+            tools: The entries to check, lane by tool; by default the whole table.
         """
         names = list(task_names)
         return [

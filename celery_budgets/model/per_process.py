@@ -1,10 +1,10 @@
-"""Objects of which each process makes its own: worker, pool process, web process or script.
+"""Per-process singletons: worker, pool process, web process or script each create their own.
 
-A forked process starts without those of its parent, of which another thread may have been in
-the middle of something. It is told of the fork, so that a look at them asks no system call.
+A forked process does not inherit those of its parent, which another thread may have been changing
+at the fork. A hook after the fork resets them, so that an access needs no system call.
 
-What belongs to an app is kept by the app itself, and goes with it: in a table of ours, weak as it
-may be, an object that knows its app would keep it for ever.
+The app itself holds the objects that belong to it, and is freed with them: in a module-level
+table, even a weak one, an object that refers to its app would keep the app alive for ever.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 
 class OncePerProcess(Generic[T]):
-    """Makes its object at the first call in this process, whichever thread is first.
+    """A singleton per process, created at its first use; thread-safe.
 
     Args:
-        make: Returns a new one.
+        make: Returns a new object.
 
     Example:
         >>> recorder = OncePerProcess(list)
@@ -39,11 +39,11 @@ class OncePerProcess(Generic[T]):
 
     def _forget(self) -> None:
         self._made: T | None = None
-        # Entered again where the garbage collector, inside of it, ends a generator with a block.
+        # Reentrant: garbage collection inside it may close a generator that ends a block.
         self._lock = threading.RLock()
 
     def put(self, made: T) -> None:
-        """Make *made* the object of this very process."""
+        """Set the object of this process."""
         self._made = made
 
     def __call__(self) -> T:
@@ -58,10 +58,10 @@ class OncePerProcess(Generic[T]):
 
 
 class PerProcess(Generic[T]):
-    """Makes the object of an app at its first use in this process, whichever thread is first.
+    """A singleton per app and process, created at its first use; thread-safe.
 
     Args:
-        make: Returns a new one.
+        make: Returns a new object.
 
     Example:
         >>> ledgers = PerProcess(Ledger)
@@ -71,7 +71,7 @@ class PerProcess(Generic[T]):
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        #: Names what this process has made; a child's is another.
+        #: Identifies the objects of this process; a forked child has another.
         self._process = OncePerProcess(object)
         self._lock = OncePerProcess(threading.RLock)
 
@@ -90,6 +90,6 @@ class PerProcess(Generic[T]):
         return found
 
 
-#: Attribute of an app that has the objects, with the process that made each, by their PerProcess.
+#: Attribute of an app that holds its objects, each with the process that created it.
 _KEPT = "_celery_budgets_kept"
 _NOTHING = (None, None)

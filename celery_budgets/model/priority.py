@@ -1,11 +1,12 @@
-"""Priorities: three words that mean the same on Redis and on RabbitMQ.
+"""Priorities: three levels that mean the same on Redis and on RabbitMQ.
 
-Redis serves the lowest number first and RabbitMQ the highest; a message without a number is the
-first on one and the last on the other. So every message is given a number, by its broker.
+Redis serves the lowest number first and RabbitMQ the highest; a message without a number comes
+first on Redis and last on RabbitMQ. So every message gets a number, depending on the broker.
 
-RabbitMQ serves a lower number only when no higher one waits, and so for ever never. There the
-calls of low priority wait in a queue of their own, which a worker turns to when its lane is idle,
-or when none of them has started for long (:mod:`celery_budgets.worker.lanes.low_priority`).
+RabbitMQ serves a lower number only when no higher one waits, so low priorities can starve. There
+the calls of low priority wait in a queue of their own, from which a worker consumes when its lane
+is idle, or when none of them has started for long
+(:mod:`celery_budgets.worker.lanes.low_priority`).
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ __all__ = [
 
 #: Highest number on RabbitMQ: the queue's ``x-max-priority``.
 MAX_PRIORITY = 9
-#: Behind a queue's name: the queue of its calls of low priority, on RabbitMQ.
+#: Suffix of the queue that holds a queue's calls of low priority, on RabbitMQ.
 LOW_SUFFIX = ".low"
 
 
 def addresses(url: Any) -> list[str]:
-    """Return the addresses of a broker, others for fail-over, as kombu.Connection takes them."""
+    """Return the addresses in a broker URL, which may list several for fail-over, as kombu does."""
     given = [url] if isinstance(url, str) else list(url or ())
     return [part.strip() for each in given for part in str(each).split(";") if part.strip()]
 
 
 class Priority(StrEnum):
-    """How urgent a call is among those of its lane."""
+    """The priority of a call within its lane."""
 
     HIGH = "high"
     NORMAL = "normal"
@@ -41,10 +42,10 @@ class Priority(StrEnum):
 
     @classmethod
     def named(cls, word: Any, whose: str) -> Priority:
-        """Return the priority *word* names.
+        """Return the priority named *word*.
 
         Raises:
-            ConfigurationError: There is none of that name; *whose* says where it stands.
+            ConfigurationError: There is none of that name; *whose* names the setting or lane.
         """
         try:
             return cls(word)
@@ -54,26 +55,26 @@ class Priority(StrEnum):
 
 
 class Broker(StrEnum):
-    """The brokers that have priorities."""
+    """The brokers whose priorities are supported."""
 
     REDIS = "redis"
     RABBITMQ = "rabbitmq"
 
     @classmethod
     def of(cls, app: Any) -> Broker | None:
-        """Return the kind of broker that *app* sends to; ``None``: one without priorities."""
+        """Return the kind of broker that *app* sends to; ``None`` if it has no priorities."""
         return cls.at(app.conf.broker_write_url)
 
     @classmethod
     def at(cls, url: Any) -> Broker | None:
-        """Return the kind of broker at *url*, the first where there are several."""
+        """Return the kind of broker at *url*, or at the first of several addresses."""
         url = (addresses(url) or [""])[0]
         if url.startswith(("redis", "rediss", "sentinel", "valkey")):
             return cls.REDIS
         return cls.RABBITMQ if url.startswith(("amqp", "pyamqp")) or not url else None
 
 
-#: The number of a message. Redis' are among kombu's steps (0, 3, 6, 9).
+#: Number of a message by broker and priority; on Redis one of kombu's steps (0, 3, 6, 9).
 _NUMBERS = {
     Broker.REDIS: {Priority.HIGH: 0, Priority.NORMAL: 3, Priority.LOW: 9},
     Broker.RABBITMQ: {Priority.HIGH: 9, Priority.NORMAL: 5, Priority.LOW: 1},
@@ -81,14 +82,14 @@ _NUMBERS = {
 
 
 def number_of(priority: Priority, broker: Broker) -> int:
-    """Return what a message of *priority* carries on *broker*."""
+    """Return the number of a message of *priority* on *broker*."""
     return _NUMBERS[broker][priority]
 
 
 def level_of(number: int | str | None, broker: Broker) -> Priority:
-    """Return the priority that *number* comes nearest to on *broker*.
+    """Return the priority closest to *number* on *broker*.
 
-    A word that some sender has left as it is counts as that; anything else is normal.
+    A word that a sender did not convert counts as that priority; any other text is normal.
     """
     if isinstance(number, str):
         return Priority(number) if number in set(Priority) else Priority.NORMAL
@@ -99,5 +100,5 @@ def level_of(number: int | str | None, broker: Broker) -> Priority:
 
 
 def low_queue(queue: str) -> str:
-    """Return the name of the queue in which the low calls of *queue* wait on RabbitMQ."""
+    """Return the name of the queue that holds the low-priority calls of *queue* on RabbitMQ."""
     return queue + LOW_SUFFIX

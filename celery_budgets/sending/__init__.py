@@ -1,4 +1,4 @@
-"""What a caller gives along with a call, and how it asks workers: options, scopes, results.
+"""The sending side: options of calls, request scopes, results, and queries to workers.
 
-Runs in programs that send calls, and in calls that send others. Imports nothing of a worker.
+Runs in programs that send calls, and in calls that send others. Imports nothing of the worker.
 """

@@ -1,10 +1,10 @@
-"""What a caller may ask for with one call, and what a call passes on to those that it sends.
+"""The options of ``apply_async`` that this package adds, and the headers that calls inherit.
 
-``apply_async`` takes options of this package beside Celery's; :func:`options_for` turns them
-into Celery's. Whatever is published while a call runs inherits its deadline.
+:func:`options_for` converts the added options into Celery's own. Every message that is published
+while a call runs inherits the deadline of that call.
 
-Runs in the process that sends. See also: :mod:`celery_budgets.worker.calls.inherited_deadline`,
-which holds calls to what arrives.
+Runs in the sending process. See also: :mod:`celery_budgets.worker.calls.inherited_deadline`,
+which enforces the deadline in the worker.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = ["inherit", "not_sent", "options_for", "stamp"]
 
 
 def options_for(task: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Return *options* of ``apply_async`` with those of this package turned into Celery's.
+    """Return *options* of ``apply_async`` with those of this package converted into Celery's.
 
     Args:
         task: The task that is sent.
-        options: Keyword arguments of its ``apply_async``; left as they are.
+        options: Keyword arguments of its ``apply_async``; not changed.
 
     Raises:
-        ValueError: One of them makes no sense.
+        ValueError: One of them is invalid.
 
     Example:
         >>> options_for(task, {"deadline": 5.0, "countdown": 1})
@@ -48,17 +48,17 @@ def options_for(task: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _deadline(task: Any, options: dict[str, Any]) -> None:
-    """``deadline=``: seconds for the call and all below it; ``None``: it inherits none."""
+    """``deadline=``: seconds for the call and all calls that it sends; ``None``: inherit none."""
     if "deadline" in options:
         factor = settings_of(task.app).budget.escalation_factor
         _add_header(options, HEADER_DEADLINE, _header(options.pop("deadline"), factor))
 
 
 def _priority(task: Any, options: dict[str, Any]) -> None:
-    """``priority=``: ``"high"``, ``"normal"`` or ``"low"``; a number stays the broker's own.
+    """``priority=``: ``"high"``, ``"normal"`` or ``"low"``; a number is passed on unchanged.
 
     Raises:
-        ConfigurationError: There is none of that name, or the app has no priorities.
+        ConfigurationError: The word is unknown, or the app has no priorities.
     """
     word = options.get("priority")
     if word is None:
@@ -78,23 +78,23 @@ def _priority(task: Any, options: dict[str, Any]) -> None:
     queue = options.get("queue")
     lane = settings.lanes.of_queue(getattr(queue, "name", queue))
     if lane is not None and priority is Priority.LOW and broker is Broker.RABBITMQ:
-        # The router gives way to a queue that the call names.
+        # Celery prefers a queue that the call names to what the router returns.
         options["queue"] = low_queue(lane.queue)
 
 
 def _idempotency_key(task: Any, options: dict[str, Any]) -> None:
-    """``idempotency_key=``: text; of the calls that carry the same, one runs.
+    """``idempotency_key=``: text; only one of the calls with the same key runs.
 
-    They share one task id, and so one result; a call that is given an id, as canvas does, keeps
-    it, and its result is a copy. Eager calls run each time.
+    They share one task id, and so one result. A call that has a task id already, as in a canvas,
+    keeps it, and its result is a copy. Eager calls run each time.
 
     Raises:
-        ConfigurationError: No Redis keeps the keys of the app.
+        ConfigurationError: The app has no Redis for the keys.
     """
     key = options.pop("idempotency_key", None)
     if key is None or task.app.conf.task_always_eager:
         return
-    # Imported here, with a client of Redis: most calls have no key.
+    # Imported here, since it imports the Redis client and most calls have no key.
     from celery_budgets.idempotency.run_once import checked_key, forget_failure, task_id_of
     from celery_budgets.shared_state.lease_store import leases_of
 
@@ -107,43 +107,43 @@ def _idempotency_key(task: Any, options: dict[str, Any]) -> None:
 
 
 def _scope(task: Any, options: dict[str, Any]) -> None:
-    """The request scope around the call, which may have had its calls or its time."""
+    """Count the call in the request scope around it, which may reject it."""
     if not takes_its_place(options.get("task_id")):
         admit()
 
 
 def not_sent(task: Any, task_id: str | None) -> None:
-    """Take back what was counted of a call that could not be published.
+    """Undo the count of a call that could not be published.
 
-    An eager call has run, whatever it raised.
+    An eager call stays counted, since it has run even if it raised.
     """
     if not task.app.conf.task_always_eager and not takes_its_place(task_id):
         take_back()
 
 
 def _time_limits(task: Any, options: dict[str, Any]) -> None:
-    """``soft_time_limit=`` and ``time_limit=``: Celery's own, as text too.
+    """``soft_time_limit=`` and ``time_limit=``: Celery's own, which may also be text.
 
     Raises:
-        ValueError: One is no duration above 0; a worker could only drop it.
+        ValueError: One is no duration above 0, and a worker could only ignore it.
     """
     for name in ("soft_time_limit", "time_limit"):
         value = options.get(name)
         if value is not None:
-            # What goes on for a call has what that came with, from whoever sent it.
+            # A retry or replacement keeps the limits in the message of the call it continues.
             again = takes_its_place(options.get("task_id"))
             options[name] = seconds_or_none(value) if again else checked_limit(name, value)
 
 
-#: One per option; each takes its own out of the options, and may add Celery's. The last one
-#: counts the call, and so after what may refuse it.
+#: One function per option; each removes its option and may add Celery's. The last one counts the
+#: call, after all functions that may reject it.
 _TURNS: tuple[Callable[[Any, dict[str, Any]], None], ...] = (
     _deadline, _time_limits, _priority, _idempotency_key, _scope,
 )  # fmt: skip
 
 
 def _add_header(options: dict[str, Any], name: str, value: Any) -> None:
-    """Add a header to those of the caller's, which other messages may share."""
+    """Add a header to a copy of the caller's headers, which other messages may share."""
     options["headers"] = {**(options.get("headers") or {}), name: value}
 
 
@@ -152,9 +152,9 @@ def _header(seconds: Any, factor: float) -> list[float] | None:
 
 
 def stamp(headers: Any = None, properties: Any = None, **_: Any) -> None:
-    """Note in a message its scope, from when on it waits, and until when it may run.
+    """Add the headers for scope, due time and deadline to a message.
 
-    A receiver of Celery's signal ``before_task_publish``: it sees whatever is published.
+    A receiver of Celery's signal ``before_task_publish``, which is sent for every message.
     """
     if headers is None:
         return
@@ -165,15 +165,15 @@ def stamp(headers: Any = None, properties: Any = None, **_: Any) -> None:
 
 
 def inherit(headers: dict[str, Any], properties: dict[str, Any] | None) -> None:
-    """Write into a message that is about to be published the deadline that it has to keep.
+    """Add the deadline of the running call to a message that is about to be published.
 
-    A message that says ``None`` inherits nothing, and one with a deadline of its own keeps the
-    earlier of both.
+    A message whose deadline is ``None`` inherits none, and one with a deadline of its own gets
+    the earlier of both.
 
     Args:
-        headers: Those of the message; changed.
-        properties: Those of the message; ``deadline=`` and ``idempotency_key=`` end up there
-            where a task is sent by its name alone (celery.app.amqp, send_task_message).
+        headers: Headers of the message; changed.
+        properties: Properties of the message, to which Celery moves ``deadline=`` and
+            ``idempotency_key=`` of ``send_task`` (celery.app.amqp, send_task_message).
     """
     if properties and "idempotency_key" in properties:
         headers.setdefault(HEADER_IDEMPOTENCY_KEY, properties.pop("idempotency_key"))
@@ -189,14 +189,14 @@ def inherit(headers: dict[str, Any], properties: dict[str, Any] | None) -> None:
 
 
 def _inherited(task_id: Any) -> Deadline | None:
-    """Return the deadline of what runs here and publishes a message, if it has one."""
+    """Return the deadline of the running call that publishes a message, if it has one."""
     request, running = worker_request(), running_call()
     if running is not None and not takes_its_place(task_id):
         return running.deadline()
     if request is None:
         return None
-    # Where the body has ended, what follows a success goes on with what the call was given, and
-    # what handles an error is free.
+    # After the body has ended: callbacks (link) inherit the deadline that the call was given, and
+    # error callbacks inherit none.
     call = call_of(request)
     if call is not None and call.outcome not in (None, Outcome.SUCCEEDED):
         return None

@@ -1,16 +1,15 @@
-"""Asking all workers, and knowing who did not answer.
+"""Remote control of all workers that also reports which workers did not answer.
 
-The broker tells nobody how many workers listen. So silence is found out in two ways: a worker
-that has answered this process before; and, where the transport keeps the table of mailboxes
-itself (Redis does, RabbitMQ does not), one whose mailbox was never taken down: it hangs or was
-killed. A worker without budgets, or of a version that lacks the command, replies with an error:
-that is no answer either, and it is called plain.
+A broker does not report how many workers listen. A worker counts as silent if it has answered this
+process before, or, where the transport keeps the table of mailboxes itself (Redis does, RabbitMQ
+does not), if its mailbox still exists: it hangs or was killed. A worker without budgets, or of a
+version that lacks the command, replies with an error, which is no answer: it is called plain.
 
-Each question has a connection of its own. One of Celery's pool would keep the command by which
-it waits for answers (Redis, BRPOP), and of a process that forks then each child reads the reply
-to it as it closes what it has inherited (kombu, ``resource._after_fork_cleanup_resource``): the
-second child waits for ever, and the parent never hears of a worker again. Nor does a question
-fail for a connection that the broker has closed meanwhile.
+Each request uses a connection of its own. A connection of Celery's pool would keep its pending
+command that waits for replies (Redis, BRPOP). If the process forks then, each child reads the
+reply to it while closing inherited connections (kombu, ``resource._after_fork_cleanup_resource``):
+the second child blocks for ever, and the parent gets no reply any more. A new connection also
+cannot have been closed by the broker meanwhile.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ logger = logging.getLogger(__name__)
 
 
 class Replies(NamedTuple):
-    """What the workers answered, by the name of each, and who did not."""
+    """The answers by worker name, and the names of the workers that did not answer."""
 
     by_worker: Mapping[str, Mapping[str, Any]]
-    #: Those that said nothing, and the plain ones.
+    #: Workers that did not reply, and the plain ones.
     silent: tuple[str, ...]
-    #: Those of the silent that replied, and do not know what they were asked.
+    #: Those of the silent workers that replied, but do not know the command.
     plain: tuple[str, ...] = ()
 
 
 class Inspection:
-    """Asks the workers of *app*, again and again.
+    """Sends remote control commands to the workers of *app*, and remembers who has answered.
 
     Args:
         app: The Celery app.
@@ -56,10 +55,10 @@ class Inspection:
         """Return the answers of all workers to ``inspect budgets``.
 
         Args:
-            timeout: How long workers may take, seconds; less where all that are known of have
-                answered before.
-            also: Workers that are known to be there, beside those that the broker names.
-            arguments: Those of the command.
+            timeout: How long workers may take, seconds; it returns earlier once all known workers
+                have answered.
+            also: Names of workers to expect, besides those that the broker names.
+            arguments: Arguments of the command.
 
         Raises:
             kombu.exceptions.OperationalError: The broker does not answer.
@@ -71,12 +70,12 @@ class Inspection:
         self, connection: Any, timeout: float, also: set[str], arguments: Mapping[str, Any]
     ) -> Replies:
         mailboxes = self._mailboxes(connection)
-        # Where the broker can tell, a worker without a mailbox has left properly.
+        # If the broker lists mailboxes, a worker without one has shut down properly.
         expected = (mailboxes or set(self._seen)) | also
         limit = len(expected) if mailboxes else None
         replies = self._broadcast(connection, "budgets", arguments, timeout, limit)
         if limit and not set(replies) <= expected:
-            # A newcomer's answer took the place of one that was still to come.
+            # A new worker's answer was counted instead of a missing one.
             self._seen.update(_ours(replies, arguments))
             return self._ask(connection, timeout, {*also, *replies}, arguments)
         by_worker = _ours(replies, arguments)
@@ -85,19 +84,19 @@ class Inspection:
         silent = (expected | plain) - set(by_worker)
         return Replies(by_worker, tuple(sorted(silent)), tuple(sorted(plain)))
 
-    def tell(
+    def control(
         self,
         command: str,
         arguments: Mapping[str, Any],
         workers: Sequence[str],
         timeout: float,
     ) -> Replies:
-        """Send a control *command* to the named *workers*, and return what each says to it.
+        """Send a control *command* to the named *workers*, and return their replies.
 
         Args:
             command: Name of a remote control command.
             arguments: Its arguments.
-            workers: Their names; not empty, which would be all.
+            workers: Names of the workers; not empty, which would address all of them.
             timeout: How long they may take, seconds.
 
         Raises:
@@ -125,7 +124,7 @@ class Inspection:
         return {name: answer for reply in replies or () for name, answer in reply.items()}
 
     def _mailboxes(self, connection: Any) -> set[str]:
-        """Return the names of workers whose mailbox stands at the broker, where it can tell."""
+        """Return the names of workers with a mailbox at the broker; empty if it lists none."""
         mailbox = self._app.control.mailbox
         try:
             get_table = getattr(connection.default_channel, "get_table", None)
@@ -133,7 +132,7 @@ class Inspection:
         except OperationalError:
             raise
         except Exception as exc:
-            # Only a convenience of some transports; without it silence is known from before.
+            # Only some transports have the table; without it earlier answers tell who is silent.
             logger.debug("budgets.no_mailbox_table: %s", exc)
             return set()
         ending = f".{mailbox.namespace}.pidbox"
@@ -141,7 +140,7 @@ class Inspection:
 
 
 def _ours(replies: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the *replies* to ``inspect budgets`` that are answers to it, by worker."""
+    """Return the *replies* to ``inspect budgets`` that are valid answers, by worker."""
     is_answer = _tells_scope if "scope" in arguments else _tells_all
     return {name: reply for name, reply in sorted(replies.items()) if is_answer(reply)}
 
@@ -151,5 +150,5 @@ def _tells_scope(reply: Any) -> bool:
 
 
 def _tells_all(reply: Any) -> bool:
-    """Return whether *reply* tells of lanes: an error does not, nor what another command says."""
+    """Return whether *reply* describes lanes, unlike an error or another command's reply."""
     return isinstance(reply, Mapping) and isinstance(reply.get("lanes"), Mapping)

@@ -1,12 +1,12 @@
-"""A call that waits for the result of another: where both are of one lane, it says so.
+"""Results that record when a call waits for another call of its own lane.
 
-It keeps its slot meanwhile, which the other may need. The worker looks for such calls in full
-lanes (:mod:`celery_budgets.worker.lanes.self_waiting`). Celery refuses ``get()`` in a task unless
-it is told ``disable_sync_subtasks=False``.
+The waiting call keeps its slot, which the other call may need. The worker looks for such calls in
+full lanes (:mod:`celery_budgets.worker.lanes.self_waiting`). Celery refuses ``get()`` in a task
+unless ``disable_sync_subtasks=False`` is given.
 
 Covers: results of budgeted tasks, alone and in groups.
-Does not cover: those of ``send_task`` and ``app.AsyncResult``, which do not know their task, and
-waiting in a ring of several lanes.
+Does not cover: results of ``send_task`` and ``app.AsyncResult``, which do not know their task, and
+circular waits over several lanes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["LaneResult", "group_result", "note_queue"]
 
 
 class LaneResult(AsyncResult):
-    """The result of a budgeted task's call, which knows the lane that it was sent to.
+    """The result of a budgeted task, which knows the lane that the call was sent to.
 
     Arguments are those of :class:`celery.result.AsyncResult`.
     """
@@ -44,11 +44,11 @@ class LaneResult(AsyncResult):
     ) -> None:
         super().__init__(id, backend, task_name, app, parent)
         self._task_name = task_name
-        #: The queue that the call named itself.
+        #: The queue that the caller named explicitly.
         self.named_queue: Any = None
 
     def lane(self) -> str | None:
-        """Return the name of its lane; ``None`` where that is not known."""
+        """Return the name of its lane; ``None`` if that is unknown."""
         if self._task_name is None:
             return None
         options = {} if self.named_queue is None else {"queue": self.named_queue}
@@ -57,30 +57,30 @@ class LaneResult(AsyncResult):
         return lane.name if lane is not None else None
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
-        """Wait for the result, as Celery does; in a call of the same lane, noted meanwhile."""
+        """Wait for the result, as Celery does; a call of the same lane is recorded as waiting."""
         with _noted([self]):
             return super().get(*args, **kwargs)
 
     wait = get
 
     def __reduce__(self) -> Any:
-        # As app.AsyncResult: whoever unpickles it may be without this package.
+        # As app.AsyncResult: the process that unpickles it may not have this package.
         return _unpickle_appattr, ("AsyncResult", self.__reduce_args__())
 
 
 class _Noted:
-    """What a group's result has beside Celery's; its ``join`` calls ``get`` of each result."""
+    """Adds recording to Celery's group result, whose ``join`` calls ``get`` of each result."""
 
     results: Any
 
     def join_native(self, *args: Any, **kwargs: Any) -> Any:
-        """Wait for all results at once, as Celery does; in a call of their lane, noted."""
+        """Wait for all results at once, as Celery does; a call of their lane is recorded."""
         with _noted(self.results):
             return super().join_native(*args, **kwargs)  # type: ignore[misc]
 
 
 def group_result(app: Any) -> type:
-    """Return a class of group results for *app*, made from the one that it has."""
+    """Return a subclass of the group result class of *app* that records waits."""
     plain: type = app.GroupResult
     if issubclass(plain, _Noted):
         return plain
@@ -88,7 +88,7 @@ def group_result(app: Any) -> type:
 
 
 def note_queue(result: Any, options: Mapping[str, Any]) -> Any:
-    """Return *result* of a call that was sent with *options*, knowing the queue they name."""
+    """Return *result* after storing the queue named in *options*, if any."""
     if isinstance(result, LaneResult):
         result.named_queue = options.get("queue")
     return result
@@ -110,7 +110,7 @@ def _noted(results: Iterable[Any]) -> Iterator[None]:
 
 
 def _waiting_call(results: Iterable[Any]) -> Call | None:
-    """Return the call that runs here where one of *results* is of its own lane."""
+    """Return the running call, if one of *results* is of its lane."""
     call = running_task()
     if call is None:
         return None

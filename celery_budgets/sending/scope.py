@@ -1,12 +1,12 @@
-"""Request scopes: all calls that one request leads to, under one name.
+"""Request scopes: group all calls that one request leads to under one name.
 
-Whatever is sent inside a scope carries its path in a header: by the process that opened it, in
-coroutines too, and by the calls themselves on workers. A scope inside another has the path of
-both, joined by ``/``, and belongs to the outer one as well: in statistics, when that is
-cancelled, and for its limits.
+Every message that is sent inside a scope carries its path in a header: those that the process
+which opened it sends, in coroutines too, and those that its calls send on workers. A nested scope
+has the path of both, joined by ``/``, and belongs to the outer one as well: for statistics,
+cancellation and limits.
 
-Runs in the process that sends. See also: :mod:`celery_budgets.worker.calls.scopes`, for what a
-worker remembers of scopes.
+Runs in the sending process. See also: :mod:`celery_budgets.worker.calls.scopes`, for what a
+worker remembers about scopes.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ LONGEST_NAME = 200
 
 
 class Scope:
-    """The calls that are sent inside a ``with`` block, and by those calls in turn.
+    """The calls that are sent inside a ``with`` block, and all calls that these send in turn.
 
-    Made by :meth:`celery_budgets.Budgets.scope`.
+    Created by :meth:`celery_budgets.Budgets.scope`.
 
     Args:
         app: The Celery app.
-        asking: Asks its workers.
-        name: What it is called; a new name by default. Two scopes of one name share their
+        inspection: Asks its workers.
+        name: Name of the scope; a random name by default. Two scopes of one name share their
             statistics, and are cancelled together.
         max_calls: Calls that this process may send inside; ``None``: any number.
-        timeout: Seconds, or text, that all of it may take, from now on; ``None``: no limit.
+        timeout: Seconds from now, or text, that all calls together may take; ``None``: no limit.
 
     Raises:
-        ValueError: The name, the number or the duration makes no sense.
+        ValueError: The name, the number or the duration is invalid.
     """
 
     def __init__(
         self,
         app: Any,
-        asking: Inspection,
+        inspection: Inspection,
         name: str | None = None,
         *,
         max_calls: int | None = None,
@@ -67,14 +67,14 @@ class Scope:
         if max_calls is not None and (isinstance(max_calls, bool) or max_calls < 0):
             raise ValueError(f"scope {self.name!r}: max_calls {max_calls!r} must be 0 or more")
         self.max_calls = max_calls
-        #: Is nothing sent inside any more, by this process, because of :meth:`cancel`?
+        #: Whether :meth:`cancel` was called, so that this process sends nothing inside any more.
         self.cancelled = False
         #: The Celery app.
         self.app = app
-        self._asking = asking
+        self._inspection = inspection
         self._outer = _current()
         above = self._outer.path if self._outer is not None else _path_of_running_call()
-        #: Its name behind those of the scopes around it, as calls carry it.
+        #: The names of the outer scopes and its own, joined by "/", as in the header.
         self.path: str = f"{above}/{self.name}" if above else self.name
         self._deadline = self._deadline_after(timeout)
         self._sent = 0
@@ -97,46 +97,46 @@ class Scope:
 
     @property
     def sent(self) -> int:
-        """Calls that this process has sent inside, with those in scopes inside of it."""
+        """Calls that this process has sent inside, including those in nested scopes."""
         return self._sent
 
     def remaining(self) -> float | None:
-        """Return the seconds that are left of its timeout, at least 0; ``None`` without one."""
+        """Return the seconds left of its timeout, at least 0; ``None`` without a timeout."""
         return None if self._deadline is None else max(0.0, self._deadline.left().soft)
 
     def statistics(self, timeout: float = 1.0) -> Statistics:
-        """Return what its calls added up to on all workers, each counted once.
+        """Return the statistics of its calls on all workers, each call counted once.
 
         Args:
             timeout: How long workers may take to answer, seconds.
 
         Returns:
-            Statistics whose ``silent`` names workers that did not answer. A worker that has
-            ended, or that has had calls of 256 other scopes since, counts for nothing.
+            Statistics whose ``silent`` names workers that did not answer. They lack workers that
+            have ended, and those that have seen calls of 256 other scopes since.
         """
         from celery_budgets.telemetry.statistics import Statistics  # most programs only send
 
-        answers = self._asking.ask(timeout, arguments={"scope": self.path})
+        answers = self._inspection.ask(timeout, arguments={"scope": self.path})
         merged = Statistics(answers.silent)
         for answer in answers.by_worker.values():
             merged.merge(Statistics.from_json(answer.get("scope", ())))
         return merged
 
     def cancel(self, *, running: bool = False) -> None:
-        """Revoke the calls of this scope that wait, and have those to come revoked too.
+        """Revoke the waiting calls of this scope, and those that are sent later.
 
-        A worker revokes a call when it comes to it: at once where a slot is free. The workers
-        that run now remember it for 3 hours, and tell those that start later (Celery's
-        ``mingle``); with none running, nobody is told.
+        A worker revokes a call when it would start it: immediately if a slot is free. The workers
+        that run now remember the scope for 3 hours, and pass it on to workers that start later
+        (Celery's ``mingle``). If no worker runs, the cancellation is lost.
 
         Args:
-            running: End those that run as well (prefork only, as ``revoke(terminate=True)``).
+            running: Terminate running calls as well (prefork only, as ``revoke(terminate=True)``).
 
         Raises:
             kombu.exceptions.OperationalError: The broker does not answer.
         """
         self.cancelled = True
-        # On a connection of its own: an interrupt may have left the pooled one in mid-air.
+        # On its own connection: an interrupt may have left a pooled one in mid-command.
         with self.app.connection_for_write() as connection:
             self.app.control.broadcast(
                 "cancel_scope",
@@ -163,7 +163,7 @@ class Scope:
 
 
 class _Inside(NamedTuple):
-    """One entry into a scope; several contexts may be in the same one."""
+    """One entry into a scope; several contexts may enter the same scope."""
 
     scope: Scope
     around: _Inside | None
@@ -178,16 +178,16 @@ def _current() -> Scope | None:
 
 
 def admit() -> None:
-    """Count a call that is about to be sent, in the scope around it and in those around that.
+    """Count a call that is about to be sent in the current scope and in all outer ones.
 
     Raises:
-        RejectedByBudget: One of them has had all of its calls or time, or is cancelled.
+        RejectedByBudget: One of them has used up its calls or its time, or is cancelled.
     """
     innermost = _current()
     if innermost is None:
         return
     scopes = list(innermost._all())
-    # Threads may share a scope; the outermost is in common to all that count in it.
+    # Threads may share a scope; all that count in it have its outermost scope in common.
     with scopes[-1]._lock:
         for scope in scopes:
             scope._admit()
@@ -196,7 +196,7 @@ def admit() -> None:
 
 
 def take_back() -> None:
-    """Count a call no more that was admitted and then not published."""
+    """Undo :func:`admit` for a call that was not published."""
     innermost = _current()
     if innermost is None:
         return
@@ -207,11 +207,12 @@ def take_back() -> None:
 
 
 def join_scope(headers: dict[str, Any]) -> None:
-    """Write the scope into a message that is about to be published, and cut its deadline to it.
+    """Add the scope to the headers of a message, and shorten its deadline to the scope's.
 
     Args:
-        headers: Those of the message; changed. One that names a scope keeps it. One that takes
-            the place of the running call is of that call's scope, not of one opened in its body.
+        headers: Headers of a message that is about to be published; changed. A scope that they
+            name is kept. A retry or replacement of the running call gets the scope of that call,
+            not one opened in its body.
     """
     scope, path = _current(), path_here()
     if takes_its_place(headers.get("id")):
@@ -224,19 +225,19 @@ def join_scope(headers: dict[str, Any]) -> None:
 
 
 def path_here() -> str | None:
-    """Return the path of the scope that code runs in here: an open one's, else that of its call."""
+    """Return the path of the current scope: an open one's, else that of the running call."""
     scope = _current()
     return scope.path if scope is not None else _path_of_running_call()
 
 
 def scope_in(headers: Mapping[str, Any]) -> str | None:
-    """Return the path of the scope that a message names; producers may send anything."""
+    """Return the path of the scope in a message's headers; ``None`` if it is invalid."""
     path = headers.get(HEADER_SCOPE)
     return path if isinstance(path, str) and path else None
 
 
 def paths_above(path: str) -> Iterator[str]:
-    """Return the paths of a scope and of all scopes around it, innermost first.
+    """Yield the path of a scope and of all outer scopes, innermost first.
 
     Example:
         >>> list(paths_above("req-42/index"))

@@ -1,4 +1,4 @@
-"""``BudgetedTask``, and how one call of it runs under its budget.
+"""``BudgetedTask``, and the code that runs one call of it under its budget.
 
-Senders and workers import the class; ``run`` is imported only where calls run.
+Senders and workers import the class; only processes that run calls import ``run``.
 """

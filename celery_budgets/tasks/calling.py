@@ -1,16 +1,16 @@
-"""How a call of a task gets to its body: by overrides of ``__call__`` too, which skip nothing.
+"""Applies the budget to ``__call__`` of tasks, including overrides of it.
 
-A class may override ``__call__`` and run the body itself, as Flask's documentation has it::
+A class may override ``__call__`` and run the body itself, as in Flask's documentation::
 
     class FlaskTask(BudgetedTask):
         def __call__(self, *args, **kwargs):
             with flask_app.app_context():
                 return self.run(*args, **kwargs)
 
-So the budget stands around the outermost ``__call__`` of a class, whoever has defined it: on the
-class itself, on a mix-in before or behind :class:`celery_budgets.BudgetedTask`, or assigned later.
+So the budget wraps the outermost ``__call__`` of a class: one defined on the class itself, on a
+mix-in before or after :class:`celery_budgets.BudgetedTask` in its bases, or assigned later.
 
-See also: :mod:`celery_budgets.tasks.mixins`, for what else is overridden.
+See also: :mod:`celery_budgets.tasks.mixins`, for other overrides.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["call_body", "guard_call"]
 
-#: Attribute of a request: how far its call has got to its body.
+#: Attribute of a request: the stage of its call, on the way to its body.
 _STAGE = "budgets_stage"
 _ON_ITS_WAY, _IN_BODY = 1, 2
 _guards: WeakSet[Any] = WeakSet()
@@ -37,14 +37,14 @@ _guards: WeakSet[Any] = WeakSet()
 
 @cache
 def _run_in_budget() -> Any:
-    """Return what runs a call; a program that only sends has no use for it."""
+    """Return ``run_in_budget``; imported late, because programs that only send do not need it."""
     from celery_budgets.tasks.run import run_in_budget
 
     return run_in_budget
 
 
 def call_body(task: Budgeted, args: Any, kwargs: Any, behind: Callable[..., Any] | None) -> Any:
-    """Do what ``BudgetedTask.__call__`` does: run the body, under a budget when a worker calls.
+    """Implement ``BudgetedTask.__call__``: run the body, under a budget in a worker.
 
     Mirrors celery.app.trace.build_tracer, which calls ``run`` for a plain task, so that an eager
     call has its own request and no second one; and Task.__call__ for a direct call.
@@ -53,7 +53,7 @@ def call_body(task: Budgeted, args: Any, kwargs: Any, behind: Callable[..., Any]
         task: The task.
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
-        behind: ``__call__`` of a mix-in behind, which goes on to the body; ``None``: none.
+        behind: ``__call__`` of a mix-in that follows in the MRO and calls the body; ``None``: none.
     """
     request = task.request
     known = vars(request)
@@ -68,11 +68,11 @@ def call_body(task: Budgeted, args: Any, kwargs: Any, behind: Callable[..., Any]
 
 
 def guard_call(cls: type, own: Any) -> None:
-    """Put the budget around ``__call__`` of *cls*, unless that is *own* or has it around already.
+    """Wrap ``__call__`` of *cls* in the budget, unless it is *own* or wrapped already.
 
     Args:
         cls: A subclass of BudgetedTask.
-        own: ``__call__`` of BudgetedTask, as it stands in its ``__dict__``.
+        own: The original ``__call__`` of BudgetedTask.
     """
     override = next(vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base))
     if override is not own and override not in _guards:

@@ -1,6 +1,6 @@
-"""What is left of an inherited deadline when a call begins, in the process that runs it.
+"""Applies an inherited deadline at the start of a call, in the process that runs it.
 
-See also: :mod:`celery_budgets.worker.calls.inherited_deadline`, which looks first.
+See also: :mod:`celery_budgets.worker.calls.inherited_deadline`, which checks it first.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["terms_at_start"]
 
 
 def terms_at_start(terms: Terms, request: Any) -> Terms:
-    """Return *terms* as they are now that the call begins: it may have waited for its process.
+    """Return *terms* adjusted to the time that is left, since the call may have waited.
 
     Args:
-        terms: What the worker sent along.
-        request: Of the task; has the headers of its message.
+        terms: The terms that the worker sent along.
+        request: The request of the task, which has the headers of its message.
 
     Raises:
         RejectedByBudget: The deadline has passed; the call must not start.

@@ -1,9 +1,9 @@
-"""``map``, ``starmap`` and ``chunks`` of a budgeted task: calls of that task, many in one.
+"""``map``, ``starmap`` and ``chunks`` of a budgeted task: many runs of that task in one call.
 
-Celery sends them as calls of tasks of its own (celery.app.builtins). Those are made here again, so
-that each message of theirs is charged to the lane and the budget of the task that it names.
+Celery sends them as calls of its own tasks (celery.app.builtins). This module replaces these
+tasks, so that each message uses the lane and the budget of the task that it names.
 
-See also: :mod:`celery_budgets.worker.mapped_strategy`, which tells messages apart in the worker.
+See also: :mod:`celery_budgets.worker.mapped_strategy`, which reads the name in the worker.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from celery_budgets.tasks.task import BudgetedTask
 
 __all__ = ["MappingTask", "charge_mapped"]
 
-#: What Celery reads of a task while it settles a message, and what this package does.
+#: Attributes that Celery and this package read from a task while they settle a message.
 _OF_THE_MAPPED = (
     "acks_late", "acks_on_failure_or_timeout", "acks_on_failure", "acks_on_timeout",
     "reject_on_worker_lost", "retry_on_worker_lost", "max_retries", "soft_time_limit", "time_limit",
@@ -29,11 +29,11 @@ _OF_THE_MAPPED = (
 
 
 class MappingTask(BudgetedTask):
-    """A task of Celery's own that runs another one many times, in one call."""
+    """A built-in task of Celery that runs another task many times, in one call."""
 
     abstract = True
     Strategy = "celery_budgets.worker.mapped_strategy:by_mapped_task"
-    #: The task whose calls these are; ``None``: each message names one.
+    #: The task that is run; ``None``: each message names one.
     mapped: BudgetedTask | None = None
 
     def budget_in(self, lane: Lane) -> Budget:
@@ -42,19 +42,19 @@ class MappingTask(BudgetedTask):
         return mapped.budget_in(lane) if mapped is not None else super().budget_in(lane)
 
     def mapped_by(self, args: Any, kwargs: Any) -> BudgetedTask | None:
-        """Return the budgeted task that a message names; ``None`` where it is another."""
+        """Return the budgeted task that a message names; ``None`` if that is not budgeted."""
         task = self.app.tasks.get(mapped_name(args, kwargs))
         return task if isinstance(task, BudgetedTask) else None
 
     def charged_to(self, mapped: BudgetedTask) -> MappingTask:
-        """Return this task for messages that name *mapped*: with its lane and its settings."""
+        """Return a variant of this task with the lane and the settings of *mapped*."""
         charged = self._twin()
         charged.__dict__.update({name: getattr(mapped, name, None) for name in _OF_THE_MAPPED})
         charged.__dict__.update(mapped=mapped, lane=mapped.home().name)
         return charged
 
     def plain(self) -> MappingTask:
-        """Return this task for messages that name no budgeted one: as it is in Celery."""
+        """Return a variant of this task for messages that name no budgeted task: as in Celery."""
         charged = self._twin()
         charged.__dict__.update(
             Request="celery.worker.request:Request",
@@ -65,8 +65,8 @@ class MappingTask(BudgetedTask):
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send a call, to the lane of the mapped task.
 
-        In a canvas that has travelled celery.canvas.xmap gives routers a whole signature instead
-        of a name, and none of Celery's can read that.
+        In a canvas that was serialized, celery.canvas.xmap passes a whole signature to routers
+        instead of a name, which Celery's routers cannot read.
         """
         if not isinstance(options.get("route_name"), str):
             options["route_name"] = mapped_name(args, kwargs)
@@ -80,12 +80,12 @@ class MappingTask(BudgetedTask):
 
 
 def charge_mapped(app: Any) -> None:
-    """Have ``map``, ``starmap`` and ``chunks`` of budgeted tasks charged to their lanes.
+    """Run ``map``, ``starmap`` and ``chunks`` of budgeted tasks in the lanes of these tasks.
 
-    Mirrors celery.app.builtins, whose functions are run; other tasks are mapped as in Celery.
+    Mirrors celery.app.builtins, whose functions it calls; other tasks are mapped as in Celery.
 
     Args:
-        app: The app; before it is finalized Celery has not made its own tasks, and this waits.
+        app: The app; the change is postponed until Celery has finalized it.
     """
     if not app.finalized:
         app.on_after_finalize.connect(_on_finalized, dispatch_uid=__name__)
@@ -93,13 +93,13 @@ def charge_mapped(app: Any) -> None:
     for name in MAPPING:
         theirs = app._tasks.get(name)
         if type(theirs).__module__ != builtins.__name__ or isinstance(theirs, MappingTask):
-            continue  # the program's own
+            continue  # the program has replaced it
         del app._tasks[name]
         bases = tuple(dict.fromkeys((MappingTask, app.Task)))
         base = type("MappingTask", bases, {"abstract": True})
         task = app._task_from_fun(theirs.run, name=name, base=base)
         if theirs.__trace__ is not None:
-            # A spawned process has built them already, and builds no other.
+            # A spawned process has built its tracers already, and does not rebuild them.
             task.__trace__ = build_tracer(name, task, app.loader, app=app)
 
 

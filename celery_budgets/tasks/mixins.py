@@ -1,4 +1,4 @@
-"""What classes define beside or over ``BudgetedTask``: joined with it, in whatever order.
+"""Combines ``BudgetedTask`` with other base classes of a task, in any order.
 
 ``class A(BudgetedTask, AbortableTask)`` and ``class A(AbortableTask, BudgetedTask)`` have the
 features of both.
@@ -30,7 +30,7 @@ def behind(cls: type, base: type, name: str) -> bool:
 
 
 def configured_by(cls: type, base: type) -> tuple[Any, ...]:
-    """Return ``from_config`` of *base*, with what mix-ins behind it add to Celery's."""
+    """Return ``from_config`` of *base*, extended by what mix-ins after it add to Celery's."""
     own: tuple[Any, ...] = base.from_config  # type: ignore[attr-defined]
     classes = cls.__mro__[cls.__mro__.index(base) + 1 :]
     theirs = [pair for one in classes for pair in vars(one).get("from_config", ())]
@@ -38,7 +38,7 @@ def configured_by(cls: type, base: type) -> tuple[Any, ...]:
 
 
 def guard_result(cls: type, own: Any) -> None:
-    """Have ``AsyncResult`` of *cls* return results that know their lane, whoever defines it."""
+    """Wrap ``AsyncResult`` of *cls*, so that its results know their lane."""
     name = "AsyncResult"
     override = next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
     if override is own or override in _guards or not callable(override):
@@ -53,7 +53,7 @@ def guard_result(cls: type, own: Any) -> None:
 
 
 def knowing_lane(result: Any, task: Budgeted) -> Any:
-    """Return *result*, of whatever class, as one that also knows the lane of *task*."""
+    """Return *result*, of any class, extended so that it knows the lane of *task*."""
     if isinstance(result, AsyncResult) and not isinstance(result, LaneResult):
         result.app = task._get_app()
         result._task_name = task.name
@@ -66,7 +66,7 @@ def knowing_lane(result: Any, task: Budgeted) -> Any:
 @cache
 def _with_lane(kind: Any) -> Any:
     def reduce(self: Any) -> Any:
-        # As one of its kind: whoever unpickles it may be without this package.
+        # As an instance of *kind*: the process that unpickles it may not have this package.
         made, *rest = kind.__reduce__(self)
         return (kind if made is type(self) else made, *rest)
 

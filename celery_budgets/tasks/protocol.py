@@ -1,4 +1,4 @@
-"""What the rooms that run a task need of it: what ``BudgetedTask`` is to them. A type only."""
+"""The interface of a budgeted task, for packages that must not import ``BudgetedTask``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Budgeted"]
 
 
 class Budgeted(Protocol):
-    """A budgeted task; what is Celery's own is that of celery.app.task.Task."""
+    """A budgeted task; undocumented attributes are those of celery.app.task.Task."""
 
     name: str
     app: Any
@@ -25,7 +25,7 @@ class Budgeted(Protocol):
         """The body."""
 
     def home(self) -> Lane:
-        """Return the lane of its calls that ask for none."""
+        """Return the lane of its calls that name none."""
 
     def budget_in(self, lane: Lane) -> Budget:
         """Return its budget in a lane."""

@@ -1,8 +1,8 @@
-"""One call under its budget, in the process that runs it.
+"""Runs one call under its budget, in the process that runs its body.
 
-The worker decides on lane and limits (:mod:`celery_budgets.worker.request`) and sends them
-along; this module measures the call, lets the watchdog hold it to them, and describes it on
-the span that is open around it. None of that may fail a call: it is logged and passed over.
+The worker decides on lane and limits (:mod:`celery_budgets.worker.request`) and sends them along.
+This module measures the call, registers it with the watchdog, which enforces the limits, and
+describes it on the current span. A failure of that is logged and never fails the call.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ __all__ = ["run_in_budget"]
 
 logger = logging.getLogger(__name__)
 
-#: How old a reading of memory may be when a call begins, seconds: many short ones share it.
+#: Maximum age of a memory reading at the start of a call, seconds: short calls share readings.
 AGE = 0.005
-#: A call that took no longer has the size that its process had before it, seconds.
+#: Calls up to this long, in seconds, are not measured at their end: RSS is that of their start.
 SHORTEST = 0.001
 
 
@@ -57,15 +57,15 @@ def run_in_budget(
 
     Args:
         task: The task.
-        request: That of the call: handed on, because ``task.request`` looks it up each time.
-        terms: What the worker sent along (:class:`celery_budgets.execution.call.Terms`).
-        body: ``run`` of the task, or what a class has put around it, with its arguments.
+        request: The request of the call; passed because each ``task.request`` is a look-up.
+        terms: The terms that the worker sent along (:class:`celery_budgets.execution.call.Terms`).
+        body: Calls ``run`` of the task with its arguments, through overrides of ``__call__``.
 
     Raises:
-        RejectedByBudget: Its deadline has passed before it began.
+        RejectedByBudget: Its deadline had passed before it began.
         TimeLimitExceeded: It has ended past its hard limit.
         MemoryLimitExceeded: In place of a bare ``MemoryError``.
-        Ignore: Its caller has had its result already.
+        Ignore: The worker has stored a result already.
         BaseException: What the body raised.
     """
     call, span = _begin(task, request, _at_start(task, request, Terms(*terms)))
@@ -81,14 +81,14 @@ def run_in_budget(
     except (SystemExit, KeyboardInterrupt):
         outcome = Outcome.WORKER_LOST
         if call is not None and watchdog().interrupt.ends_process:
-            # The process is going (billiard.pool.Worker.workloop): the worker tells the end.
+            # The process exits (billiard.pool.Worker.workloop): the worker reports the end.
             guarded(_leave_to_worker, task, call)
             call = None
         raise
     except BaseException as exc:
         outcome = _outcome_in(call, exc)
         if outcome is Outcome.MEMORY_LIMIT:
-            # Its traceback would keep alive what the body held, until the next call.
+            # The traceback would keep the objects of the body alive until the next call.
             clear_frames(exc.__traceback__)
         raise
     else:
@@ -114,12 +114,12 @@ def _at_start(task: Budgeted, request: Any, terms: Terms) -> Terms:
     try:
         return terms_at_start(terms, request)
     except RejectedByBudget:
-        spans.leave_open(task, request.id)  # the worker tells of it
+        spans.leave_open(task, request.id)  # the worker ends it
         if HEADER_WAITED_FOR in vars(request):
             from celery_budgets.idempotency.run_once import stands_for_twin
 
             if stands_for_twin(vars(request), task.name, request.id):
-                # Celery's trace still tells errbacks; only the twin's result stays.
+                # Celery's trace still calls error callbacks; only the twin's result is kept.
                 request.ignore_result = True
         raise
 
@@ -133,9 +133,9 @@ def _run_once(task: Budgeted, request: Any, call: Call | None, body: Callable[[]
 
 
 def _begin(task: Budgeted, request: Any, terms: Terms) -> tuple[Call | None, Span | None]:
-    """Start the call's clock and describe it on its span, where one is recorded.
+    """Start the call's clock and describe it on its span, if that is recorded.
 
-    Without a call where that fails: the body then runs unmeasured.
+    Returns no call if that fails: the body then runs unmeasured.
     """
     try:
         settings = settings_of(task.app)
@@ -174,7 +174,7 @@ def _end(task: Budgeted, request: Any, call: Call, span: Span | None, outcome: O
         call.close(now, call.rss_before)
     else:
         call.close(now, memory.rss())
-        # Its arguments and its result go after this: not what the next call begins with.
+        # Its arguments and result are freed after this, so the next call must measure again.
         memory.forget_recent()
     recorder().end(call)
     if call.hard_sent and dog.interrupt.abandons:

@@ -1,8 +1,7 @@
-"""Strategies of tasks: what a worker makes of a message is Celery's to decide, and not the task's.
+"""Refuses task classes with a consumer strategy of their own.
 
-A strategy of its own, such as that of celery-batches, takes messages past the slots and the limits
-of this package: it is refused. See also: :mod:`celery_budgets.worker.request_classes`, for request
-classes.
+Such a strategy, for example that of celery-batches, would bypass the slots and the limits of this
+package. See also: :mod:`celery_budgets.worker.request_classes`, for custom request classes.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from celery import Task
 
 __all__ = ["STRATEGY", "strategy_problems"]
 
-#: That of a budgeted task.
+#: The strategy of budgeted tasks.
 STRATEGY = "celery_budgets.worker.request_classes:budgeted"
 _HARMLESS = (STRATEGY, Task.Strategy)
 
 
 def strategy_problems(cls: type[Task]) -> Iterator[str]:
-    """Yield what keeps messages of the task class *cls* from this package.
+    """Yield a problem for each strategy on a base of *cls* that would bypass this package.
 
-    Also where another base class hides it: its ``run`` expects what its strategy makes.
+    Also for one that another base class overrides: the ``run`` beside it expects its messages.
     """
     for base in cls.__mro__:
         if base is Task or base.__module__.startswith("celery_budgets."):

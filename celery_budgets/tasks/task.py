@@ -1,4 +1,4 @@
-"""``BudgetedTask``: what users subclass, in programs that send calls and in those that run them.
+"""``BudgetedTask``: the base class of tasks that run under a budget.
 
 See also: :mod:`celery_budgets.tasks.run`, which runs a call under its budget.
 """
@@ -35,8 +35,8 @@ _BUDGET_ATTRIBUTES = (
 class BudgetedTask(Task):
     """A task whose calls run under the budget of their lane.
 
-    Set the attributes below in the decorator or on a subclass; each one left out is the
-    lane's. Sizes and durations are as in :class:`celery_budgets.Budget`.
+    Set the attributes below in the decorator or on a subclass; each one that is not set is taken
+    from the lane. Sizes and durations are as in :class:`celery_budgets.Budget`.
 
     Example:
         >>> @app.task(base=BudgetedTask, lane="critic", timeout=600)
@@ -46,11 +46,11 @@ class BudgetedTask(Task):
     abstract = True
     Request = "celery_budgets.worker.request:BudgetedRequest"
     Strategy = STRATEGY
-    #: Celery's, without ``acks_late``: bound from the configuration it would look as if the
-    #: program had set it on the task, and it is the lane that says it (worker.steps).
+    #: Celery's, without ``acks_late``: when Celery binds it from the configuration, it looks as if
+    #: the program had set it on the task, but the lane decides it (worker.calls.acknowledgement).
     from_config = tuple(pair for pair in Task.from_config if pair[0] != "acks_late")
 
-    #: Acknowledged when the call has ended; a worker sets it as the lane says at its start.
+    #: Acknowledge a message when its call has ended; a worker sets it by the lane at its start.
     acks_late = True
     #: Name of the lane; ``None``: by the tool table.
     lane: ClassVar[str | None] = None
@@ -58,32 +58,32 @@ class BudgetedTask(Task):
     timeout: ClassVar[float | str | None] = None
     #: Hard time limit, seconds; ``None``: ``timeout`` x the escalation factor.
     hard_timeout: ClassVar[float | str | None] = None
-    #: Highest soft limit that a call may ask for, seconds.
+    #: Highest soft limit that a call may request, seconds.
     max_timeout: ClassVar[float | str | None] = None
     #: Memory limit, bytes of RSS.
     max_rss: ClassVar[int | str | None] = None
     #: Level of the memory warning, bytes of RSS.
     rss_warning: ClassVar[int | str | None] = None
-    #: At the soft limit: raise in the call, or only warn.
+    #: Action at the soft limit: raise in the call, or only warn.
     soft: ClassVar[Literal["raise", "warn"] | None] = None
-    #: At ``max_rss``: only warn, or raise in the call.
+    #: Action at ``max_rss``: only warn, or raise in the call.
     memory: ClassVar[Literal["warn", "raise"] | None] = None
-    #: Processes that a call starts: end them when it is killed, or leave them alone.
+    #: Child processes of a call: end them when it is killed, or leave them alone.
     children: ClassVar[Literal["end", "leave"] | None] = None
-    #: ``False``: acknowledged early and never run twice on its own; ``None``: the lane's.
+    #: ``False``: acknowledge early, so that no call is redelivered; ``None``: the lane's.
     idempotent: ClassVar[bool | None] = None
-    #: Re-runs that a call gets after it was killed; needs an idempotent task.
+    #: How often a killed call is run again; needs an idempotent task.
     max_kills: ClassVar[int] = 0
 
     _budgets: tuple[Lane, Budget] | None = None
-    #: Does a mix-in between this class and Celery's define ``__call__``, and ``AsyncResult``?
+    #: Whether a mix-in between this class and Celery's defines ``__call__``, and ``AsyncResult``.
     _is_called_behind = _results_come_behind = False
 
     def budget_in(self, lane: Lane) -> Budget:
         """Return the budget of this task's calls in *lane*.
 
         Raises:
-            ConfigurationError: What the task sets does not go with the lane's budget.
+            ConfigurationError: The attributes of the task contradict the lane's budget.
         """
         budgets = self._budgets
         if budgets is None or budgets[0] is not lane:
@@ -97,7 +97,7 @@ class BudgetedTask(Task):
     def budget(self) -> Call:
         """The running call: ``remaining()``, ``extend(seconds)`` and ``check()``.
 
-        Called directly or eagerly a task has no limits, and these say so.
+        In a direct or an eager call a task has no limits, which these methods reflect.
         """
         call = call_of(self.request)
         if call is not None:
@@ -110,7 +110,7 @@ class BudgetedTask(Task):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body under its budget when a worker calls, plainly otherwise.
 
-        The span of the call is open here for every way that the body may end.
+        The span of the call is open until the body has ended, however it ends.
         """
         behind = super().__call__ if self._is_called_behind else None
         return call_body(self, args, kwargs, behind)
@@ -126,12 +126,12 @@ class BudgetedTask(Task):
         shadow: str | None = None,
         **options: Any,
     ) -> Any:
-        """Send a call, as Task.apply_async does, with options of this package beside Celery's.
+        """Send a call, as Task.apply_async does, with the options that this package adds.
 
-        ``deadline`` is how many seconds from now the call, and everything that it sends, has in
-        all; with ``None`` it does not inherit the deadline of the call that sends it. Of all
-        calls with one ``idempotency_key`` one runs, and the others get its result; they share a
-        task id, except those that are given one, as canvas does.
+        ``deadline`` is the time in seconds, from now, for the call and all calls that it sends;
+        with ``None`` it does not inherit the deadline of the sending call. Of all calls with the
+        same ``idempotency_key`` only one runs, and the others get its result; they share a task
+        id, except calls that have one already, as in a canvas.
 
         Example:
             >>> critics_run.apply_async(("tools.py",), deadline=5.0)
@@ -148,7 +148,7 @@ class BudgetedTask(Task):
         return note_queue(result, turned)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> Any:  # noqa: N802  Celery's name
-        """Return the result of a call of this task, of the class that a mix-in has for it."""
+        """Return the result of a call of this task, in the class that a mix-in chooses."""
         if self._results_come_behind:
             return mixins.knowing_lane(super().AsyncResult(task_id, **kwargs), self)
         return LaneResult(task_id, self.backend, self.name, self._get_app(), **kwargs)
@@ -159,9 +159,9 @@ class BudgetedTask(Task):
 
     @classmethod
     def join_mixins(cls) -> None:
-        """Have what other classes define of this task bypass nothing.
+        """Wrap overrides of other base classes, so that none bypasses the budget.
 
-        Again when the task meets its app, and at the start of a worker: a class may be changed.
+        Repeated when the task is bound and when a worker starts: a class may have changed since.
         """
         cls._is_called_behind = mixins.behind(cls, BudgetedTask, "__call__")
         cls._results_come_behind = mixins.behind(cls, BudgetedTask, "AsyncResult")
@@ -172,9 +172,9 @@ class BudgetedTask(Task):
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
-        """Refuse what no lane could make right, as soon as the task meets its app."""
+        """Refuse definitions that are invalid in every lane, when the task is bound to its app."""
         super().on_bound(app)
-        # Before mix-ins are joined, which may hide theirs.
+        # Before mix-ins are wrapped, which may hide their strategies.
         problems = [*strategy_problems(cls)]
         cls.join_mixins()
         if cls.Strategy == Task.Strategy:
@@ -193,6 +193,6 @@ class BudgetedTask(Task):
         return lane_of(settings_of(self.app).lanes, self.name, self)
 
 
-#: As they stand here, whatever is assigned to the class later.
+#: The originals, whatever is assigned to the class later.
 _CALL = vars(BudgetedTask)["__call__"]
 _RESULT = vars(BudgetedTask)["AsyncResult"]

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     with start_worker(app, **options) as worker:
         budgets = Budgets.of(app)
         memory = budgets.memory(timeout=5)
-        paused = Inspection(app).tell("pause_lane", {"lane": "quick"}, [worker.hostname], 5.0)
+        paused = Inspection(app).control("pause_lane", {"lane": "quick"}, [worker.hostname], 5.0)
         limits = app.control.time_limit("pid", soft=3, reply=True, timeout=5, limit=1)
     (facts,) = memory.workers.values()
     seen = {

@@ -8,8 +8,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
 from celery_budgets import Budgets, Lane
-from celery_budgets.cli import lane_commands as telling
-from celery_budgets.cli import lanes
+from celery_budgets.cli import lane_commands, lanes
 from celery_budgets.sending.remote_control import Replies
 from tests.support.answers import answer, lane
 
@@ -22,7 +21,7 @@ NO_ANSWER = "no answer from d@h: it hangs, was killed, or runs without budgets\n
 @pytest.fixture
 def run(monkeypatch):
     """Run `celery lanes ARGUMENTS`; return its result, and what was told to whom."""
-    app = Celery("telling", set_as_current=False, broker="memory://")
+    app = Celery("lane_commands", set_as_current=False, broker="memory://")
     Budgets(app, lanes=[Lane("quick", 2), Lane("slow", 1)])
     told = []
 
@@ -35,15 +34,15 @@ def run(monkeypatch):
         def ask(self, timeout):
             return self.heard
 
-        def tell(self, command, arguments, workers, timeout):
+        def control(self, command, arguments, workers, timeout):
             told.append((command, arguments, list(workers)))
             by_worker = {name: self.says[name] for name in workers if name in self.says}
             return Replies(by_worker, tuple(name for name in workers if name not in by_worker))
 
     def run(*arguments, heard=HEARD, says):
         told.clear()
-        monkeypatch.setattr(telling, "Inspection", lambda _: Workers(heard, says))
-        monkeypatch.setattr(telling, "require_broker", lambda _: None)
+        monkeypatch.setattr(lane_commands, "Inspection", lambda _: Workers(heard, says))
+        monkeypatch.setattr(lane_commands, "require_broker", lambda _: None)
         context = CLIContext(app, no_color=True, workdir=None)
         return CliRunner().invoke(lanes, arguments, obj=context), told
 
