@@ -1,10 +1,10 @@
-"""Results of calls as they arrive: pushed where the backend can, looked up where it cannot.
+"""Waits for results of calls: pushed by the backend if it can, else polled.
 
-A backend that pushes (Redis, RPC) hands each result to its waiter while somebody drains its
-events; it is also asked from time to time, for a push that was lost. Any other backend is asked
-again and again, more slowly while nothing comes.
+A backend that pushes (Redis, RPC) delivers each result while its events are drained; it is also
+polled from time to time, in case a push was lost. Any other backend is polled, more slowly while
+nothing arrives.
 
-Only what is waited for is kept. See also: :mod:`celery_budgets.batch.batch`.
+Only pending results are kept. See also: :mod:`celery_budgets.batch.batch`.
 
 Runs in the process that sends.
 """
@@ -19,15 +19,15 @@ from vine import promise
 
 __all__ = ["Arrivals"]
 
-#: Longest wait for a push at a time, and after which quiet time results are asked for, seconds.
+#: Longest wait for a push, and the quiet time after which results are polled, seconds.
 PUSH_SECONDS = 1.0
 QUIET_SECONDS = 5.0
-#: Shortest and longest time between two looks at a backend that cannot push, seconds.
+#: Shortest and longest interval for polling a backend that cannot push, seconds.
 LOOK_SECONDS = (0.02, 0.5)
 
 
 class Arrivals:
-    """Tells which of the calls that it waits for have a result.
+    """Collects the results of pending calls.
 
     Args:
         backend: The result backend of the calls.
@@ -47,7 +47,7 @@ class Arrivals:
 
         Args:
             result: The result.
-            may_be_there: It may have been stored before the call was sent, as that of a twin.
+            may_be_there: Whether it may have been stored before the call was sent, by a twin.
         """
         self._waited_for[id(result)] = result
         if self._pushes:
@@ -57,12 +57,12 @@ class Arrivals:
             result.ready()
 
     def forget(self, result: Any) -> None:
-        """Wait for *result* no more."""
+        """Stop waiting for *result*."""
         if self._waited_for.pop(id(result), None) is not None and self._pushes:
             self._backend.remove_pending_result(result)
 
     def close(self) -> None:
-        """Wait for nothing any more."""
+        """Stop waiting for all results."""
         for result in list(self._waited_for.values()):
             self.forget(result)
 
@@ -83,12 +83,12 @@ class Arrivals:
     def _drain(self, timeout: float) -> None:
         consumer = self._backend.result_consumer
         try:
-            # Through the drainer, which on gevent is a greenlet that drains for everybody.
+            # By the drainer, which on gevent is a greenlet that drains for all waiters.
             consumer.drainer.wait_for(
                 promise(), consumer.drain_events, timeout=min(timeout, PUSH_SECONDS)
             )
         except OSError:
-            sleep(min(timeout, LOOK_SECONDS[0]))  # nothing came, or it connects anew
+            sleep(min(timeout, LOOK_SECONDS[0]))  # nothing arrived, or it reconnects
         if not self._arrived and monotonic() - self._looked_at > QUIET_SECONDS:
             self._look()
 
@@ -101,7 +101,7 @@ class Arrivals:
         self._look_after = min(2 * self._look_after, LOOK_SECONDS[1])
 
     def _look(self) -> None:
-        """Ask for everything that is waited for."""
+        """Poll all pending results."""
         self._looked_at = monotonic()
         for result in list(self._waited_for.values()):
             if result.ready():

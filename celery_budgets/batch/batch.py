@@ -1,8 +1,8 @@
 """Batches: thousands of calls, a few at a time, with their results in order.
 
-A batch keeps as many calls and results as its window is wide, however long it is. Its calls are
-in a request scope of their own: so whatever ends the iteration early, Ctrl-C too, revokes what was
-sent and has not started, without a list of it.
+A batch holds only the calls and results in its window, however long it is. Its calls are in a
+request scope of their own, so that an early end of the iteration, also by Ctrl-C, revokes all
+calls that have not started, without a list of them.
 
 See also: :mod:`celery_budgets.batch.arrivals`, for how results are awaited.
 
@@ -44,16 +44,16 @@ class _Sent:
     index: int
     task: str
     result: Any
-    #: Monotonic instant after which no result is waited for.
+    #: Monotonic instant at which the call times out.
     deadline: float
-    #: Is the result that of twins, too?
+    #: Whether twins share the result.
     shared: bool
     #: Set when it has ended.
     item: BatchItem | None = None
 
 
 class BatchOptions(TypedDict, total=False):
-    """What may be said of a batch, as :class:`Batch` describes it."""
+    """The options of a :class:`Batch`, which describes them."""
 
     max_in_flight: int
     on_error: Literal["continue", "stop"]
@@ -65,27 +65,27 @@ class BatchOptions(TypedDict, total=False):
 
 
 class Batch:
-    """Iterate over it for its items, in order; made by :meth:`celery_budgets.Budgets.batch`.
+    """An iterable over the items of a batch, in order; see :meth:`celery_budgets.Budgets.batch`.
 
     Args:
-        scope: The request scope of its calls, which nobody else uses.
-        signatures: The calls; a generator is asked for one only when it may be sent.
-        max_in_flight: Calls that are sent and not ended, at most; as many that have ended may
-            wait to be read behind one that is slow.
-        on_error: ``"stop"``: after a call that fails send no more, revoke those that wait, and
-            read to the end what was sent.
-        on_close: What becomes of running calls when the iteration ends early: ``"leave"`` them,
-            or ``"wait"`` for them. Those that wait are revoked.
-        timeout: Seconds from its sending after which a call without a result has failed with
-            ``TimeoutError`` and is revoked; ``None``: any time.
-        on_progress: Told when a figure has changed.
-        total: How many calls there are, for *on_progress*; by default the length, where
-            *signatures* has one.
-        forget: Delete results from the backend as they are read; not those of calls with an
-            idempotency key, which others share.
+        scope: The request scope of its calls, used by this batch alone.
+        signatures: The calls; consumed lazily, as slots of the window free up.
+        max_in_flight: Most calls that are sent and have not ended; as many ended ones may wait
+            behind a slow call until they are read.
+        on_error: ``"stop"``: after a failed call send no more, revoke waiting calls, and yield
+            the items of all calls that were sent.
+        on_close: What to do with running calls when the iteration ends early: ``"leave"`` them
+            running, or ``"wait"`` for them. Waiting calls are revoked.
+        timeout: Seconds after sending at which a call without a result fails with
+            ``TimeoutError`` and is revoked; ``None``: never.
+        on_progress: Called when a figure has changed.
+        total: Number of calls, for *on_progress*; by default the length of *signatures*, if it
+            has one.
+        forget: Delete each result from the backend once it is read, except those of calls with
+            an idempotency key, which twins share.
 
     Raises:
-        ValueError: An argument makes no sense.
+        ValueError: An argument is invalid.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Batch:
                 raise ValueError(f"batch: {what} {word!r} is not one of {', '.join(known)}")
         #: The request scope of its calls: for their statistics.
         self.scope = scope
-        #: Counts the items that were read.
+        #: The totals of the items that were read.
         self.summary = BatchSummary()
         self._signatures = signatures
         self._most = max_in_flight
@@ -147,7 +147,7 @@ class _Run:
         self._plain_ids: set[str] = set()
 
     def items(self) -> Iterator[BatchItem]:
-        """Send, wait and yield; whatever ends this early leaves nothing queued behind."""
+        """Send, wait and yield; an early end revokes the calls that have not started."""
         whole = False
         try:
             while True:
@@ -164,14 +164,14 @@ class _Run:
                 if not whole:
                     self._give_up()
             except Exception:
-                # Not raised: it would hide what has ended the iteration.
+                # Not raised: it would hide the exception that has ended the iteration.
                 logger.exception("budgets.batch_not_revoked scope=%s", self.batch.scope.path)
             finally:
                 for arrivals in self._arrivals.values():
                     arrivals.close()
 
     def _send(self) -> None:
-        """Fill the window: calls that have not ended, and as many that were not read."""
+        """Fill the window: calls that have not ended, and as many ended ones that were not read."""
         most, before = self.batch._most, len(self._window)
         while not self._all_sent and len(self._unfinished) < most and len(self._window) < 2 * most:
             following = next(self._signatures, None)
@@ -184,7 +184,7 @@ class _Run:
 
     def _send_one(self, index: int, signature: Any) -> None:
         task, shared = task_of(index, signature), "idempotency_key" in signature.options
-        # Until it is noted, an interrupt leaves a call behind of which only its scope knows.
+        # If an interrupt comes before it is stored below, only its scope knows the call.
         self._sending = True
         with self.batch.scope:
             result = signature.apply_async()
@@ -204,10 +204,10 @@ class _Run:
         arrivals.expect(result, may_be_there=shared)
 
     def _wait(self) -> None:
-        """Take in what arrives, or what is overdue."""
+        """Process results that have arrived, and calls that have timed out."""
         now = monotonic()
         deadline = next(iter(self._unfinished.values())).deadline  # sent first, due first
-        # Each backend in turn where there are several; one that has something ends the wait.
+        # Several backends are polled in turn; the first that has a result ends the wait.
         patience = max(0.0, min(PUSH_SECONDS, deadline - now)) / max(1, len(self._arrivals))
         arrived = [result for each in self._arrivals.values() for result in each.wait(patience)]
         for result in arrived:
@@ -255,13 +255,13 @@ class _Run:
             self.batch._on_progress(Progress(self._done, self._failed, in_flight, total))
 
     def _revoke(self) -> None:
-        """Have workers drop what was sent and has not started."""
+        """Revoke the calls that were sent and have not started."""
         self.batch.scope.cancel()
         if self._plain_ids:
             self.batch.scope.app.control.revoke(list(self._plain_ids))
 
     def _give_up(self) -> None:
-        """End early: revoke what waits, and wait for what runs if that is asked for."""
+        """End early: revoke waiting calls, and wait for running ones if ``on_close`` says so."""
         self.batch.summary.unread = len(self._window)
         self._all_sent = True
         if not self._unfinished and not self._sending:
@@ -272,7 +272,7 @@ class _Run:
 
 
 def _error_of(result: Any) -> BaseException | None:
-    """Return what a call has raised, or ``None`` where it succeeded."""
+    """Return the exception of a call, or ``None`` if it succeeded."""
     if result.state == states.SUCCESS:
         return None
     error = result.result

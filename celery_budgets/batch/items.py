@@ -1,4 +1,4 @@
-"""What a batch gives back: the end of each call, and what all of them added up to.
+"""The results of a batch: an item per call, and a summary.
 
 See also: :mod:`celery_budgets.batch.batch`.
 
@@ -19,35 +19,35 @@ FAILURES_NAMED = 100
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """The end of one call of a batch."""
+    """The result of one call of a batch."""
 
     #: Its place in the batch, from 0.
     index: int
     #: Name of its task.
     task: str
     task_id: str
-    #: What the call returned; ``None`` where it did not.
+    #: Return value of the call; ``None`` if it failed.
     value: Any = None
-    #: What it raised; ``celery.exceptions.TimeoutError`` where no result came in time.
+    #: Its exception; ``celery.exceptions.TimeoutError`` if no result arrived in time.
     error: BaseException | None = None
 
     @property
     def ok(self) -> bool:
-        """Has it succeeded?"""
+        """Whether it succeeded."""
         return self.error is None
 
 
 @dataclass(slots=True)
 class BatchSummary:
-    """What a batch added up to, as far as its items were read."""
+    """The totals of a batch, over the items that were read."""
 
     succeeded: int = 0
     failed: int = 0
     #: Failed calls by the name of their error's class.
     errors: Counter[str] = field(default_factory=Counter)
-    #: The first 100 that failed.
+    #: The first 100 failed items.
     failures: list[BatchItem] = field(default_factory=list)
-    #: Calls that were sent and whose item was not read: revoked, or left to end by themselves.
+    #: Calls that were sent and whose item was not read: revoked, or left running.
     unread: int = 0
 
     def add(self, item: BatchItem) -> None:

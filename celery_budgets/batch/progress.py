@@ -1,6 +1,6 @@
-"""Progress of a batch: its figures, and a bar that shows them on a terminal.
+"""Progress of a batch: its figures, and a progress bar for terminals.
 
-See also: :mod:`celery_budgets.batch.batch`, whose ``on_progress`` takes any function of them.
+See also: :mod:`celery_budgets.batch.batch`, whose ``on_progress`` accepts any callable.
 
 Runs in the process that sends.
 """
@@ -18,22 +18,22 @@ __all__ = ["Progress", "ProgressBar"]
 class Progress(NamedTuple):
     """How far a batch has come."""
 
-    #: Calls that have ended, however they did.
+    #: Calls that have ended, with any outcome.
     done: int
     #: Those of them that did not succeed.
     failed: int
     #: Calls that are sent and have not ended.
     in_flight: int
-    #: Calls there will be; ``None`` where nobody knows.
+    #: Number of calls; ``None`` if unknown.
     total: int | None
 
 
 class ProgressBar:
-    """A bar on the terminal; elsewhere, one line at the end.
+    """A progress bar on a terminal; elsewhere, one line at the end.
 
     Args:
-        description: What stands in front of it.
-        console: Where it is drawn; standard error by default.
+        description: Text before the bar.
+        console: Console to draw on; standard error by default.
 
     Example:
         >>> with ProgressBar("reading") as bar:
@@ -42,7 +42,7 @@ class ProgressBar:
     """
 
     def __init__(self, description: str = "calls", console: Console | None = None) -> None:
-        # Imported here: importing this package is not to cost what only a terminal needs.
+        # Imported late: only programs that draw a bar should pay for it.
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
@@ -65,7 +65,7 @@ class ProgressBar:
         self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show *progress*; this is what ``on_progress`` calls."""
+        """Show *progress*; pass the bar itself as ``on_progress``."""
         self._bar.update(
             self._task,
             completed=progress.done,

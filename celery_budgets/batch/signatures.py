@@ -1,4 +1,4 @@
-"""Which signatures can be part of a batch: those with one result, which says that they ended.
+"""Validates the signatures of a batch: each must have a single result that reports its end.
 
 See also: :mod:`celery_budgets.batch.batch`.
 
@@ -16,15 +16,15 @@ __all__ = ["no_single_result", "task_of"]
 
 
 def task_of(index: int, signature: Any) -> Any:
-    """Return the task of a signature that can be part of a batch; ``None`` for a mere name.
+    """Return the task of a valid signature; ``None`` if only its name is known.
 
     Args:
-        index: Its place, for messages.
-        signature: Whatever the batch was given.
+        index: Its position, for messages.
+        signature: The object that was passed to the batch.
 
     Raises:
-        TypeError: It is no signature, or would have several results.
-        ValueError: Nobody could tell its end.
+        TypeError: It is no signature, or has several results.
+        ValueError: It ignores its result, which is needed to detect its end.
     """
     if not isinstance(signature, Signature):
         raise TypeError(f"batch: call {index} is {signature!r}; give signatures, as task.s(...)")
@@ -42,12 +42,12 @@ def task_of(index: int, signature: Any) -> Any:
 
 
 def no_single_result(index: int, signature: Any) -> TypeError:
-    """Return the error of a signature that has the results of several calls."""
+    """Return the error for a signature that has the results of several calls."""
     return TypeError(f"batch: call {index} ({signature}) has no single result: use a chord")
 
 
 def _last_of(signature: Any) -> Any:
-    """Return the part of a canvas whose result is that of the whole."""
+    """Return the part of a canvas whose result is the result of the whole."""
     while True:
         if isinstance(signature, _chain) and signature.tasks:
             signature = signature.tasks[-1]

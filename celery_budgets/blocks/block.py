@@ -1,8 +1,8 @@
 """``budgets.call(...)``: any code as one call under the budget of a lane.
 
-For what is no task: a call to a model, a handler of a web framework, a step of a script, a part
-of a task that belongs to another lane. It takes a slot of this process, is held to its limits,
-and is told of like a task: by a span, a record of the log, and in the statistics.
+For code that is no task: a call to a model, a handler of a web framework, a step of a script, a
+part of a task that belongs to another lane. The block takes a slot of this process, has its limits
+enforced, and is reported like a task: by a span, a log record and in the statistics.
 
 See also: :mod:`celery_budgets.blocks.process_slots` and :mod:`celery_budgets.blocks.interrupt`.
 """
@@ -55,25 +55,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Block:
-    """One call of any code; made by :meth:`celery_budgets.Budgets.call`.
+    """One call of any code; created by :meth:`celery_budgets.Budgets.call`.
 
     A context manager for one ``with`` or ``async with``, or a decorator for any number of calls.
 
     Note:
-        In a thread a limit is an exception that Python code raises at its next step; a blocking
-        call or C code notices when it returns, and nothing can kill a thread. In a coroutine a
-        limit arrives where it awaits. A body that returns past its hard limit is over it.
-        A limit interrupts the thread, so a generator must not yield to others inside a block.
+        In a thread a limit is an exception that is raised between two bytecodes; a blocking call
+        or C code notices when it returns, and nothing can kill a thread. In a coroutine a limit
+        is raised at an ``await``. A body that returns after its hard limit has exceeded it. A
+        limit interrupts the thread, so a generator must not yield inside a block.
 
     Args:
         app: The Celery app.
         lane: Name of the lane.
         task_id: Id of the call; a new one by default.
-        tool_name: Name of what runs, as a task's name; by default that of the function, or of
+        tool_name: Name of the code, like a task's name; by default that of the function, or of
             the lane.
         input_size: Size of its input, bytes, for its span.
-        wait: Longest wait for a slot, seconds; ``None``: no end.
-        limits: Fields of a budget over those of the lane.
+        wait: Longest wait for a slot, seconds; ``None``: without limit.
+        limits: Fields of a budget that override the lane's.
 
     Raises:
         ConfigurationError: A number makes no sense.
@@ -104,7 +104,7 @@ class Block:
         """Wait for a slot, start the clock, and return the running call.
 
         Raises:
-            RejectedByBudget: No slot in time, or no time left in the call around.
+            RejectedByBudget: No slot in time, or no time left in the enclosing call.
         """
         if in_coroutine():
             raise TypeError(f"in a coroutine write: async with budgets.call({self._lane!r}, ...)")
@@ -118,7 +118,7 @@ class Block:
             raise
 
     async def __aenter__(self) -> Call:
-        """Do as ``with`` does, and let the event loop run on while it waits."""
+        """Enter the block like ``with``, without blocking the event loop."""
         slots, slot = self._prepare()
         try:
             await slots.reserve_async(slot, self._wait)
@@ -134,26 +134,26 @@ class Block:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the slot back, say how the call ended, and raise what a limit has to."""
+        """Release the slot, report the end of the call, and raise the exception of a limit."""
         call = self._running()
         stray = self._leave(call)
         over = is_over_hard_limit(call, error)
         self._report.ended(call, _outcome(call, error, over=over), error)
         if stray is not None:
-            raise stray  # of a call around this one, or of the user
+            raise stray  # of an enclosing call, or of the user
         if over:
             raise TimeLimitExceeded(call.limits.hard) from cause_of(error)
 
     def __del__(self) -> None:
-        """Do what ``__exit__`` would have done, where a limit has kept it from its first line.
+        """Clean up like ``__exit__``, if a limit interrupted that before its first line.
 
-        Python raises what another thread has set as a function begins, before any ``try`` in it.
+        Python may raise an asynchronous exception as a function begins, before any ``try`` in it.
         """
         call = getattr(self, "_call", None)
         if call is None or call.outcome is not None:
             return
         call.interrupt.leave(call)
-        self._release(call)  # it may be collected anywhere: the block that is open there stays so
+        self._release(call)  # not the context: garbage is collected inside any open block
         over = call.over_hard_limit(late=True)
         self._report.ended(call, _outcome(call, SoftTimeLimitExceeded(), over=over), None)
 
@@ -163,7 +163,7 @@ class Block:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Do as ``with`` does; a cancellation that is a limit becomes that limit's exception."""
+        """Leave the block like ``with``; turn a cancellation by a limit into its exception."""
         call = self._running()
         interrupt = call.interrupt
         assert isinstance(interrupt, CoroutineInterrupt)
@@ -182,7 +182,7 @@ class Block:
             raise TimeLimitExceeded(call.limits.hard) from cause_of(error)
 
     def __call__(self, function: F) -> F:
-        """Return *function*, each call of which is one under this budget."""
+        """Return *function* wrapped, so that each call of it is one under this budget."""
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(
                 f"{function.__qualname__} yields to its caller: a limit would interrupt the caller"
@@ -211,7 +211,7 @@ class Block:
         )  # fmt: skip
 
     def _prepare(self) -> tuple[ProcessSlots, Slot]:
-        """Settle on lane and budget, and on what this block is a part of."""
+        """Determine the lane, the budget and the enclosing call."""
         if self._slot is not None:
             raise RuntimeError("a block is entered once; call budgets.call(...) anew")
         settings = settings_of(self._app)
@@ -229,9 +229,9 @@ class Block:
         self._slot = Slot(lane.name, self._outer.slot if self._outer is not None else None)
         return self._slots, self._slot
 
-    @shielded()  # a limit of a call around this one would be taken for a failure of ours
+    @shielded()  # the limit of an enclosing call would be taken for a failure of ours
     def _begin(self, interrupt: BlockInterrupt, slot: Slot) -> None:
-        """Start the clock; the watchdog does nothing about the call before it is open."""
+        """Start the clock; the watchdog ignores the call until it is open."""
         limits, ceiling = limits_within(self._parent, self._budget, self._lane)
         self._call = call = BlockCall(
             self._report.task_id, self._lane, self._budget, limits, rss=rss_if_known(),
@@ -251,7 +251,7 @@ class Block:
     def _open(self) -> Call:
         call = self._running()
         enter_block(call)
-        # Last, in one step with the return: from now on a limit may interrupt, and __exit__ runs.
+        # Last, right before the return: from now on a limit may interrupt, and __exit__ runs.
         call.open = True
         return call
 
@@ -261,7 +261,7 @@ class Block:
         return self._call
 
     def _leave(self, call: BlockCall) -> BaseException | None:
-        """Leave until it takes; return what was raised meanwhile, and not on behalf of *call*."""
+        """Retry leaving until it succeeds; return an exception that came from another source."""
         interrupt, stray = call.interrupt, None
         while True:
             try:
@@ -286,7 +286,7 @@ class Block:
             watchdog().release(call)
 
     def _give_up(self, error: BaseException) -> None:
-        """Leave nothing behind of a block that was not entered."""
+        """Clean up a block that was not entered."""
         assert self._slot is not None
         try:
             if self._call is not None:

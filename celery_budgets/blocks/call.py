@@ -1,4 +1,4 @@
-"""The call of a block: what a task's call is, with a slot and an interrupt of its own.
+"""The call of a block: like a task's call, with a slot and an interrupt of its own.
 
 See also: :mod:`celery_budgets.execution.call`.
 """
@@ -17,14 +17,14 @@ __all__ = ["BlockCall"]
 
 
 class BlockCall(Call):
-    """One block in flight.
+    """One running block.
 
     Args:
-        arguments: Those of :class:`celery_budgets.execution.call.Call`.
-        interrupt: How it is interrupted: by where it runs, not as the tasks of the process are.
+        arguments: Positional arguments of :class:`celery_budgets.execution.call.Call`.
+        interrupt: How it is interrupted; depends on where it runs, not on the pool.
         slot: The slot of this process that it holds.
-        parent: The call that it is a part of, in the same process.
-        options: Further arguments of ``Call``.
+        parent: The enclosing call in the same process.
+        options: Keyword arguments of ``Call``.
     """
 
     __slots__ = ("interrupt", "slot")

@@ -1,8 +1,8 @@
-"""How a block under a budget is interrupted: code in a thread, and code in a coroutine.
+"""Interrupts blocks under a budget: code in a thread, a greenlet or a coroutine.
 
-A block is a part of whatever runs it, and may stand in a call that has limits of its own. Where
-both are due at once, the outer limit is the one that interrupts: it ends the block as well, and
-the code between both is interrupted once, not twice.
+A block may be enclosed in a call that has limits of its own. If both limits are due at the same
+time, only the outer one interrupts: it ends the block as well, so that the code is interrupted
+once and not twice.
 
 See also: :mod:`celery_budgets.execution.limits.interrupts`, for tasks.
 """
@@ -31,7 +31,7 @@ __all__ = [
 
 
 _COROUTINE = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-#: What may be raised between any two steps.
+#: Exceptions that may be raised between any two bytecodes.
 FROM_OUTSIDE = (
     SoftTimeLimitExceeded, HardLimitReached, MemoryLimitExceeded, KeyboardInterrupt, SystemExit,
 )  # fmt: skip
@@ -46,7 +46,7 @@ def in_coroutine() -> bool:
 
 
 def interrupt_here() -> BlockInterrupt:
-    """Return how a block in this thread, or greenlet, is interrupted."""
+    """Return the interrupt for a block in this thread or greenlet."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
         return GreenletBlockInterrupt()
@@ -54,7 +54,7 @@ def interrupt_here() -> BlockInterrupt:
 
 
 class BlockInterrupt(Interrupt):
-    """What blocks have in common."""
+    """Base class of the interrupts of blocks."""
 
     judges_late = True
 
@@ -64,7 +64,7 @@ class BlockInterrupt(Interrupt):
 
 
 class ThreadBlockInterrupt(BlockInterrupt):
-    """A block in a thread: an asynchronous exception, at the hard limit again and again."""
+    """A block in a thread: an asynchronous exception, repeated from the hard limit on."""
 
     enforces: ClassVar = {
         "soft": "in Python code; a blocking call notices when it returns",
@@ -73,7 +73,7 @@ class ThreadBlockInterrupt(BlockInterrupt):
     }
 
     def __init__(self) -> None:
-        # Entered again where the garbage collector, inside of it, ends a generator with a block.
+        # Reentrant: garbage collection inside it may close a generator that ends a block.
         self._lock = threading.RLock()
 
     def leave(self, call: Call) -> None:
@@ -89,7 +89,7 @@ class ThreadBlockInterrupt(BlockInterrupt):
                 raise_in(call, SoftTimeLimitExceeded, self.soft)
 
     def hard(self, call: Call) -> None:
-        """Raise what ``except Exception`` does not catch, until the block is left."""
+        """Raise an exception that ``except Exception`` does not catch, until the block ends."""
         with self._lock:
             if call.open and not _left_to_outer(call, hard=True):
                 raise_in(call, HardLimitReached, self.hard)
@@ -100,7 +100,7 @@ class ThreadBlockInterrupt(BlockInterrupt):
 
 
 class GreenletBlockInterrupt(GreenletInterrupt, BlockInterrupt):
-    """A block in a greenlet (gevent): throws into it, at the hard limit again and again."""
+    """A block in a greenlet (gevent): throws into it, repeatedly from the hard limit on."""
 
     enforces: ClassVar = {
         "soft": "where the block yields",
@@ -114,17 +114,17 @@ class GreenletBlockInterrupt(GreenletInterrupt, BlockInterrupt):
             super().soft(call)
 
     def hard(self, call: Call) -> None:
-        """Throw what ``except Exception`` does not catch."""
+        """Throw an exception that ``except Exception`` does not catch."""
         if not _left_to_outer(call, hard=True):
             call.hard_sent = True
             self._throw(call, HardLimitReached())
 
 
 class CoroutineInterrupt(BlockInterrupt):
-    """A block in a coroutine: its task is cancelled, which the edge of the block translates.
+    """A block in a coroutine: cancels its asyncio task, which the end of the block translates.
 
-    As asyncio.timeout does it. A coroutine notices where it awaits something, and only if its
-    event loop runs.
+    Mirrors asyncio.timeout. A coroutine notices at an ``await``, and only while its event loop
+    runs.
     """
 
     enforces: ClassVar = {
@@ -140,11 +140,11 @@ class CoroutineInterrupt(BlockInterrupt):
             raise RuntimeError("async with budgets.call(...): it has to run in an asyncio task")
         self.task = task
         self._cancelled_before = task.cancelling()
-        #: How often the task was cancelled from here.
+        #: How often this object has cancelled the task.
         self._cancelled = 0
 
     def leave(self, call: Call) -> None:
-        """Close the block: what the loop has yet to do for it does nothing any more."""
+        """Close the block; callbacks that the loop has scheduled have no effect any more."""
         call.open = False
 
     def soft(self, call: Call) -> None:
@@ -152,7 +152,7 @@ class CoroutineInterrupt(BlockInterrupt):
         self._schedule(call, hard=False)
 
     def hard(self, call: Call) -> None:
-        """Cancel the task, again and again while the block is open."""
+        """Cancel the task, repeatedly while the block is open."""
         self._schedule(call, hard=True)
 
     def _schedule(self, call: Call, *, hard: bool) -> None:
@@ -181,9 +181,9 @@ class CoroutineInterrupt(BlockInterrupt):
 
 
 def _left_to_outer(call: Call, *, hard: bool = False) -> bool:
-    """Return whether a call around *call* is due too, and interrupts the same code.
+    """Return whether an enclosing call is due too, and interrupts the same code.
 
-    What was due before *call* began, interrupted the code around it.
+    A limit that was due before *call* began has interrupted the code around it already.
     """
     outer, now = call.parent, monotonic()
     while outer is not None:
@@ -202,5 +202,5 @@ def _interrupts_the_same(outer: Call, call: Call) -> bool:
     if all(tasks):
         return tasks[0] is tasks[1]
     if tasks[0] is not None:
-        return False  # the outer limit arrives at an await, and in the block there is none
+        return False  # the outer limit needs an await, and a thread's block has none
     return outer.thread_id == call.thread_id

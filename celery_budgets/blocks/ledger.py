@@ -1,9 +1,9 @@
-"""The ledger: what the blocks of this process added up to.
+"""The ledger: the statistics of the blocks in this process.
 
-In a worker whose calls run in its own process the tally counts them too, among the tasks. A pool
-process on prefork, a web process and a script have only this.
+In a worker without pool processes, the worker's tally counts them too, among its tasks. A pool
+process on prefork, a web process and a script have only this ledger.
 
-Covers: counting, the record of the log, metrics of a process that is no worker.
+Covers: counting, log records, metrics of a process that is no worker.
 Does not cover: tasks (:mod:`celery_budgets.worker.calls.tally`).
 """
 
@@ -34,15 +34,15 @@ class Ledger:
         self._lock = threading.RLock()
         self._record: Callable[[str, Any, Any], None] | None = None
         self._started = False
-        #: Counts calls for the worker that this process is, and logs them then.
+        #: In a worker process: the function that counts and logs calls for the worker.
         self.worker: Callable[[Mapping[str, Any], str | None], None] | None = None
 
     def count(self, facts: Mapping[str, Any], reason: str | None = None) -> None:
         """Count a block that has ended, and log it; never raise.
 
         Args:
-            facts: Those of its log record (telemetry.logs.SCHEMA).
-            reason: Why it was rejected, where it was.
+            facts: The fields of its log record (telemetry.logs.SCHEMA).
+            reason: Why it was rejected; ``None`` if it was not.
         """
         try:
             with self._lock:
@@ -60,12 +60,12 @@ class Ledger:
             logger.exception("budgets.telemetry_failed task_id=%s", facts["task_id"])
 
     def snapshot(self) -> Statistics:
-        """Return the statistics of now, which change no more."""
+        """Return a copy of the current statistics."""
         with self._lock:
             return self._statistics.copy()
 
     def start(self, *, json_lines: bool) -> None:
-        """Join the exporters of a process that is no worker, once; never raise.
+        """Set up metrics and logs in a process that is no worker, once; never raise.
 
         Args:
             json_lines: Print the records of blocks as JSON lines.
@@ -108,5 +108,5 @@ _ledgers = PerProcess(Ledger)
 
 
 def ledger_of(app: Any) -> Ledger:
-    """Return the ledger of *app* in this process, made at its first use (so after a fork too)."""
+    """Return the ledger of *app* in this process, created at its first use (also after a fork)."""
     return _ledgers.of(app)

@@ -1,6 +1,6 @@
-"""The limits of a block: its own, and those of the call that it is a part of.
+"""Computes the limits of a block from its own budget and the enclosing call.
 
-See also: :mod:`celery_budgets.blocks.interrupt`, which interrupts by them.
+See also: :mod:`celery_budgets.blocks.interrupt`, which enforces them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["cause_of", "end_no_later", "is_over_hard_limit", "limits_within", "p
 
 
 def limits_within(parent: Call | None, budget: Budget, lane: str) -> tuple[TimeLimits, TimeLimits]:
-    """Return the limits of a block that starts now, and how far it may extend both.
+    """Return the limits of a block that starts now, and the highest limits it may extend to.
 
     Raises:
-        RejectedByBudget: The call around it is over its hard limit.
+        RejectedByBudget: The enclosing call has exceeded its hard limit.
     """
     soft, hard = budget.soft_time_limit, budget.hard_time_limit
     top = budget.max_timeout or math.inf
@@ -34,7 +34,7 @@ def limits_within(parent: Call | None, budget: Budget, lane: str) -> tuple[TimeL
     if left.hard <= 0:
         raise RejectedByBudget(REASON_DEADLINE, lane)
     if left.soft <= 0:
-        # The call around was asked to stop, and this is how it tidies up.
+        # The enclosing call is past its soft limit, and uses this block to clean up.
         left = TimeLimits(scaled(left.hard, 1 / budget.escalation_factor), left.hard)
     soft, hard = min(soft, left.soft), min(hard, left.hard)
     limits = TimeLimits(soft if soft < hard else scaled(hard, 1 / budget.escalation_factor), hard)
@@ -42,9 +42,9 @@ def limits_within(parent: Call | None, budget: Budget, lane: str) -> tuple[TimeL
 
 
 def end_no_later(call: Call, parent: Call) -> None:
-    """Move the limits of *call* onto those of the call around it where they would be later.
+    """Move the limits of *call* to those of *parent* where they would be later.
 
-    By microseconds: then both are due at once, and only one of them interrupts.
+    They differ by microseconds at most; equal, both are due at once and only one interrupts.
     """
     call.bring_forward(hard_at=parent.hard_at)
     if parent.soft_at > monotonic():
@@ -54,19 +54,19 @@ def end_no_later(call: Call, parent: Call) -> None:
 
 
 def is_over_hard_limit(call: Call, error: BaseException | None) -> bool:
-    """Return whether the block is over its hard limit, and not ended by something stronger."""
+    """Return whether the block ended by its hard limit, and not by a stronger cause."""
     if isinstance(error, HardLimitReached):
-        return call.hard_sent  # else it is that of the call around, which deals with it
+        return call.hard_sent  # else it is that of the enclosing call, which handles it
     if error is not None and not isinstance(error, Exception):
         return False
     return call.over_hard_limit(late=True)
 
 
 def parsed(lane: str, name: str, parse: Callable[[Any], Any], value: Any) -> Any:
-    """Return *value* of the argument *name* as a number, as *parse* reads it.
+    """Return *value* of the argument *name*, converted to a number by *parse*.
 
     Raises:
-        ConfigurationError: It is none, or below 0.
+        ConfigurationError: It is no valid number, or below 0.
     """
     if value is None:
         return None
@@ -80,5 +80,5 @@ def parsed(lane: str, name: str, parse: Callable[[Any], Any], value: Any) -> Any
 
 
 def cause_of(error: BaseException | None) -> BaseException | None:
-    """Return what a limit's exception is raised from: no interrupt of ours."""
+    """Return the cause for a limit's exception: *error*, unless it is our own interrupt."""
     return None if isinstance(error, HardLimitReached) else error

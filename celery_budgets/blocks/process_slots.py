@@ -1,7 +1,7 @@
-"""The slots of this process: how many blocks of a lane, and of all lanes, are open at once.
+"""The slots of this process: limits how many blocks of a lane, and of all lanes, are open at once.
 
-Who waits for a slot gets it in the order of arrival, whether a thread or a coroutine waits. Of
-two lanes each has its own order, and a lane that is full holds up no other.
+Threads and coroutines get slots in the order of their requests. Each lane has its own order, and
+a full lane does not delay another.
 
 Not the slots of a worker: those are for tasks (:mod:`celery_budgets.worker.lanes.lane_slots`).
 """
@@ -24,17 +24,17 @@ from celery_budgets.model.reasons import REASON_GLOBAL, REASON_LANE, REASON_NEST
 
 __all__ = ["ProcessSlots", "Slot", "process_slots"]
 
-#: Longest that a thread waits without a look at its slot, seconds: only between two looks is it
-#: asked to stop by an asynchronous exception.
+#: Longest uninterrupted wait of a thread, seconds: an asynchronous exception is raised only
+#: between two waits.
 LOOK = 0.1
 
 
 class Slot:
-    """One slot that somebody wants, has, or had.
+    """One slot, from the request for it to its release.
 
     Args:
         lane: Name of the lane.
-        outer: The slot of the block around, where there is one.
+        outer: The slot of the enclosing block, if there is one.
     """
 
     __slots__ = ("lane", "outer", "wake")
@@ -42,15 +42,15 @@ class Slot:
     def __init__(self, lane: str, outer: Slot | None = None) -> None:
         self.lane = lane
         self.outer = outer
-        #: Called, in any thread, when the slot was given to whoever waits for it.
+        #: Called, in any thread, when the slot is granted.
         self.wake: Callable[[], object] = _nobody
 
 
 class ProcessSlots:
-    """Gives the slots of one process.
+    """Grants the slots of one process.
 
     Args:
-        limits: Slots by name of the lane.
+        limits: Number of slots by name of the lane.
         limit: Slots over all lanes.
     """
 
@@ -58,28 +58,28 @@ class ProcessSlots:
         self.limits = dict(limits)
         self.limit = limit
         self._lanes: Lanes | None = None
-        # Sets, and not numbers: one step takes or gives a slot, whatever interrupts the thread.
+        # Sets, not numbers: an interrupt cannot split adding or removing a member.
         self._held: dict[str, set[Slot]] = {lane: set() for lane in limits}
         self._waiting: dict[str, OrderedDict[Slot, int]] = {lane: OrderedDict() for lane in limits}
         self._arrivals = 0
-        # Entered again where the garbage collector, inside of it, ends a generator with a block.
+        # Reentrant: garbage collection inside it may close a generator that ends a block.
         self._lock = threading.RLock()
 
     def fit(self, lanes: Lanes) -> None:
-        """Give as many slots as *lanes* say from now on; whoever has one keeps it.
+        """Apply the limits of *lanes* from now on; open blocks keep their slots.
 
-        A lane that is not among them keeps its slots: somebody may still be in one.
+        A lane that is not among them keeps its slots: a block may still be open.
         """
         if self._lanes is lanes:
             return
         with self._lock:
             limits = self.limits | {lane.name: lane.concurrency for lane in lanes.values()}
-            # Replaced, and not changed: elsewhere they are looked through without the lock.
+            # Replaced, not changed: other methods iterate over them without the lock.
             self._held = {lane: set() for lane in limits} | self._held
             self._waiting = {lane: OrderedDict() for lane in limits} | self._waiting
             self.limits, self.limit = limits, lanes.global_concurrency
             self._give()
-            self._lanes = lanes  # last: who is interrupted before that does it all again
+            self._lanes = lanes  # last: a thread that is interrupted before repeats all of it
 
     def active(self, lane: str | None = None) -> int:
         """Return the slots that are taken now, of *lane* or of all."""
@@ -87,15 +87,15 @@ class ProcessSlots:
         return sum(map(len, held))
 
     def waiting(self, lane: str) -> int:
-        """Return how many wait for a slot of *lane*."""
+        """Return how many requests wait for a slot of *lane*."""
         return len(self._waiting[lane])
 
     def reserve(self, slot: Slot, wait: float | None) -> None:
-        """Get *slot*, and block this thread until it is free.
+        """Acquire *slot*, blocking this thread until it is free.
 
         Args:
-            slot: The slot; it has to be released, also where this raises.
-            wait: Longest wait, seconds; ``None``: no end.
+            slot: The slot; it has to be released even if this raises.
+            wait: Longest wait, seconds; ``None``: without limit.
 
         Raises:
             RejectedByBudget: It was not free in time, or never will be.
@@ -112,7 +112,7 @@ class ProcessSlots:
             given.wait(min(left, LOOK))
 
     async def reserve_async(self, slot: Slot, wait: float | None) -> None:
-        """Get *slot* as :meth:`reserve` does, and let the event loop run on meanwhile."""
+        """Acquire *slot* like :meth:`reserve`, without blocking the event loop."""
         if self._take(slot, wait):
             return
         loop = asyncio.get_running_loop()
@@ -126,22 +126,22 @@ class ProcessSlots:
                 raise self._rejected(slot) from None
 
     def has(self, slot: Slot) -> bool:
-        """Return whether *slot* is taken."""
+        """Return whether *slot* is held."""
         return slot in self._held[slot.lane]
 
     def release(self, slot: Slot) -> None:
-        """Give *slot* back, or stop waiting for it; as often as wanted."""
-        # First, and in one step: what comes now may be interrupted.
+        """Release *slot*, or stop waiting for it; may be called repeatedly."""
+        # First, and in one step: the rest may be interrupted.
         self._held[slot.lane].discard(slot)
         with self._lock:
             self._waiting[slot.lane].pop(slot, None)
             self._give()
 
     def _take(self, slot: Slot, wait: float | None) -> bool:
-        """Take *slot* where it is free, and queue up for it where it is not.
+        """Take *slot* if it is free, else queue for it; return whether it was free.
 
         Raises:
-            RejectedByBudget: It is not free, and to wait for it is not wanted or of no use.
+            RejectedByBudget: It is not free, and waiting is not allowed or cannot help.
         """
         with self._lock:
             self._arrivals += 1
@@ -160,10 +160,10 @@ class ProcessSlots:
         with self._lock:
             slot.wake = wake
             if slot in self._held[slot.lane]:
-                wake()  # given since it was asked for
+                wake()  # granted since the request
 
     def _give(self) -> None:
-        """Give free slots to those who have waited longest."""
+        """Grant free slots to those who have waited longest."""
         while self.active() < self.limit:
             heads = [
                 (next(iter(waiting.items())), lane)
@@ -175,14 +175,14 @@ class ProcessSlots:
             (slot, _), lane = min(heads, key=lambda head: head[0][1])
             self._held[lane].add(slot)
             try:
-                # Before it leaves the line: who is interrupted here has woken it, or does it again.
+                # Before it leaves the queue: a thread that is interrupted here has woken it, or will.
                 slot.wake()
             except RuntimeError:
-                self._held[lane].discard(slot)  # its event loop is closed: nobody would return it
+                self._held[lane].discard(slot)  # its loop is closed: nothing would release it
             del self._waiting[lane][slot]
 
     def _holders(self, slot: Slot) -> set[Slot]:
-        """Return those of whom one has to leave before *slot* can be given."""
+        """Return the slots of which one has to be released before *slot* can be granted."""
         if len(self._held[slot.lane]) >= self.limits[slot.lane]:
             return set(self._held[slot.lane])
         return set().union(*self._held.values())
@@ -196,9 +196,9 @@ _slots = PerProcess(partial(ProcessSlots, {}, 0))
 
 
 def process_slots(app: Any, lanes: Lanes) -> ProcessSlots:
-    """Return the slots of *app* in this process, made at their first use (after a fork too).
+    """Return the slots of *app* in this process, created at their first use (also after a fork).
 
-    Made once: where the settings are read anew, the slots that are taken count on.
+    Created once: when the settings are reloaded, held slots still count.
     """
     slots = _slots.of(app)
     slots.fit(lanes)
@@ -206,15 +206,15 @@ def process_slots(app: Any, lanes: Lanes) -> ProcessSlots:
 
 
 def _nobody() -> None:
-    """Wake nobody: the slot was free at once."""
+    """Do nothing: the slot was free at once."""
 
 
 def _wake(loop: asyncio.AbstractEventLoop, given: asyncio.Event) -> None:
-    loop.call_soon_threadsafe(given.set)  # RuntimeError where the loop is closed
+    loop.call_soon_threadsafe(given.set)  # RuntimeError if the loop is closed
 
 
 def _around(slot: Slot) -> set[Slot]:
-    """Return the slots of the blocks that *slot* is asked for in."""
+    """Return the slots of the enclosing blocks of *slot*."""
     around, outer = set(), slot.outer
     while outer is not None:
         around.add(outer)

@@ -1,6 +1,6 @@
-"""What is said of one block: its span, its record of the log, its place in the statistics.
+"""Reports one block: its span, its log record, its entry in the statistics.
 
-None of that may fail a block: it is logged and passed over.
+A failure of that is logged, and never fails the block.
 
 Runs in the process that runs the call.
 """
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def rss_if_known() -> int:
-    """Return the RSS of this process, bytes; 0 where it cannot be read, which fails no block."""
+    """Return the RSS of this process, bytes; 0 if it cannot be read."""
     try:
         return memory.rss()
     except Exception:
@@ -48,16 +48,16 @@ def rss_if_known() -> int:
 
 
 class BlockReport:
-    """Tells of one block.
+    """Reports the start and the end of one block.
 
     Args:
         app: The Celery app.
         lane: The block's lane.
-        task: Name of what runs.
+        task: Name of the code, like a task's name.
         task_id: Id of the call.
-        scope: Path of the request scope that it is in; ``None`` in none.
-        input_size: Size of its input, bytes; ``None`` where nobody said.
-        asked_at: Monotonic instant at which a slot was asked for.
+        scope: Path of its request scope; ``None`` outside of one.
+        input_size: Size of its input, bytes; ``None`` if unknown.
+        asked_at: Monotonic instant at which a slot was requested.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class BlockReport:
 
     @shielded()
     def started(self, call: Call, slots: ProcessSlots) -> None:
-        """Say that the block has its slot, and under which limits it runs."""
+        """Report that the block has its slot, and its limits."""
         self._waited = call.started_mono - self._asked_at
         span = self._span = self._new_span(
             {
@@ -108,7 +108,7 @@ class BlockReport:
 
     @shielded()
     def ended(self, call: Call, outcome: Outcome, error: BaseException | None) -> None:
-        """Say how the block ended, and what it took; closes *call*."""
+        """Report the end and the usage of the block; closes *call*."""
         call.outcome = outcome
         call.close(monotonic(), rss_if_known())
         if self._span is not None:
@@ -117,7 +117,7 @@ class BlockReport:
 
     @shielded()
     def given_up(self, outcome: Outcome, error: BaseException) -> None:
-        """Say that the block was not entered."""
+        """Report that the block was not entered."""
         self._waited = monotonic() - self._asked_at
         span = self._span or self._new_span({})
         span.reject(outcome, error)

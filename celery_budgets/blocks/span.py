@@ -1,7 +1,7 @@
-"""The span of a block: made here, below whatever span is open, and described as that of a task.
+"""The span of a block: a child of the current span, with the attributes of a task's span.
 
 See also: :mod:`celery_budgets.telemetry.spans`, for tasks, whose spans Celery's instrumentation
-makes.
+creates.
 
 Runs in the process that runs the call.
 """
@@ -27,18 +27,18 @@ logger = logging.getLogger(__name__)
 
 
 class BlockSpan:
-    """The span of one block; does nothing where the program has no tracer provider.
+    """The span of one block; does nothing if the program has no tracer provider.
 
     Args:
         name: Name of the span.
-        attributes: What is known of the block before it runs.
-        wanted: ``False``: none is made at all.
+        attributes: The attributes that are known before the block runs.
+        wanted: ``False``: do not create a span.
     """
 
     def __init__(self, name: str, attributes: Mapping[str, Any], *, wanted: bool) -> None:
         self._activation: Any = None
         self._span: Any = None
-        #: Hexadecimal, as traces are looked up by; ``None`` without a recorded span.
+        #: The trace id in hexadecimal; ``None`` without a recorded span.
         self.trace_id: str | None = None
         trace = sys.modules.get("opentelemetry.trace")
         if trace is None or not wanted:
@@ -54,10 +54,10 @@ class BlockSpan:
             _failed()
 
     def start(self, slot: Mapping[str, int]) -> None:
-        """Make it the current span: what the block does comes below it.
+        """Make it the current span, so that spans made in the block are its children.
 
         Args:
-            slot: Blocks that are open with this one, and how many may be.
+            slot: Open blocks including this one, and the limit.
         """
         if self._span is None:
             return
@@ -75,13 +75,13 @@ class BlockSpan:
             _failed()
 
     def end(self, call: Call, outcome: Outcome, waited: float, error: BaseException | None) -> None:
-        """Say how the block ended, and end the span.
+        """Set the attributes for the end of the block, and end the span.
 
         Args:
-            call: The block's, closed.
+            call: The call of the block, closed.
             outcome: How it ended.
             waited: Seconds that it waited for its slot.
-            error: What left the block.
+            error: The exception that the block raised.
         """
         span = self._span
         if span is None:

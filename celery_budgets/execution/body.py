@@ -1,4 +1,4 @@
-"""The end of what a call does: from there on no limit interrupts its thread any more.
+"""Runs the body of a call, and makes sure that no limit interrupts its thread afterwards.
 
 See also: :mod:`celery_budgets.execution.limits.interrupts`, which knows how each pool is
 interrupted.
@@ -22,11 +22,11 @@ __all__ = ["run_body", "run_to_end"]
 
 
 def run_body(call: Call | None, body: Callable[[], Any]) -> Any:
-    """Run *body* where limits interrupt it; ``call`` is ``None`` where it is not measured.
+    """Run *body* so that limits can interrupt it; ``call`` is ``None`` if it is not measured.
 
     Raises:
-        Ignore: Its caller has had its result since the hard limit.
-        TimeLimitExceeded: It has ended past its hard limit.
+        Ignore: The worker stored the result at the hard limit already.
+        TimeLimitExceeded: The body has ended past its hard limit.
     """
     if call is None:
         return body()
@@ -45,16 +45,16 @@ def run_body(call: Call | None, body: Callable[[], Any]) -> Any:
         if not call.over_hard_limit(late=interrupt.judges_late):
             return result
     if interrupt.abandons:
-        # The caller has its result since the limit; nothing may be stored over it.
+        # The result was stored at the limit; nothing may overwrite it.
         raise Ignore
     raise TimeLimitExceeded(call.limits.hard)
 
 
 def run_to_end(call: Call | None, run: Callable[[], Any]) -> Any:
-    """Return what *run* does, which may get by without a body, and close *call* after it.
+    """Return the result of *run*, which may skip the body, and close *call* after it.
 
     Raises:
-        Ignore: The call was given up at its hard limit, before or instead of its body.
+        Ignore: The call was abandoned at its hard limit, before or instead of its body.
     """
     if call is None:
         return run()
@@ -77,7 +77,7 @@ def run_to_end(call: Call | None, run: Callable[[], Any]) -> Any:
 
 
 def _leave_for_good(interrupt: Interrupt, call: Call) -> None:
-    """Leave until it takes: an interrupt may have cut the first attempt short."""
+    """Call ``leave`` until it succeeds: an interrupt may have aborted the first attempt."""
     while True:
         try:
             interrupt.leave(call)

@@ -1,4 +1,4 @@
-"""One call as the process that runs it sees it: its limits, its clock, its memory.
+"""The running call in its own process: its limits, its clock, its memory.
 
 Runs in the pool process (or, on the other pools, in the worker). The task body reaches the
 call as ``self.budget``. See also: :mod:`celery_budgets.execution.limits.watchdog`, which enforces
@@ -26,33 +26,33 @@ __all__ = ["Call", "HardLimitReached", "Terms"]
 
 
 class Terms(NamedTuple):
-    """What the worker sends along with a call: its limits, and how full the lane was."""
+    """The terms of a call, which the worker sends along: its limits, and how full the lane was."""
 
     lane: str
     #: Limits in force, seconds.
     soft: float
     hard: float
-    #: Highest soft limit that the call may extend itself to, seconds; ``None``: no ceiling.
+    #: Highest soft limit that :meth:`Call.extend` may reach, seconds; ``None``: unlimited.
     ceiling: float | None
-    #: Calls running with this one, and the most there may be: in the lane, in the worker.
+    #: Running calls including this one, and the limit: in the lane, in the worker.
     lane_active: int = 0
     lane_limit: int = 0
     global_active: int = 0
     global_limit: int = 0
-    #: Highest hard limit that the call may extend itself to, seconds; ``None``: no ceiling.
+    #: Highest hard limit that :meth:`Call.extend` may reach, seconds; ``None``: unlimited.
     hard_ceiling: float | None = None
 
     @staticmethod
     def packed(*fields: Any) -> tuple[Any, ...]:
-        """Return *fields*, in their order here, as they travel: ``Terms(*packed)`` reads them.
+        """Return *fields*, in the order of this class, to send; ``Terms(*packed)`` unpacks them.
 
-        A plain tuple: to pickle the class takes longer than all the rest of a call.
+        A plain tuple, because pickling the class takes longer than everything else in a call.
         """
         return fields
 
 
 class HardLimitReached(BaseException):
-    """Raised inside a call whose process cannot be ended.
+    """Raised in a call at its hard limit where its process cannot be killed.
 
     Not an :class:`Exception`, so that ``except Exception`` in the body does not keep the call
     alive. :class:`celery_budgets.BudgetedTask` turns it into ``TimeLimitExceeded``.
@@ -60,19 +60,19 @@ class HardLimitReached(BaseException):
 
 
 class Call:
-    """One call in flight, and what it has used.
+    """A running call and its usage.
 
     Args:
         task_id: Id of the task.
         lane: Name of its lane.
-        budget: The budget in force: levels of memory, and what the soft limit does.
+        budget: The budget in force, for memory levels and the action at the soft limit.
         limits: The time limits in force, seconds from now.
         ceiling: Highest soft limit that :meth:`extend` may reach, seconds from the start.
         hard_ceiling: The same for the hard limit; ``None``: it moves along with the soft one.
-        memory_guarded: ``False``: memory is measured, and nothing is done about it.
+        memory_guarded: ``False``: memory is measured, but limits are not enforced.
     """
 
-    #: Is it a block under a budget (:mod:`celery_budgets.blocks.call`), and no task?
+    #: Whether it is a block under a budget (:mod:`celery_budgets.blocks.call`) and no task.
     is_block: ClassVar[bool] = False
 
     __slots__ = (
@@ -103,11 +103,11 @@ class Call:
         soft, hard = limits
         self.ceiling = math.inf if ceiling is None else max(ceiling, soft)
         self.hard_ceiling = math.inf if hard_ceiling is None else max(hard_ceiling, hard)
-        #: The call that this one is a part of, in the same process.
+        #: The enclosing call in the same process.
         self.parent: Call | None = None
-        #: Did its body not run, because one with the same idempotency key runs or has run?
+        #: Whether its body was skipped because a twin (same idempotency key) runs or has run.
         self.twin = False
-        #: The stamp of its message, which tells messages for one task id apart.
+        #: The due time in its message, which distinguishes messages with the same task id.
         self.due_at: float | None = None
         #: How it ended; ``None`` while it runs.
         self.outcome: Outcome | None = None
@@ -118,13 +118,13 @@ class Call:
         self.soft_at, self.hard_at = now + soft, now + hard
         #: True while the body runs: only then may a limit interrupt the thread.
         self.open = True
-        #: Told when :meth:`extend` has moved the limits.
+        #: Called when :meth:`extend` has moved the limits.
         self.moved: Callable[[Call], None] | None = None
         self.soft_sent = self.hard_sent = self.memory_warned = self.soft_exceeded = False
-        #: Has somebody revoked it by the soft signal, to which its body may listen?
+        #: Whether it was terminated by the soft signal, which its body may handle.
         self.terminated = False
         self.memory_guarded = memory_guarded
-        #: RSS for which MemoryLimitExceeded is to be raised in the body, bytes; 0: it is not.
+        #: RSS at which MemoryLimitExceeded is to be raised in the body, bytes; 0: not raised.
         self.memory_due, self.memory_sent = 0, False
         self._happened: tuple[str, ...] = ()
         #: Bytes of RSS; the peak is the highest sample.
@@ -132,14 +132,14 @@ class Call:
         self.wall_seconds = 0.0
 
     def remaining(self) -> float:
-        """Return the seconds left to the soft time limit; negative once it is over."""
+        """Return the seconds left until the soft time limit; negative once it has passed."""
         return self.soft_at - monotonic()
 
     def extend(self, seconds: float) -> float:
         """Move both time limits *seconds* later, at most to the lane's ``max_timeout``.
 
         Returns:
-            The seconds that were granted; 0.0 once the ceiling is reached.
+            The seconds that were granted; 0.0 once the maximum is reached.
 
         Raises:
             ValueError: *seconds* is negative or not finite.
@@ -151,31 +151,31 @@ class Call:
         self.hard_at = min(self.hard_at + granted, self.started_mono + self.hard_ceiling)
         self.soft_at += granted
         if self.remaining() > 0:
-            # The soft limit is ahead again, and counts again.
+            # The soft limit lies ahead again, and must be enforced again.
             self.soft_exceeded, self.soft_sent = self.soft_exceeded or self.soft_sent, False
         if granted and self.moved is not None:
             self.moved(self)
         return granted
 
     def bring_forward(self, *, soft_at: float = math.inf, hard_at: float = math.inf) -> None:
-        """Have the limits at these monotonic instants where they would be later."""
+        """Move the limits to these monotonic instants where these are earlier."""
         # The hard limit first: at no instant may it lie below the soft one.
         self.hard_at = min(self.hard_at, hard_at)
         self.soft_at = min(self.soft_at, soft_at)
 
     def deadline(self) -> Deadline | None:
-        """Return the instants of its limits by the clock; ``None`` where it has none."""
+        """Return its limits as instants since the epoch; ``None`` if it has none."""
         if not math.isfinite(self.soft_at):
             return None
         ahead = time() - monotonic()
         return Deadline(self.soft_at + ahead, self.hard_at + ahead)
 
     def check(self) -> None:
-        """Raise where a limit is over: for loops in code that signals cannot reach.
+        """Raise if a limit is exceeded; for loops in code that cannot be interrupted.
 
         Raises:
-            SoftTimeLimitExceeded: Over the soft limit, and the budget says to raise.
-            TimeLimitExceeded: Over the hard limit.
+            SoftTimeLimitExceeded: Past the soft limit, if the budget raises at it.
+            TimeLimitExceeded: Past the hard limit.
         """
         now = monotonic()
         if now >= self.hard_at:
@@ -185,22 +185,22 @@ class Call:
             raise SoftTimeLimitExceeded(self.limits.soft)
 
     def first(self, event: str) -> bool:
-        """Return whether *event* happens to this call for the first time, and remember it."""
+        """Return whether *event* occurs for the first time in this call, and remember it."""
         if event in self._happened:
             return False
         self._happened += (event,)
         return True
 
     def over_hard_limit(self, *, late: bool) -> bool:
-        """Return whether the call is over its hard limit, now that its body has ended.
+        """Return whether the call has exceeded its hard limit, after its body has ended.
 
         Args:
-            late: Also where nothing interrupted the body, but it ended after the limit.
+            late: Whether a body that was not interrupted but ended after the limit counts.
         """
         return self.hard_sent or (late and monotonic() >= self.hard_at)
 
     def close(self, now: float, rss: int) -> None:
-        """Note the end of the body: at *now* (monotonic), in a process of *rss* bytes."""
+        """Record the end of the body: at *now* (monotonic), in a process of *rss* bytes."""
         self.wall_seconds = now - self.started_mono
         self.soft_exceeded = self.soft_exceeded or self.soft_sent or now > self.soft_at
         self.rss_after = rss

@@ -1,9 +1,9 @@
-"""The children of the call that runs in this pool process: their memory, and a note of them.
+"""Tracks the child processes of the running call: their memory, and their pids.
 
-The watchdog looks at each tick, and what it sees stands in the flight record: so the worker can
-end them when this process is gone and nobody is their parent any more.
+The watchdog lists them at each tick and writes them to the flight record, so that the worker can
+end them after this process has died and they have lost their parent.
 
-Physical limit: what begins, leaves its parent and is a daemon between two looks is not seen.
+Physical limit: a child that daemonizes between two ticks is not seen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["ChildTracker", "family"]
 
 
 class ChildTracker:
-    """Looks after the children of one call at a time, in the process that runs it."""
+    """Tracks the children of one call at a time, in the process that runs it."""
 
     def __init__(self) -> None:
         self._call: Call | None = None
@@ -35,13 +35,13 @@ class ChildTracker:
         )
 
     def size(self, call: Call, rss: int) -> int:
-        """Return the memory of *call* with its children, bytes.
+        """Return the memory of *call* including its children, bytes.
 
-        Up to the level of the warning that is the sum of their RSS; above it their PSS, as pages
-        that forked children share would be counted for each of them.
+        Up to the warning level that is the sum of their RSS; above it their PSS, because RSS counts
+        pages that forked children share once for each of them.
 
         Args:
-            call: The call that runs here.
+            call: The running call.
             rss: RSS of this process, bytes.
         """
         if call is not self._call:
@@ -65,5 +65,5 @@ class ChildTracker:
             ask_to_end(self._known)
 
 
-#: Returns the family of this process.
+#: Returns the tracker of this process.
 family = OncePerProcess(ChildTracker)

@@ -1,9 +1,8 @@
-"""The processes that a call has started: found below its process, and ended with it.
+"""Finds and ends the child processes of a call.
 
-A child is known by its pid and by when it began, so that a later process with that pid is never
-taken for it. Those of a session of their own are found too; those that were left by their parent
-(a daemon) only where somebody has seen them before
-(:mod:`celery_budgets.execution.child_tracking`).
+A child is identified by its pid and its start time, so that a later process with the same pid is
+never mistaken for it. Children in a session of their own are found too; daemons, which have lost
+their parent, only if they were recorded before (:mod:`celery_budgets.execution.child_tracking`).
 
 Covers: finding and ending them. Does not cover: when (:mod:`celery_budgets.worker.pool.children`).
 """
@@ -26,7 +25,7 @@ __all__ = ["GRACE", "Child", "ask_to_end", "began_since", "end", "found_below", 
 GRACE = 0.1
 _POLL = 0.005
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-#: Ends by itself, and has to outlive those that it cleans up after.
+#: Trackers of multiprocessing end by themselves, and must outlive the processes they clean up for.
 _TRACKERS = (b"resource_tracker", b"semaphore_tracker")
 
 
@@ -39,7 +38,7 @@ class Child(NamedTuple):
 
 
 def began_since(seconds: float) -> int:
-    """Return the lowest :attr:`Child.began` of a process that is at most *seconds* old."""
+    """Return the earliest :attr:`Child.began` of a process that is at most *seconds* old."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
     else:
@@ -48,7 +47,7 @@ def began_since(seconds: float) -> int:
 
 
 def found_below(pid: int, since: int) -> set[Child]:
-    """Return the processes below *pid*, however far down, that began at *since* or later."""
+    """Return the descendants of *pid* that began at *since* or later."""
     found = set()
     for below in processes_below(pid)[1:]:
         began = _began(below)
@@ -66,7 +65,7 @@ def _began(pid: int) -> int | None:
     """Return when process *pid* began; ``None`` where it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
-            # The name before it, in brackets, may have anything in it.
+            # The process name before it, in brackets, may contain any character.
             fields = stat.read().rpartition(b")")[2].split()
         return None if fields[0] in b"ZX" else int(fields[19])
     except (OSError, IndexError):
@@ -82,12 +81,12 @@ def _began(pid: int) -> int | None:
 
 
 def end(children: Iterable[Child]) -> int:
-    """End *children* and what is below them by now: SIGTERM, then SIGKILL.
+    """End *children* and their current descendants: SIGTERM, then SIGKILL.
 
-    Blocks until they are gone, at most for :data:`GRACE` seconds.
+    Blocks until they have ended, at most for :data:`GRACE` seconds.
 
     Returns:
-        How many there were.
+        The number of processes.
     """
     asked = ask_to_end(children)
     deadline = time.monotonic() + GRACE
@@ -101,12 +100,12 @@ def end(children: Iterable[Child]) -> int:
 
 
 def ask_to_end(children: Iterable[Child]) -> list[Child]:
-    """Send SIGTERM to *children*, and return those that were there."""
+    """Send SIGTERM to *children*, and return those that still existed."""
     return [c for c in children if not _is_tracker(c.pid) and _send(c, signal.SIGTERM)]
 
 
 def _is_tracker(pid: int) -> bool:
-    """Is it that process of multiprocessing which removes what the others leave behind?"""
+    """Return whether *pid* is a resource tracker of multiprocessing."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as line:
             command = line.read()
@@ -116,10 +115,10 @@ def _is_tracker(pid: int) -> bool:
 
 
 def _send(child: Child, signum: signal.Signals) -> bool:
-    """Send a signal to *child* itself, and return whether it was there."""
+    """Send a signal to *child*, and return whether it still existed."""
     handle = _handle(child.pid)
     try:
-        # Looked at behind the handle, which stays that of one process.
+        # Checked after the pidfd is open, which always refers to the same process.
         if not lives(child):
             return False
         if handle is None:

@@ -1,4 +1,4 @@
-"""Which call runs here: that of the task, and the blocks under a budget inside or outside of it.
+"""The current call: that of the task, and the blocks under a budget inside or around it.
 
 See also: :mod:`celery_budgets.blocks.block`, which enters and leaves blocks.
 
@@ -28,32 +28,32 @@ __all__ = [
     "worker_request",
 ]
 
-#: Attribute of a task's request that has its call.
+#: Attribute of a task's request that holds its call.
 _CALL = "budgets_call"
 _block: ContextVar[Call | None] = ContextVar("celery_budgets_block", default=None)
 
 
 def note_call(request: Any, call: Call) -> None:
-    """Note that *call* is what runs under *request*, and so under which message."""
+    """Store *call* on its *request*, and so with its message."""
     call.due_at = getattr(request, HEADER_DUE_AT, None)
     setattr(request, _CALL, call)
 
 
 def call_of(request: Any) -> Call | None:
-    """Return the call of a task's request; ``None`` where it runs under no budget."""
+    """Return the call of a task's request; ``None`` if it runs under no budget."""
     return cast("Call | None", vars(request).get(_CALL))
 
 
 def worker_request() -> Any | None:
-    """Return the request of the task that the worker runs here; ``None`` outside of any.
+    """Return the request of the task that the worker runs here; ``None`` outside a task.
 
     Differs from celery._state.get_current_worker_task, which inside an eager call
-    (``other.apply()``) is the eager one; outside of a worker, so is this.
+    (``other.apply()``) returns the eager task; this function does so only outside a worker.
     """
     eager = None
     seen: dict[int, int] = {}
     for task in reversed(_task_stack.stack):
-        # A task that calls itself has several requests, and stands here as often.
+        # A task that calls itself has several requests, and is on the stack as often.
         depth = seen[id(task)] = seen.get(id(task), 0) + 1
         requests = task.request_stack.stack
         request = requests[-depth] if depth <= len(requests) else task.request
@@ -72,9 +72,9 @@ def takes_its_place(task_id: Any) -> bool:
 
 
 def running_block() -> Call | None:
-    """Return the call of the innermost block that is open here.
+    """Return the call of the innermost open block.
 
-    A coroutine may have been started in a block that is closed by now.
+    Closed blocks are skipped: a coroutine may outlive the block in which it was started.
     """
     call = _block.get()
     while call is not None and not call.open:
@@ -83,17 +83,17 @@ def running_block() -> Call | None:
 
 
 def running_call() -> Call | None:
-    """Return the innermost call that runs here: a block's, else the task's."""
+    """Return the innermost running call: a block's, else the task's."""
     return running_block() or running_task()
 
 
 def running_task() -> Call | None:
-    """Return the call of the task whose body runs here, blocks aside."""
+    """Return the call of the task whose body runs here, ignoring blocks."""
     request = worker_request()
     call = call_of(request) if request is not None else None
     return call if call is not None and call.open else None
 
 
 def enter_block(call: Call | None) -> None:
-    """Make *call* the innermost block here; ``None`` or its parent to leave it."""
+    """Make *call* the innermost block; pass ``None`` or its parent to leave it."""
     _block.set(call)

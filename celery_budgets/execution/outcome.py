@@ -1,4 +1,4 @@
-"""How a body ended, by the exception that left it.
+"""Derives the outcome of a call from the exception that its body raised.
 
 Runs in the process that runs the call.
 """
@@ -17,14 +17,14 @@ __all__ = ["TwinFailed", "TwinWaits", "outcome_of", "outcome_of_block"]
 
 
 class TwinWaits(Ignore):
-    """Ends a delivery whose twin runs: a new message comes back for it (idempotency)."""
+    """Ends a delivery whose twin runs; a new, delayed message replaces it (idempotency)."""
 
 
 class TwinFailed(Ignore):
-    """Ends a delivery whose twin has failed, and has stored that as the result of both."""
+    """Ends a delivery whose twin has failed and has stored the failure as the result of both."""
 
 
-#: Exceptions by which a body ends a call otherwise than by failing.
+#: Exceptions of a body that do not mean a failure.
 _OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
     (SoftTimeLimitExceeded, Outcome.SOFT_TIME_LIMIT),
     (TimeLimitExceeded, Outcome.HARD_TIME_LIMIT),
@@ -43,11 +43,11 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def outcome_of_block(error: BaseException | None, call: Call | None) -> Outcome:
-    """Return the outcome of a block that *error* has left.
+    """Return the outcome of a block that ended with *error*.
 
     Args:
-        error: What left it; ``None`` where it ran to its end.
-        call: The block's; ``None`` where it never began.
+        error: The exception that the block raised; ``None`` if it completed.
+        call: The block's call; ``None`` if it never began.
     """
     if error is None:
         return Outcome.SUCCEEDED
@@ -59,7 +59,7 @@ def outcome_of_block(error: BaseException | None, call: Call | None) -> Outcome:
         return Outcome.MEMORY_LIMIT
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return Outcome.WORKER_LOST
-    # Where nobody has imported asyncio, nothing was cancelled; the import takes 10 ms.
+    # If asyncio is not imported, nothing was cancelled; the import would take 10 ms.
     cancelled = getattr(sys.modules.get("asyncio"), "CancelledError", GeneratorExit)
     if isinstance(error, GeneratorExit | cancelled):
         return _by_limit_around(call) or Outcome.REVOKED
@@ -67,7 +67,7 @@ def outcome_of_block(error: BaseException | None, call: Call | None) -> Outcome:
 
 
 def _by_limit_around(call: Call | None) -> Outcome | None:
-    """Return the limit of a call around *call* for which both are being ended."""
+    """Return the limit of an enclosing call that ends *call* as well."""
     outer = call.parent if call is not None else None
     while outer is not None:
         if outer.open and outer.hard_sent:

@@ -1,7 +1,7 @@
-"""What a process that runs calls does before it ends itself: it sends what it has buffered.
+"""Hooks that run before a process that runs calls ends itself, to flush telemetry.
 
-A list, since what describes calls stands above what interrupts them: :mod:`.telemetry.spans` adds
-itself. Imported by senders too, so it imports nothing.
+A list, because this package must not import telemetry: :mod:`celery_budgets.telemetry.spans`
+registers itself. Senders import this module too, so it imports nothing.
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ __all__ = ["BEFORE_EXIT", "FLUSH_SECONDS"]
 
 #: Longest flush of telemetry before a process ends itself, seconds: billiard allows 0.1.
 FLUSH_SECONDS = 0.08
-#: Each is called in turn with the seconds that it may take.
+#: Functions that are called in turn with the seconds that they may take.
 BEFORE_EXIT: list[Callable[[float], object]] = []

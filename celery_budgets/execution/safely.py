@@ -1,4 +1,4 @@
-"""What must not fail a call: measuring it, and telling of it.
+"""Shields calls from failures of measuring and telemetry.
 
 Runs in the process that runs the call.
 """
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def guarded(function: Any, *args: Any) -> Any:
-    """Call *function*; a failure of ours is logged, and the user's call goes on."""
+    """Call *function*; log its failure instead of raising, so that the user's call continues."""
     try:
         return function(*args)
     except Exception:

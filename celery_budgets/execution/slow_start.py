@@ -1,8 +1,8 @@
-"""How long a pool process takes until it can run calls, told where that is near too long.
+"""Warns of pool processes that take nearly too long to start.
 
 Runs in the pool process, after all other receivers of ``worker_process_init``.
 
-See also: :mod:`celery_budgets.worker.pool.processes`, for those that never come up.
+See also: :mod:`celery_budgets.worker.pool.processes`, for those that never start.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["warn_of_slow_start"]
 
 logger = logging.getLogger(__name__)
 
-#: Part of the time that Celery gives a process, above which it is warned about.
+#: Share of ``worker_proc_alive_timeout`` above which a process warns.
 _SHARE = 0.5
 
 
 def warn_of_slow_start(app: Any) -> None:
     """Log when this process has taken over half of ``worker_proc_alive_timeout`` to start.
 
-    One process of a pool says it for all: the first.
+    Only the first process of a pool logs it.
     """
     most = float(app.conf.worker_proc_alive_timeout or 0)
     if getattr(process.current_process(), "index", 0):

@@ -1,4 +1,4 @@
-"""Idempotency keys: of the calls that carry one key, one runs, and all get its result.
+"""Idempotency keys: of all calls with the same key one runs, and all get its result.
 
 Runs in the process that runs calls, around the body.
 """

@@ -1,13 +1,13 @@
-"""Idempotency keys: of the calls that carry one key, one runs and all get its result.
+"""Runs the body of only one of the calls with the same idempotency key.
 
-The call that comes first takes a lease on task name and key, which is renewed while it runs. Its
-twins find the lease held and come back later, through the broker; or they find the work done, and
-end with its value. The value stands beside the note that the work is done, and is written with
-it: so a twin needs no result backend, and no crash can leave the one without the other.
+The first call takes a lease on task name and key, which is renewed while it runs. Another call
+with the key, a twin, finds the lease held and replaces itself by a delayed message; or it finds
+the work done and ends with its value. The value is stored in the same record as the state and
+written together with it: so a twin needs no result backend, and a crash cannot separate the two.
 
-Covers: what is done in the process that runs a call, around its body.
-Does not cover: how the caller says the key (:mod:`celery_budgets.sending.options`), who keeps
-leases (:mod:`celery_budgets.shared_state.leases`) and where
+Covers: the process that runs a call, around its body.
+Does not cover: how the caller gives the key (:mod:`celery_budgets.sending.options`), the leases
+(:mod:`celery_budgets.shared_state.leases`) and where they are stored
 (:mod:`celery_budgets.shared_state.lease_store`).
 """
 
@@ -41,14 +41,14 @@ logger = logging.getLogger(__name__)
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "celery-budgets:idempotency-key")
 LONGEST_KEY = 1000
-#: A twin's first wait, seconds; each further one is twice as long, up to what is left.
+#: A twin's first delay, seconds; each further one is twice as long, up to the rest of the lease.
 FIRST_WAIT = 0.5
-#: How long a holder whose lease has ended already may go on, seconds.
+#: How long a call whose lease has expired may continue, seconds.
 SECONDS_TO_STOP = 1.0
 
 
 def checked_key(key: Any) -> str:
-    """Return *key*.
+    """Return *key* after validation.
 
     Raises:
         ValueError: It is not text, empty, or longer than 1,000 characters.
@@ -68,11 +68,11 @@ def task_id_of(task_name: str, key: str) -> str:
 
 
 def forget_failure(backend: Any, task_id: str) -> None:
-    """Drop the failure of an earlier call: its caller-to-be would take it for its own.
+    """Delete the stored failure of an earlier call, which the new caller would take for its own.
 
-    A success that is stored in between may be dropped too; the new call ends with it again.
+    A success that is stored in between may be deleted too; the new call then returns it again.
     """
-    # Each twin has published it. What nobody waited for is kept for who comes next
+    # Each twin has published it, and Celery keeps a message that nobody has waited for
     # (celery.backends.asynchronous.BaseResultConsumer.on_state_change).
     published = getattr(backend, "_pending_messages", None)
     while published is not None and published.take(task_id, None) is not None:
@@ -81,13 +81,13 @@ def forget_failure(backend: Any, task_id: str) -> None:
         if backend.get_state(task_id) in states.EXCEPTION_STATES:
             backend.forget(task_id)
     except NotImplementedError:
-        pass  # results are kept nowhere
+        pass  # the backend stores no results
 
 
 def stands_for_twin(headers: Mapping[str, Any], task_name: str, task_id: str) -> bool:
-    """Return whether a delivery has waited for a twin, and its result is the twin's as well.
+    """Return whether a delivery has waited for a twin with which it shares its result.
 
-    Where it ends without a body, because of a limit of its own, the twin may still run.
+    If it ends without running its body, because of a limit of its own, the twin may still run.
     """
     key = headers.get(HEADER_IDEMPOTENCY_KEY)
     if headers.get(HEADER_WAITED_FOR) is None or not isinstance(key, str):
@@ -96,18 +96,18 @@ def stands_for_twin(headers: Mapping[str, Any], task_name: str, task_id: str) ->
 
 
 def run_once(task: Any, call: Call | None, body: Callable[[], Any]) -> Any:
-    """Run *body* where no twin runs or has run; return the twin's value where one has.
+    """Run *body*, unless a twin runs or has run; return the value of one that has.
 
     Args:
         task: The task, in the process that runs its call.
-        call: The running call; ``None`` where it is not measured.
+        call: The running call; ``None`` if it is not measured.
         body: Runs the call.
 
     Raises:
-        TwinFailed: The twin that this call has waited for failed, and that is stored.
-        TwinWaits: Another holds the lease; a message that comes back for it is sent.
-        ConfigurationError: No Redis keeps the keys of the app.
-        Exception: What the body raised, here or in the twin that this call has waited for.
+        TwinFailed: The twin that this call has waited for has failed, and stored that.
+        TwinWaits: A twin holds the lease; a delayed message was sent to replace this one.
+        ConfigurationError: The app has no Redis for the keys.
+        Exception: Raised by the body, here or in the twin that this call has waited for.
     """
     key = checked_key(getattr(task.request, HEADER_IDEMPOTENCY_KEY, None))
     leases = leases_of(task.app)
@@ -126,13 +126,13 @@ def run_once(task: Any, call: Call | None, body: Callable[[], Any]) -> Any:
 
 
 def _end_as_twin(task: Any, found: Found, times: int) -> Any:
-    """End as the call that was found has ended, or come back when it may have."""
+    """End like the twin that was found, or send a message that checks again later."""
     if found.state is State.DONE:
         return _unpack(found.value)
     if found.state is State.FAILED:
         error: Exception = task.backend.exception_to_python(_unpack(found.value))
         if _shares_its_result(task):
-            # Stored again it would be told again, to callers who may wait for a later run.
+            # Stored again, it would be published again, to callers who may wait for a later run.
             raise TwinFailed(repr(error))
         raise error
     seconds = min(found.left, FIRST_WAIT * 2 ** min(times, 30))
@@ -140,7 +140,7 @@ def _end_as_twin(task: Any, found: Found, times: int) -> Any:
 
 
 def _shares_its_result(task: Any) -> bool:
-    """Return whether all that tells the call's end is a stored result, and that is its twin's."""
+    """Return whether only a stored result reports the call's end, and it is that of its twin."""
     request = task.request
     if request.errbacks or request.chord or request.chain or request.group:
         return False
@@ -150,10 +150,10 @@ def _shares_its_result(task: Any) -> bool:
 def _run_holding(
     task: Any, call: Call | None, leases: Leases, lease: Lease, body: Callable[[], Any]
 ) -> Any:
-    """Run *body*, renewing *lease* meanwhile, and note how it ended."""
+    """Run *body* while renewing *lease*, and record how it ended."""
     renewing, request = keeper(), task.request
     if request.headers and HEADER_WAITED_FOR in request.headers:
-        # A retry of the holder's own has waited for nobody.
+        # A retry of the holder must not be taken for a twin that has waited.
         request.headers = {**request.headers}
         del request.headers[HEADER_WAITED_FOR]
     try:
@@ -164,7 +164,7 @@ def _run_holding(
             renewing.let_go(lease)
     except BaseException as exc:
         if lease.lost and isinstance(exc, SoftTimeLimitExceeded):
-            # Stopped for the lease, not for its time: whoever has it now decides the result.
+            # Stopped because of the lease, not of its time: its new holder decides the result.
             raise _come_back(task, 0.0, lease.fence, 0) from exc
         _settle_ended(task, leases, lease, exc)
         raise
@@ -173,20 +173,20 @@ def _run_holding(
 
 
 def _runs(call: Call) -> bool:
-    """Return whether a body may still be at work, which was given up where it could not be ended.
+    """Return whether the body of an abandoned call may still run.
 
-    A thread that comes back after that is kept for later, and does not get here again.
+    A thread that ends after that is parked, and does not get here again.
     """
     return call.open or not call.hard_sent
 
 
 def _stop(call: Call | None, lease: Lease) -> None:
-    """Bring the limits of *call* forward: its lease runs out, and a twin may start then."""
+    """Bring the limits of *call* forward to the expiry of its lease, when a twin may start."""
     if call is None:
         return
     now = monotonic()
-    # Where its lease has ended already, a twin may run, and the result is that one's: then the
-    # call is better stopped by the soft limit, after which nothing is stored.
+    # If its lease has expired already, a twin may run and owns the result: then it is better to
+    # stop the call by the soft limit, after which nothing is stored.
     ends = now + SECONDS_TO_STOP
     if lease.valid_until > now:
         ends = max(now, lease.valid_until - watchdog().interrupt.hard_grace - 2 * TICK)
@@ -196,13 +196,13 @@ def _stop(call: Call | None, lease: Lease) -> None:
 
 
 def _settle_done(task: Any, leases: Leases, lease: Lease, value: Any) -> None:
-    """Note that the work is done; insist while nobody else can have taken the lease."""
+    """Record that the work is done; retry while no other process can have taken the lease."""
     packed = b""
     if not task.request.ignore_result:
         try:
             packed = _pack(task.backend.prepare_value(value), task.app.conf.result_serializer)
         except Exception as exc:
-            # Celery cannot store it either, and fails the call.
+            # The value cannot be serialized: Celery fails the call as well.
             _settle_ended(task, leases, lease, exc)
             return
     while True:
@@ -224,7 +224,7 @@ def _settle_done(task: Any, leases: Leases, lease: Lease, value: Any) -> None:
 
 
 def _settle_ended(task: Any, leases: Leases, lease: Lease, error: BaseException) -> None:
-    """Let the lease go: as failed, or as free where the call ended otherwise than by failing."""
+    """Release the lease: as failed, or as free if the call neither succeeded nor failed."""
     failed = isinstance(error, Exception) and not isinstance(error, Retry | Reject | Ignore)
     state, value = State.FREE, b""
     try:
@@ -233,15 +233,15 @@ def _settle_ended(task: Any, leases: Leases, lease: Lease, error: BaseException)
             value = _pack(task.backend.prepare_exception(error, "json"), "json")
         leases.settle(lease, state, value)
     except Exception as exc:
-        # It runs out by itself.
+        # It expires by itself.
         logger.warning("budgets.lease_not_let_go name=%s: %s", lease.name, exc)
 
 
 def _come_back(task: Any, seconds: float, fence: int, times: int) -> Exception:
-    """Send a message that comes back in *seconds*, and return the error that ends this one.
+    """Send the message again with a delay of *seconds*, and return the error that ends this call.
 
-    It is no retry: nothing is counted and no state is stored, because the result may be the
-    holder's. Sent before this delivery is acknowledged, so that one is always left.
+    It is no retry: nothing is counted and no state is stored, because the result may be that of
+    the holder. Sent before this delivery is acknowledged, so that a crash loses neither.
     """
     request = task.request
     headers = {**(request.headers or {}), HEADER_WAITED_FOR: [fence, times]}
@@ -259,7 +259,7 @@ def _come_back(task: Any, seconds: float, fence: int, times: int) -> Exception:
 
 
 def _waited(request: Any) -> tuple[int, int]:
-    """Return the fence that the message has waited for, and how often it has come back."""
+    """Return the fencing token that the message waits for, and how often it was sent again."""
     header = getattr(request, HEADER_WAITED_FOR, None)
     if isinstance(header, list | tuple) and len(header) == 2:
         fence, times = header
@@ -275,7 +275,7 @@ def _pack(value: Any, serializer: str) -> bytes:
 
 
 def _unpack(packed: bytes) -> Any:
-    """Return the value that :func:`_pack` was given; ``None`` where results are ignored."""
+    """Return the value packed by :func:`_pack`; ``None`` if results are ignored."""
     if not packed:
         return None
     content_type, encoding, body = packed.split(b"\n", 2)

@@ -1,4 +1,4 @@
-"""What processes share by Redis: leases, which expire unless their holder renews them.
+"""State that processes share in Redis: leases, which expire unless their holder renews them.
 
-Runs in each process that holds a lease or asks for one.
+Runs in each process that takes or holds a lease.
 """

@@ -1,6 +1,6 @@
-"""Which Redis keeps the leases of an app, and how its clients are made.
+"""Chooses the Redis that stores the leases of an app, and creates its clients.
 
-The first of: ``budgets_idempotency_url``, the result backend, the broker.
+It is the first that is configured: ``budgets_idempotency_url``, the result backend, the broker.
 
 Used in the process that sends a call with a key, and in the one that runs it.
 """
@@ -23,10 +23,10 @@ _PREFIX = "celery-budgets:call:"
 
 
 def leases_of(app: Any) -> Leases:
-    """Return the leases of *app*; nothing is connected before the first is taken.
+    """Return the leases of *app*; the client connects when the first lease is taken.
 
     Raises:
-        ConfigurationError: Neither the setting nor backend nor broker names a Redis.
+        ConfigurationError: Neither the setting nor the backend nor the broker is a Redis.
     """
     settings = settings_of(app)
     read_from, found = _leases.get(app, (None, None))
@@ -39,26 +39,26 @@ def leases_of(app: Any) -> Leases:
     return found
 
 
-#: With the settings that each was made of: those may be read anew.
+#: By app, with the settings they were created from: the configuration may be reloaded.
 _leases: WeakKeyDictionary[Any, tuple[Any, Leases]] = WeakKeyDictionary()
 
 
 def _client(app: Any, url: str | None, timeout: float) -> tuple[Any, str]:
-    """Return a client that gives up after *timeout* seconds, and the prefix of its keys."""
+    """Return a client with a timeout of *timeout* seconds, and the prefix of its keys."""
     from celery.backends.redis import RedisBackend
 
     if url is not None:
         return _from_url(url, timeout), ""
     backend = app.backend
     if isinstance(backend, RedisBackend):
-        # As RedisBackend.client, which waits for 120 s; SentinelBackend makes its own pool.
+        # As RedisBackend.client, which waits for 120 s; SentinelBackend creates its own pool.
         params = {**backend.connparams, **_impatient(timeout)}
         if "path" in params:
             params.pop("socket_connect_timeout")  # a Unix socket has none
         return backend._create_client(**params), _key_prefix(
             app.conf.result_backend_transport_options
         )
-    # The first one: others are for fail-over, and would not know the leases of the first.
+    # The first one: the others are for fail-over, and do not have the leases of the first.
     broker = next(iter(addresses(app.conf.broker_write_url)), "")
     if broker.startswith("sentinel://"):
         return _by_sentinel(app, timeout), _key_prefix(app.conf.broker_transport_options)
@@ -82,7 +82,7 @@ def _from_url(url: str, timeout: float, **more: Any) -> Any:
 def _by_sentinel(app: Any, timeout: float) -> Any:
     """Return a client of the master that the broker's sentinels name.
 
-    As kombu.transport.redis.SentinelChannel._sentinel_managed_pool, which connects at once.
+    Mirrors kombu.transport.redis.SentinelChannel._sentinel_managed_pool. Differs: connects lazily.
     """
     from kombu.utils.url import parse_url
     from redis import Redis
@@ -114,7 +114,7 @@ def _impatient(timeout: float) -> dict[str, Any]:
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
-    # The keeper of the leases tries again itself, and knows for how long.
+    # LeaseRenewal retries by itself, and knows for how long it may.
     return {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,

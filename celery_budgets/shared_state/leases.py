@@ -1,11 +1,11 @@
-"""Leases in Redis: a claim on one name by one holder, for a while, renewed while it is needed.
+"""Leases in Redis: a claim on a name by one holder, which expires unless it is renewed.
 
-Every change is one script on the server, by the server's clock, and only the holder makes it: a
-holder that comes too late changes nothing. The record of a name outlives its lease, with how the
-work ended, and counts the leases there were (its *fence*).
+Every change is one script on the server, by the server's clock, that checks the holder: a former
+holder changes nothing. The record of a name outlives its lease. It stores how the work ended, and
+counts the leases on the name (its *fence*, a fencing token).
 
 Runs in the process that runs calls. See also: :mod:`celery_budgets.shared_state.renewal`, which
-renews leases, and :mod:`celery_budgets.idempotency.run_once`, which decides what is done under one.
+renews leases, and :mod:`celery_budgets.idempotency.run_once`, which uses them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NOW = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 """
-#: KEYS: the record. ARGV: holder, length and keep in ms, the fence that a twin has waited for.
+#: KEYS: the record. ARGV: holder, length and keep in ms, the fence that a twin waits for.
 _TAKE = (
     _NOW
     + """
@@ -64,22 +64,22 @@ return 1
 
 
 class State(StrEnum):
-    """What a record says of its name."""
+    """The state of a name."""
 
-    FREE = "free"  #: nobody holds it, and nothing is known of its end
-    RUNNING = "running"  #: a holder's lease has not run out
-    DONE = "done"  #: its work has succeeded
-    FAILED = "failed"  #: its work has failed
+    FREE = "free"  #: it is not held, and no end is recorded
+    RUNNING = "running"  #: a holder's lease has not expired
+    DONE = "done"  #: the work has succeeded
+    FAILED = "failed"  #: the work has failed
 
 
 class Lease:
     """A claim that this process holds, or has lost.
 
     Args:
-        name: What is claimed.
-        holder: Who claims it: unique to this claim.
-        fence: How many leases there have been on the name, with this one.
-        valid_until: Monotonic instant until which nobody else can have it.
+        name: The claimed name.
+        holder: Id of the holder, unique to this claim.
+        fence: Number of leases on the name up to this one.
+        valid_until: Monotonic instant until which no other process can take it.
     """
 
     def __init__(self, name: str, holder: str, fence: int, valid_until: float) -> None:
@@ -87,7 +87,7 @@ class Lease:
         self.holder = holder
         self.fence = fence
         self.valid_until = valid_until
-        #: Could it not be renewed in time, or has somebody else taken it?
+        #: Whether it could not be renewed in time, or another process has taken it.
         self.lost = False
 
     def __repr__(self) -> str:
@@ -95,25 +95,25 @@ class Lease:
 
 
 class Found(NamedTuple):
-    """What the attempt to take a name has found."""
+    """The result of an attempt to take a lease."""
 
     #: ``FREE``: :attr:`lease` is ours now.
     state: State
     fence: int
-    #: Seconds that another holder's lease still lasts.
+    #: Seconds until another holder's lease expires.
     left: float
-    #: What the work has left behind, as :meth:`Leases.settle` was given it.
+    #: The value that was passed to :meth:`Leases.settle`.
     value: bytes
     lease: Lease | None
 
 
 class Leases:
-    """Leases of one length on one server.
+    """Leases of the same length on one server.
 
     Args:
         client: A client of the server whose replies are bytes.
         length: How long a lease lasts unless it is renewed, seconds.
-        retention: How long the end of the work is remembered, seconds.
+        retention: How long the end of the work is kept, seconds.
         prefix: Put before each name.
         clock: Returns monotonic seconds.
     """
@@ -135,20 +135,20 @@ class Leases:
         self._renew = client.register_script(_RENEW)
         self._settle = client.register_script(_SETTLE)
         self._length_ms = max(1, round(length * 1000))
-        # While the work runs its record must not go before its lease does.
+        # While the work runs, its record must not expire before its lease.
         self._keep_ms = max(round(retention * 1000), 2 * self._length_ms)
 
     def take(self, name: str, waited_for: int = 0) -> Found:
-        """Take *name* where it is free, or where the lease on it has run out.
+        """Take a lease on *name* if it is free, or if its lease has expired.
 
         Args:
-            name: What is claimed.
+            name: The name to claim.
             waited_for: Fence of a lease that the caller has waited for: if its work has failed
-                meanwhile, that is found instead.
+                meanwhile, that failure is returned instead.
 
         Raises:
-            redis.exceptions.RedisError: The server does not answer. It may have given the lease
-                all the same, which then runs out by itself.
+            redis.exceptions.RedisError: The server does not answer. It may have granted the lease
+                nevertheless, which then expires by itself.
         """
         holder, sent_at = uuid4().hex, self._clock()
         state, fence, left_ms, value = self._take(
@@ -158,14 +158,14 @@ class Leases:
         found = State(state.decode())
         lease = None
         if found is State.FREE:
-            # From before the question was sent: the server's clock started later.
+            # Counted from before the request: the server's lease starts later.
             lease = Lease(name, holder, fence, sent_at + self.length)
         return Found(found, fence, left_ms / 1000, value, lease)
 
     def renew(self, lease: Lease) -> bool:
-        """Start the length of *lease* anew; return whether it was still its holder's.
+        """Extend *lease* by its full length from now; return whether this process still held it.
 
-        One that has run out is renewed too where nobody has taken it since.
+        An expired lease is renewed too if no other process has taken it since.
 
         Raises:
             redis.exceptions.RedisError: The server does not answer.
@@ -179,15 +179,15 @@ class Leases:
         return bool(held)
 
     def settle(self, lease: Lease, state: State, value: bytes = b"") -> bool:
-        """End *lease*, and note how the work ended; return whether it was still its holder's.
+        """End *lease*, and record how the work ended; return whether this process still held it.
 
         Args:
             lease: The claim.
-            state: ``DONE`` and ``FAILED`` are remembered with *value*; ``FREE`` lets go.
-            value: What whoever asks for the name later is to find.
+            state: ``DONE`` and ``FAILED`` are stored with *value*; ``FREE`` only releases.
+            value: The value that later attempts to take the name find.
 
         Raises:
-            redis.exceptions.RedisError: The server does not answer; asking again is safe.
+            redis.exceptions.RedisError: The server does not answer; a retry is safe.
         """
         keep_ms = max(1, round(self.retention * 1000))
         args = [lease.holder, state.value, value, keep_ms]

@@ -1,10 +1,10 @@
-"""The keeper: one thread that renews the leases which this process holds.
+"""Renews the leases that this process holds, in one thread.
 
-A holder that cannot renew its lease in time is told while there is still some of it left, so that
-it can stop before another holder may start.
+If a lease cannot be renewed, its holder is notified before it expires, so that the work can stop
+before another holder may start.
 
 Physical limit: C code that keeps the interpreter lock for longer than a lease stops this thread as
-well; the lease then runs out while its holder's work goes on.
+well; the lease then expires while the work continues.
 
 See also: :mod:`celery_budgets.shared_state.leases`.
 """
@@ -26,19 +26,19 @@ __all__ = ["SERVER_SECONDS", "LeaseRenewal", "keeper"]
 
 logger = logging.getLogger(__name__)
 
-#: Part of a lease's length after which it is renewed, and between two attempts that fail.
+#: Share of a lease's length after which it is renewed, and between two failing attempts.
 RENEWED_AFTER = 1 / 3
 TRIED_AGAIN_AFTER = 1 / 15
-#: Part of its length that is left when a holder that could not renew it is told to stop.
+#: Share of its length that is left when a holder that could not renew it is notified.
 LEFT_TO_STOP = 1 / 6
-#: Part of its length that the server may take to answer: an attempt, which connects and then
-#: asks, begins with at least LEFT_TO_STOP left and so ends before the lease does.
+#: Share of its length that the server may take to answer: an attempt, which connects and then
+#: sends, begins with at least LEFT_TO_STOP left and so ends before the lease does.
 SERVER_SECONDS = 1 / 15
 
 
 @dataclass(slots=True)
 class _Held:
-    """One lease in hand, and the monotonic instant at which it is renewed next."""
+    """One held lease, and the monotonic instant of its next renewal."""
 
     leases: Leases
     lease: Lease
@@ -47,12 +47,12 @@ class _Held:
     due_at: float = 0.0
 
     def put_off(self) -> None:
-        """Plan the next renewal after one that has gone well."""
+        """Schedule the next renewal after a successful one."""
         self.due_at = self.lease.valid_until - self.leases.length * (1 - RENEWED_AFTER)
 
 
 class LeaseRenewal:
-    """Renews leases.
+    """Renews leases in a thread, which starts with the first one.
 
     Args:
         clock: Returns monotonic seconds.
@@ -76,11 +76,11 @@ class LeaseRenewal:
         """Renew *lease* until :meth:`let_go`.
 
         Args:
-            leases: Where it was taken.
+            leases: The object that the lease was taken from.
             lease: The claim.
-            needed: Asked before each renewal; where it says no, the lease is left to run out.
-            on_lost: Told once when it could not be renewed in time or is another's; in the
-                keeper's thread, so it must not block.
+            needed: Called before each renewal; if it returns ``False``, the lease may expire.
+            on_lost: Called once when the lease could not be renewed in time or another process
+                has taken it; in the thread of this object, so it must not block.
         """
         held = _Held(leases, lease, needed, on_lost)
         held.put_off()
@@ -94,7 +94,7 @@ class LeaseRenewal:
         self._wake.set()
 
     def let_go(self, lease: Lease) -> None:
-        """Renew *lease* no more."""
+        """Stop renewing *lease*."""
         with self._lock:
             self._held.pop(lease.holder, None)
 
@@ -109,19 +109,19 @@ class LeaseRenewal:
             self._wake.clear()
 
     def tick(self) -> float | None:
-        """Renew what is due; return the seconds until the next is, ``None`` without any."""
+        """Renew the leases that are due; return the seconds until the next, ``None`` if none."""
         now, error = self._clock(), None
         with self._lock:
             due = [held for held in self._held.values() if held.due_at <= now]
         for held in due:
-            # One that does not answer is not asked for each of many leases: that takes too long.
+            # A server that does not answer is not tried for each lease: that would take too long.
             error = self._renew(held) if error is None else self._put_off(held, error)
         with self._lock:
             instants = [held.due_at for held in self._held.values()]
         return max(0.0, min(instants) - self._clock()) if instants else None
 
     def _renew(self, held: _Held) -> RedisError | None:
-        """Renew one lease; return the error of a server that does not answer."""
+        """Renew one lease; return the error if the server does not answer."""
         if not held.needed():
             self.let_go(held.lease)
             return None
@@ -134,7 +134,7 @@ class LeaseRenewal:
         return None
 
     def _put_off(self, held: _Held, error: RedisError) -> RedisError:
-        """Try again soon, unless it would be too late then."""
+        """Schedule another attempt, unless that would be too late."""
         length = held.leases.length
         held.due_at = self._clock() + length * TRIED_AGAIN_AFTER
         if held.due_at > held.lease.valid_until - length * LEFT_TO_STOP:
@@ -145,7 +145,7 @@ class LeaseRenewal:
         lease = held.lease
         with self._lock:
             if self._held.pop(lease.holder, None) is None:
-                return  # let go meanwhile
+                return  # released meanwhile
         lease.lost = True
         logger.error("budgets.lease_lost name=%s fence=%s: %s", lease.name, lease.fence, why)
         held.on_lost(lease)
@@ -155,7 +155,7 @@ _keeper: LeaseRenewal | None = None
 
 
 def keeper() -> LeaseRenewal:
-    """Return the keeper of this process, made at its first lease (so also after a fork)."""
+    """Return the renewal of this process, created at its first lease (also after a fork)."""
     global _keeper
     if _keeper is None or _keeper.pid != os.getpid():
         _keeper = LeaseRenewal()

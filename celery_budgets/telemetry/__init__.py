@@ -1,1 +1,1 @@
-"""What is said about a call: spans, metrics, logs, statistics."""
+"""Telemetry of calls: spans, metrics, logs and statistics."""

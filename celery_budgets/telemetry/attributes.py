@@ -1,7 +1,7 @@
-"""Every name under which something is said about a call, with its unit: the one table.
+"""The names of all span attributes and span events, with their units.
 
-Own attributes stand under ``celery_budgets.``; units follow UCUM (``s``, ``By``) and are part
-of no name. See also: ``docs/reference/spans.md``, whose tables are made from this one.
+Our own attributes have the prefix ``celery_budgets.``; units follow UCUM (``s``, ``By``) and are
+not part of names. See also: ``docs/reference/spans.md``, whose tables are generated from this one.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ RSS_DELTA: Final = "celery_budgets.rss.delta"  # By
 RSS_PEAK: Final = "celery_budgets.rss.peak"  # By
 RSS_ATTRIBUTED: Final = "celery_budgets.rss.attributed"
 
-# Taken over from the resource, so that a span says them where resources are dropped.
+# Copied from the resource, for backends that drop resources.
 RESOURCE_ATTRIBUTES: Final = ("service.name", "service.version", "deployment.environment.name")
 
-# OpenTelemetry's own (semantic conventions 1.44, messaging).
+# Defined by OpenTelemetry (semantic conventions 1.44, messaging).
 MESSAGING_SYSTEM: Final = "messaging.system"
 MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
 MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"

@@ -1,9 +1,9 @@
-"""What the standard ``OTEL_*`` variables ask for, where the program has no provider of its own.
+"""Creates the exporters and samplers that the standard ``OTEL_*`` variables name.
 
-Exporters and samplers are found as the SDK's own configurator finds them, by entry points; it is
-not used itself, because it sets providers for all signals at once, and its metrics are sent again
-by each forked process. Differs from it: ``otlp`` is HTTP where no protocol is named, as the
-specification recommends, and what cannot be had is told of and left out.
+For programs without a provider of their own. Mirrors the SDK's configurator, which finds them by
+entry points. That is not used itself, because it sets providers for all signals at once, and each
+forked process would send its metrics again. Differs: ``otlp`` is HTTP if no protocol is named, as
+the specification recommends, and an exporter that is unavailable is logged and left out.
 
 Covers: traces and metrics. Does not cover: ``OTEL_LOGS_EXPORTER``, which is left to the program.
 """
@@ -26,7 +26,7 @@ _PACKAGES = {
     "otlp_proto_http": "'celery-budgets[otlp]'",
     "otlp_proto_grpc": "opentelemetry-exporter-otlp-proto-grpc",
 }
-#: Samplers that a TracerProvider makes of the variables itself.
+#: Samplers that a TracerProvider creates from the variables itself.
 _SAMPLERS = frozenset(
     kind + ending
     for kind in ("", "parentbased_")
@@ -35,7 +35,7 @@ _SAMPLERS = frozenset(
 
 
 def asked_for(signal: str) -> bool:
-    """Return whether a standard ``OTEL_*`` variable asks for *signal*: TRACES or METRICS."""
+    """Return whether a standard ``OTEL_*`` variable enables *signal*: TRACES or METRICS."""
     if _variable("OTEL_SDK_DISABLED").lower() == "true":
         return False
     return bool(_names(signal))
@@ -46,7 +46,7 @@ def _variable(name: str) -> str:
 
 
 def _names(signal: str) -> list[str]:
-    """Return the exporters that are asked for, by the names that the variables use."""
+    """Return the names of the exporters that the variables request."""
     given = _variable(f"OTEL_{signal}_EXPORTER")
     if given:
         names = [name.strip() for name in given.split(",")]
@@ -56,9 +56,9 @@ def _names(signal: str) -> list[str]:
 
 
 def exporters_for(signal: str) -> Iterator[Any]:
-    """Yield the exporters, or readers of metrics, that are asked for; never raise.
+    """Yield the exporters, or metric readers, that the variables request; never raise.
 
-    Logs each one that cannot be had, with the remedy.
+    Logs each one that is unavailable, with the remedy.
 
     Args:
         signal: TRACES or METRICS.
@@ -78,7 +78,7 @@ def exporters_for(signal: str) -> Iterator[Any]:
 
 
 def _entry_point(signal: str, name: str) -> str | None:
-    """Return under which name the exporter is registered; ``None`` without one."""
+    """Return the entry point name of the exporter; ``None`` if the protocol is unknown."""
     if name != "otlp":
         return name
     variables = (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -106,9 +106,9 @@ def _tell_missing(signal: str, asked: str, name: str, group: str, exc: Exception
 
 
 def sampler(sample_rate: float) -> Any:
-    """Return the sampler of a tracer provider; ``None`` for one that it makes itself.
+    """Return the sampler of a tracer provider; ``None`` if the provider creates it itself.
 
-    ``OTEL_TRACES_SAMPLER`` decides where it is set, and *sample_rate* where it is not.
+    ``OTEL_TRACES_SAMPLER`` decides if it is set, else *sample_rate*.
 
     Args:
         sample_rate: The setting ``budgets_span_sample_rate``, 0 to 1.

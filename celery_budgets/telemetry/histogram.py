@@ -1,7 +1,7 @@
-"""A histogram that can be merged, with quantiles within 1 % of the exact ones.
+"""A mergeable histogram, with quantiles within 1 % of the exact ones.
 
 Buckets grow by 2 %, so the middle of a bucket is at most 1 % away from any value in it. Only
-buckets that hold something are kept: 1 microsecond to 1 day needs about 1,300 at the most.
+buckets with values are kept: 1 microsecond to 1 day needs at most about 1,300.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Histogram"]
 
 _GROWTH = 1.02
 _LOG_GROWTH = math.log(_GROWTH)
-#: Everything at or below this shares the lowest bucket.
+#: All values up to this one share the lowest bucket.
 _SMALLEST = 1e-6
 
 
@@ -43,11 +43,11 @@ class Histogram:
 
     @property
     def mean(self) -> float | None:
-        """The average; ``None`` of nothing."""
+        """The average; ``None`` without values."""
         return self.total / self.count if self.count else None
 
     def quantile(self, share: float) -> float | None:
-        """Return the value that *share* (0 to 1) of all values do not exceed; ``None`` of none."""
+        """Return the value that *share* (0 to 1) of all values do not exceed; ``None`` if empty."""
         if not self.count:
             return None
         rank = max(1, math.ceil(share * self.count))
@@ -69,7 +69,7 @@ class Histogram:
         return counts
 
     def copy(self) -> Histogram:
-        """Return a histogram of the same values, which changes no more with this one."""
+        """Return an independent copy."""
         twin = Histogram()
         twin.buckets = self.buckets.copy()
         twin.count, twin.total = self.count, self.total
@@ -77,7 +77,7 @@ class Histogram:
         return twin
 
     def merge(self, other: Histogram) -> None:
-        """Count all that *other* has counted too."""
+        """Add the values of *other*."""
         for index, count in other.buckets.items():
             self.buckets[index] = self.buckets.get(index, 0) + count
         self.count += other.count
@@ -94,7 +94,7 @@ class Histogram:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return this histogram in values that JSON has."""
+        """Return this histogram as JSON values."""
         if not self.count:
             return {}
         return {
@@ -106,7 +106,7 @@ class Histogram:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Histogram:
-        """Return the histogram that :meth:`to_json` gave."""
+        """Return the histogram in the output of :meth:`to_json`."""
         histogram = cls()
         if data:
             histogram.buckets = {int(index): count for index, count in data["buckets"].items()}

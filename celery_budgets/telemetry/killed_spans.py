@@ -1,9 +1,9 @@
-"""Spans of calls that their own process can no longer end: killed, lost, revoked, rejected.
+"""Ends spans of calls that cannot end their own: killed, lost, revoked, rejected.
 
-The worker main process ends them. Where the call had begun, under the very span id that its
-process used, so that the spans made inside the call keep their parent.
+Runs in the worker main process. If the call had begun, the span gets the span id that its process
+used, so that the spans made inside the call keep their parent.
 
-Needs the tracer provider in the worker main process too: set it where the app is made, not
+Needs the tracer provider in the worker main process too: set it where the app is created, not
 only in ``worker_process_init``. See also: :mod:`celery_budgets.telemetry.spans`.
 """
 
@@ -38,15 +38,15 @@ def end_for_process(
     reason: str,
     flight: Flight | None,
 ) -> bool:
-    """Emit the span of one call; return whether there was somewhere to emit it to.
+    """Emit the span of one call; return whether a provider took it.
 
     Args:
         name: Name of the span.
-        attributes: What is known of the call.
-        headers: Those of its message: they name the parent.
+        attributes: Attributes of the call.
+        headers: The headers of its message, which name the parent span.
         outcome: How the call ended.
-        reason: Why, in words; the description of the status ERROR.
-        flight: The record of its process; ``None`` where the call never began.
+        reason: Why, as text; the description of the status ERROR.
+        flight: The flight record of its process; ``None`` if the call never began.
     """
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
@@ -54,7 +54,7 @@ def end_for_process(
     provider = trace.get_tracer_provider()
     processor = getattr(provider, "_active_span_processor", None)
     if processor is None:
-        return False  # no provider of the SDK: nothing that could be given a span id
+        return False  # not a provider of the SDK: its spans cannot be given an id
     parent = _parent(trace, headers)
     context = _context(trace, provider, parent, flight, name)
     if context is None:
@@ -75,7 +75,7 @@ def _parent(trace: Any, headers: Mapping[str, Any]) -> Any:
 
 
 def _context(trace: Any, provider: Any, parent: Any, flight: Flight | None, name: str) -> Any:
-    """Return the identity of the span, or ``None`` for one that is not sampled."""
+    """Return the span context, or ``None`` if the span is not sampled."""
     if parent is not None and not parent.trace_flags.sampled:
         return None
     if flight is not None and any(flight.span_id):
@@ -94,14 +94,14 @@ def _context(trace: Any, provider: Any, parent: Any, flight: Flight | None, name
 
 
 def _is_sampled(trace: Any, provider: Any, parent: Any, trace_id: int, name: str) -> bool:
-    """Ask the sampler, as a tracer does, about a call that never began."""
+    """Return the decision of the sampler, called as by a tracer, for a call that never began."""
     around = trace.set_span_in_context(trace.NonRecordingSpan(parent)) if parent else None
     result = provider.sampler.should_sample(around, trace_id, name, trace.SpanKind.CONSUMER)
     return bool(result.decision.is_sampled())
 
 
 def _was_sampled_out(provider: Any) -> bool:
-    """Return whether a call that began without a recorded span is one that sampling dropped."""
+    """Return whether a call that began without a recorded span was dropped by sampling."""
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON
 
     return provider.sampler not in (ALWAYS_ON, DEFAULT_ON)

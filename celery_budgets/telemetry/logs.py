@@ -1,7 +1,7 @@
-"""Log records of calls: one at each end, with its facts as fields.
+"""Log records of calls: one at the end of each call, with structured fields.
 
-A record's message starts with the name of its event; its facts are in ``extra`` under the one
-key ``budgets``, and on the line of a JSON log beside the message. :data:`SCHEMA` is the table.
+The message starts with the name of the event. The fields are in ``extra`` under the key
+``budgets``, and at the top level of a line in a JSON log. :data:`SCHEMA` lists them.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ SCHEMA: dict[str, str] = {
 }
 
 
-#: Attributes that each record has, or that stand on the line in another form.
+#: Standard attributes of a record, and those that are on the line in another form.
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {
     "message", "asctime", "taskName", "budgets",
 }  # fmt: skip
-#: Once for all records: json.dumps makes an encoder for each where it is given any option.
+#: Shared by all records: json.dumps with options creates an encoder at each call.
 _encode = json.JSONEncoder(default=str).encode
 
 
 def call_ended(facts: Mapping[str, Any], ended_at: float) -> None:
-    """Log the end of one call; WARNING where it did not go as its budget wants.
+    """Log the end of one call; WARNING if it was killed, rejected or over a limit.
 
     Args:
-        facts: By the fields of :data:`SCHEMA`, but for the event.
-        ended_at: Seconds since the epoch; the record has this time, and may be made later.
+        facts: The fields of :data:`SCHEMA`, without the event.
+        ended_at: Seconds since the epoch; the time of the record, which may be created later.
     """
     outcome = facts["outcome"]
     good = outcome == "retried" or (outcome == "succeeded" and not facts["soft_limit_exceeded"])
@@ -76,10 +76,10 @@ def call_ended(facts: Mapping[str, Any], ended_at: float) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """Makes each record a line of JSON, with the facts of a call beside its message."""
+    """Formats each record as a line of JSON, with the fields of a call."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return *record* as one line; its time is UTC, in the form of ISO 8601."""
+        """Return *record* as one line; its time is in UTC, in ISO 8601 format."""
         message = record.getMessage()
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -87,7 +87,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": message,
             "event": message.partition(" ")[0].rstrip(":"),
-            # What a program's own filters and record factories say, such as OpenTelemetry's ids.
+            # Added by the program's own filters and record factories, such as OpenTelemetry's ids.
             **{key: value for key, value in vars(record).items() if key not in _USUAL},
             **getattr(record, "budgets", {}),
         }
@@ -99,11 +99,11 @@ class JsonLines(logging.Formatter):
 
 
 def print_json_lines() -> None:
-    """Print the records of this package as JSON lines on standard error, and only so."""
+    """Print the records of this package as JSON lines on standard error, and nowhere else."""
     package = logging.getLogger("celery_budgets")
     if any(isinstance(handler.formatter, JsonLines) for handler in package.handlers):
         return
-    # Not sys.stderr: Celery turns what is printed there into log records of its own.
+    # Not sys.stderr: Celery redirects that to log records of its own.
     handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(JsonLines())
     package.addHandler(handler)

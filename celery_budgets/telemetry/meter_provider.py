@@ -1,10 +1,10 @@
-"""A meter provider as the ``OTEL_*`` variables say, for a worker that forks.
+"""Creates a meter provider from the ``OTEL_*`` variables, for a worker that forks.
 
-The SDK's own periodic reader starts its thread again in every forked process, and each would
-send the worker's figures once more. Here one thread of the worker asks for each export, and no
-fork takes it along.
+The SDK's periodic reader restarts its thread in every forked process, and each would send the
+worker's metrics again. Here a single thread of the worker triggers each export, and forked
+processes do not have it.
 
-See also: :mod:`celery_budgets.telemetry.metrics`, which prefers a provider of the program's.
+See also: :mod:`celery_budgets.telemetry.metrics`, which prefers a provider of the program.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = ["make_meter_provider"]
 
 logger = logging.getLogger(__name__)
 
-#: Between two exports where OTEL_METRIC_EXPORT_INTERVAL says nothing, milliseconds.
+#: Interval between exports if OTEL_METRIC_EXPORT_INTERVAL is not set, milliseconds.
 _INTERVAL = 60_000.0
-#: Longest that the last export may keep a worker from ending, seconds.
+#: Longest delay of the worker's exit by the last export, seconds.
 _PARTING_SECONDS = 1.0
 
 
 def make_meter_provider() -> Any:
-    """Return a provider that sends as the variables say; ``None`` where nothing can send."""
+    """Return a provider with the requested exporters; ``None`` if none is available."""
     found = list(exporters_for("METRICS"))
     if not found:
         return None
@@ -38,7 +38,7 @@ def make_meter_provider() -> Any:
     from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 
     readers = [
-        # One that is asked, such as that of Prometheus, is a reader itself.
+        # A pull exporter, such as that of Prometheus, is a reader itself.
         each if isinstance(each, MetricReader)
         else PeriodicExportingMetricReader(each, export_interval_millis=math.inf)
         for each in found
@@ -57,7 +57,7 @@ def _interval() -> float:
 
 
 class _Exports(threading.Thread):
-    """Asks a provider to export again and again, and once more at the end of the worker."""
+    """A thread that exports periodically, and once more when the worker exits."""
 
     def __init__(self, provider: Any, interval: float) -> None:
         super().__init__(name="celery-budgets-metrics", daemon=True)
@@ -68,7 +68,7 @@ class _Exports(threading.Thread):
 
     def start(self) -> None:
         super().start()
-        # Only the worker comes here: pool processes leave by os._exit.
+        # Runs only in the worker: pool processes exit by os._exit.
         atexit.register(self._part)
 
     def run(self) -> None:

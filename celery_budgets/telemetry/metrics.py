@@ -1,10 +1,9 @@
 """Metrics of one worker, from its main process: OpenTelemetry instruments and Prometheus.
 
-Both read the same statistics, so they agree with each other and with the records of calls.
-Names and units stand in :data:`METRICS`; no task id is ever a label.
+Both read the same statistics, so they agree with each other and with the log records of calls.
+Names and units are in :data:`METRICS`; a task id is never a label.
 
-See also: :mod:`celery_budgets.worker.remote.metrics_source`, which knows where the numbers come
-from.
+See also: :mod:`celery_budgets.worker.remote.metrics_source`, which collects the numbers.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ BYTES = tuple(float(2**exponent) for exponent in range(24, 35))
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric: its kind, its unit in UCUM, its labels and what it says."""
+    """One metric: its kind, its unit in UCUM, its labels and its description."""
 
     kind: Literal["counter", "gauge", "histogram"]
     unit: str
@@ -94,11 +93,11 @@ def bounds_of(metric: Metric) -> tuple[float, ...]:
 
 
 def serve(port: int, read: Callable[[], Iterable[Sample]], host: str = "127.0.0.1") -> int:
-    """Answer Prometheus on *port* of this process; return the port, also where 0 was asked for.
+    """Serve metrics for Prometheus on *port*; return the port, for *port* 0 the chosen one.
 
     Args:
         port: TCP port; 0 takes a free one.
-        read: Returns the samples of now; called at each scrape.
+        read: Returns the current samples; called at each scrape.
         host: Address to listen on; loopback by default.
 
     Raises:
@@ -153,10 +152,10 @@ def _add(family: Any, metric: Metric, sample: Sample) -> None:
 
 
 def export_to_meter(read: Callable[[], Iterable[Sample]]) -> Callable[[str, Any, Any], None] | None:
-    """Make instruments of the meter provider; ``None`` where there is none and none is asked for.
+    """Create the instruments; return ``None`` if there is no meter provider and none is requested.
 
-    Counters and gauges are observed from *read*. OpenTelemetry observes no histogram, so the
-    returned function records each value: (metric, labels, value).
+    Counters and gauges are observable, from *read*. OpenTelemetry has no observable histogram, so
+    the returned function records each value: (metric, labels, value).
     """
     provider = _meter_provider()
     if provider is None:
@@ -193,7 +192,7 @@ def _meter_provider() -> Any:
     api = sys.modules.get("opentelemetry.metrics")
     if api is not None:
         provider = api.get_meter_provider()
-        # Those of the API itself are stand-ins for one that was never set.
+        # The API's own providers are placeholders for one that was never set.
         if not type(provider).__module__.startswith("opentelemetry.metrics"):
             return provider
     if not asked_for("METRICS"):
@@ -210,7 +209,7 @@ def _observer(name: str, read: Callable[[], Iterable[Sample]]) -> Callable[[Any]
         from opentelemetry.metrics import Observation
 
         if os.getpid() != owner:
-            return  # a pool process that inherited the program's provider
+            return  # a forked pool process that inherited the program's provider
         for sample in read():
             if sample.metric == name and not isinstance(sample.value, Histogram):
                 labels = dict(zip(METRICS[name].labels, sample.labels, strict=True))

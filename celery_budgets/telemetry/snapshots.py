@@ -1,7 +1,7 @@
-"""What the workers are doing at one moment: slots and memory, as frozen facts.
+"""Snapshots of the current slots and memory of workers, as frozen values.
 
-Each is made from the answers of workers to ``inspect budgets``. See also:
-:mod:`celery_budgets.telemetry.statistics`, for what has ended.
+Each is built from the answers of workers to ``inspect budgets``. See also:
+:mod:`celery_budgets.telemetry.statistics`, for calls that have ended.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Answers = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """The calls of one lane, on one worker or on all."""
+    """The slots of one lane, on one worker or on all."""
 
     #: Calls that run now.
     active: int = 0
     #: Calls that may run at once.
     limit: int = 0
-    #: Calls that a worker has in hand and that do not run yet.
+    #: Calls that a worker has received and not started.
     waiting: int = 0
 
     def __add__(self, other: Slots) -> Slots:
@@ -45,7 +45,7 @@ class Concurrency:
 
     @classmethod
     def of(cls, answers: Answers, silent: tuple[str, ...] = ()) -> Self:
-        """Return the slots that *answers* tell."""
+        """Return the slots in *answers*."""
         workers = {
             name: {
                 lane: Slots(facts["active"], facts["limit"], facts["waiting"])
@@ -74,7 +74,7 @@ class Concurrency:
 
 @dataclass(frozen=True, slots=True)
 class LevelsOfMemory:
-    """The levels of one lane, bytes of RSS of the process that runs its calls."""
+    """The memory levels of one lane, bytes of RSS of the process that runs its calls."""
 
     rss_warning: int
     max_rss: int
@@ -93,21 +93,21 @@ class WorkerMemory:
     #: By lane that the worker serves.
     levels: Mapping[str, LevelsOfMemory]
     #: The worker with its pool processes, as its gate measures it (PSS, or by the cgroup);
-    #: ``None`` where nothing measures it.
+    #: ``None`` if it is not measured.
     whole_bytes: int | None = None
-    #: Limit of ``whole_bytes``; ``None`` where nothing is measured and none is configured.
+    #: Limit of ``whole_bytes``; ``None`` if it is not measured and none is configured.
     max_worker_rss: int | None = None
     #: "open", or "paused" while the worker admits no calls.
     gate: str = "open"
 
     @property
     def largest_bytes(self) -> int:
-        """RSS of the largest process that runs calls: what the levels are compared with."""
+        """RSS of the largest process that runs calls, which is compared with the levels."""
         return max(self.pool_rss_bytes.values(), default=self.rss_bytes)
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Self:
-        """Return the memory that one worker's *answer* tells."""
+        """Return the memory in one worker's *answer*."""
         # A worker without a memory guard has no gate, and admits every call.
         memory, gate = answer.get("memory", {}), answer.get("gate") or {}
         whole = gate.get("gauges", {}).get("max_worker_rss", {})
@@ -135,5 +135,5 @@ class Memory:
 
     @classmethod
     def of(cls, answers: Answers, silent: tuple[str, ...] = ()) -> Self:
-        """Return the memory that *answers* tell."""
+        """Return the memory in *answers*."""
         return cls({name: WorkerMemory.of(answer) for name, answer in answers.items()}, silent)

@@ -1,10 +1,10 @@
-"""Spans of calls: those of opentelemetry-instrumentation-celery, enriched while they are open.
+"""Enriches the spans of calls that opentelemetry-instrumentation-celery creates.
 
-Where the program has set no tracer provider and no ``OTEL_*`` variable asks for one, nothing
-here is imported from OpenTelemetry and a call costs one attribute look-up.
+If the program has set no tracer provider and no ``OTEL_*`` variable requests one, this module
+imports nothing of OpenTelemetry, and a call costs one attribute look-up.
 
 Covers: starting the instrumentation, naming and describing the span of a call, flushing.
-Does not cover: providers of the user's, which are never touched.
+Does not cover: providers of the program, which are never changed.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Where the instrumentation keeps the spans of a task, by (task id, is it the publishing one).
+#: Attribute of a task where the instrumentation keeps spans, by (task id, is publishing span).
 _SPANS_OF_TASK = "__otel_task_span"
-#: How long spans are gathered before they are sent, where this makes the provider.
+#: How long spans are batched before export, if this package creates the provider.
 BATCH_MILLISECONDS = 200
 
 
 def instrument(sample_rate: float = 1.0) -> bool:
-    """Start the instrumentation where a provider is set or asked for; return whether it runs.
+    """Start the instrumentation if a provider is set or requested; return whether it runs.
 
     Args:
-        sample_rate: Share of traces kept, 0 to 1, where this makes the provider and
-            ``OTEL_TRACES_SAMPLER`` does not say it.
+        sample_rate: Share of traces recorded, 0 to 1, if this package creates the provider
+            and ``OTEL_TRACES_SAMPLER`` is not set.
     """
     if not _provider_is_set() and not (
         exporters.asked_for("TRACES") and _make_provider(sample_rate)
@@ -70,7 +70,7 @@ def _provider_is_set() -> bool:
 
 
 def _make_provider(sample_rate: float) -> bool:
-    """Make a provider that sends as the ``OTEL_*`` variables say; return whether it can send."""
+    """Create a provider from the ``OTEL_*`` variables; return whether it has an exporter."""
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -79,7 +79,7 @@ def _make_provider(sample_rate: float) -> bool:
     if not found:
         return False
     provider = TracerProvider(sampler=exporters.sampler(sample_rate))
-    # A pool process may be killed: what it holds back for seconds is lost with it.
+    # A killed pool process loses the spans that it has not exported.
     delay = None if "OTEL_BSP_SCHEDULE_DELAY" in os.environ else BATCH_MILLISECONDS
     for each in found:
         exporter: Any = CountingExporter(each)
@@ -89,7 +89,7 @@ def _make_provider(sample_rate: float) -> bool:
 
 
 def span_of(task: Any, task_id: str) -> Span | None:
-    """Return the open span of the running call, or ``None`` where nobody records one."""
+    """Return the open span of the running call, or ``None`` if none is recorded."""
     spans = vars(task).get(_SPANS_OF_TASK)
     if not spans:
         return None
@@ -106,7 +106,7 @@ def span_ids(span: Span | None) -> tuple[bytes, bytes]:
 
 
 def begin(span: Span, call: Call, task: Any, request: Any, terms: Terms, name: str | None) -> None:
-    """Name *span* after its lane and say what runs, and under which limits."""
+    """Name *span* and set the attributes of the call and its limits."""
     if name is not None:
         span.update_name(name.format(lane=call.lane, task=task.name))
     slot = {
@@ -123,7 +123,7 @@ def begin(span: Span, call: Call, task: Any, request: Any, terms: Terms, name: s
 
 
 def shared_attributes(resource: Any) -> Mapping[str, Any]:
-    """Return what a span repeats of its resource, for where resources are dropped."""
+    """Return the attributes that a span copies from its resource."""
     global _shared
     if resource is not _shared[0]:
         known = resource.attributes if resource is not None else {}
@@ -131,20 +131,20 @@ def shared_attributes(resource: Any) -> Mapping[str, Any]:
     return _shared[1]
 
 
-#: The resource that was asked for last, which a process has one of, and what is repeated of it.
+#: The last resource (a process has one), and the attributes that are copied from it.
 _shared: tuple[Any, dict[str, Any]] = (None, {})
 
 
 def call_attributes(
     app: Any, task_name: str, request: Mapping[str, Any], terms: Terms
 ) -> dict[str, Any]:
-    """Return what is known of a call before it runs.
+    """Return the span attributes of a call that are known before it runs.
 
     Args:
         app: The Celery app.
         task_name: Name of the task.
-        request: Headers of the message with what the worker added.
-        terms: Lane and limits. Never arguments: they may hold secrets.
+        request: Headers of the message, and those that the worker added.
+        terms: Lane and limits. Arguments are never included: they may hold secrets.
     """
     queue = (request.get("delivery_info") or {}).get("routing_key") or ""
     attributes: dict[str, Any] = {
@@ -170,7 +170,7 @@ def call_attributes(
 
 
 def _messaging_system(app: Any) -> str:
-    """Return the broker's name; looked up once, because each look at a configuration is slow."""
+    """Return the broker's name; cached, because reading the configuration is slow."""
     system = _systems.get(app)
     if system is None:
         broker = Broker.at(app.conf.broker_read_url)
@@ -184,14 +184,14 @@ _systems: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def end(span: Span, call: Call, outcome: Outcome, waited: float, *, attributed: bool) -> None:
-    """Say how the call ended and what it took.
+    """Set the attributes for the end and the usage of the call.
 
     Args:
         span: The open span of the call.
         call: The call, closed.
         outcome: How it ended.
         waited: Seconds between publishing, or the ETA, and its start.
-        attributed: Is the memory of the process that of this call alone?
+        attributed: Whether the memory of the process is that of this call alone.
     """
     span.set_attributes(
         {
@@ -221,22 +221,22 @@ def end(span: Span, call: Call, outcome: Outcome, waited: float, *, attributed: 
 
 
 def leave_open(task: Any, task_id: str) -> None:
-    """Keep the span of a call whose process is about to go from ending here.
+    """Prevent the span of a call whose process is about to exit from being ended here.
 
-    The worker ends it, under the same span id (:mod:`celery_budgets.telemetry.killed_spans`);
-    ended in both places it would be exported twice.
+    The worker ends it, with the same span id (:mod:`celery_budgets.telemetry.killed_spans`);
+    ended in both places, it would be exported twice.
     """
     spans = vars(task).get(_SPANS_OF_TASK)
     if spans and (task_id, False) in spans:
         from opentelemetry.trace import INVALID_SPAN
 
-        # Collected as garbage, the activation would end the span: as often as it likes, then.
+        # The activation, when it is garbage-collected, would end the span.
         spans[task_id, False][0].end = lambda *_, **__: None
         spans[task_id, False] = (INVALID_SPAN, nullcontext(), None)
 
 
 def flush(seconds: float) -> None:
-    """Send what is buffered in this process, for at most *seconds*; never raise."""
+    """Export the buffered spans of this process within *seconds*; never raise."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return

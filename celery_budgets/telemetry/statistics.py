@@ -1,8 +1,8 @@
-"""What the calls of a worker added up to, and how several workers add up to one answer.
+"""Statistics of the calls of one worker, and their merging over several workers.
 
 Percentiles come from merged histograms, never from averaged percentiles.
 
-Covers: counting, merging, the form that travels between processes.
+Covers: counting, merging, and the JSON form that workers send.
 Does not cover: who counts (:mod:`celery_budgets.worker.calls.tally`) and who asks
 (:meth:`celery_budgets.Budgets.statistics`).
 """
@@ -21,7 +21,7 @@ __all__ = ["CallStatistics", "Statistics"]
 
 @dataclass(slots=True)
 class CallStatistics:
-    """The calls of one task, one lane or everything: how they ended and what they took."""
+    """The outcomes and the usage of the calls of one task, one lane or all."""
 
     #: Calls by outcome.
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -33,10 +33,10 @@ class CallStatistics:
     wait: Histogram = field(default_factory=Histogram)
     #: Highest RSS sampled during each call, bytes.
     rss_peak: Histogram = field(default_factory=Histogram)
-    #: Deliveries that were not admitted, by reason: failed, or handed back to the broker.
+    #: Deliveries that were not admitted, by reason; they were failed or requeued.
     rejections: Counter[str] = field(default_factory=Counter)
-    #: Those of the calls that ended without their body, by the result of a twin, or came back
-    #: later because one was running.
+    #: Calls that ended without running their body: with the result of a twin, or replaced by a
+    #: delayed message because a twin was running.
     twins: int = 0
 
     @property
@@ -55,7 +55,7 @@ class CallStatistics:
         return self.outcomes["succeeded"]
 
     def copy(self) -> CallStatistics:
-        """Return statistics of the same calls, which change no more with these."""
+        """Return an independent copy."""
         return CallStatistics(
             self.outcomes.copy(),
             self.soft_limit_exceeded,
@@ -67,7 +67,7 @@ class CallStatistics:
         )
 
     def merge(self, other: CallStatistics) -> None:
-        """Count all that *other* has counted too."""
+        """Add the counts of *other*."""
         self.outcomes.update(other.outcomes)
         self.soft_limit_exceeded += other.soft_limit_exceeded
         self.duration.merge(other.duration)
@@ -77,7 +77,7 @@ class CallStatistics:
         self.twins += other.twins
 
     def to_json(self) -> dict[str, Any]:
-        """Return these statistics in values that JSON has."""
+        """Return these statistics as JSON values."""
         return {
             "outcomes": dict(self.outcomes),
             "soft_limit_exceeded": self.soft_limit_exceeded,
@@ -90,7 +90,7 @@ class CallStatistics:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CallStatistics:
-        """Return the statistics that :meth:`to_json` gave."""
+        """Return the statistics in the output of :meth:`to_json`."""
         return cls(
             Counter(data["outcomes"]),
             data["soft_limit_exceeded"],
@@ -115,7 +115,7 @@ class Statistics:
         self.silent: tuple[str, ...] = tuple(silent)
 
     def of(self, lane: str, task: str) -> CallStatistics:
-        """Return the statistics of *task* in *lane*, made at its first call."""
+        """Return the statistics of *task* in *lane*; create them at its first call."""
         found = self.calls.get((lane, task))
         if found is None:
             found = self.calls[lane, task] = CallStatistics()
@@ -129,14 +129,14 @@ class Statistics:
         """Count a call that has ended.
 
         Args:
-            facts: Those of its log record (telemetry.logs.SCHEMA).
+            facts: The fields of its log record (telemetry.logs.SCHEMA).
         """
         calls = self.of(facts["lane"], facts["task"])
         calls.outcomes[facts["outcome"]] += 1
         calls.soft_limit_exceeded += facts["soft_limit_exceeded"]
         if facts.get("twin"):
             calls.twins += 1
-            return  # it took what its process takes to find that out
+            return  # its duration and memory are not those of the body
         if facts["seconds"] is not None:
             calls.duration.add(facts["seconds"])
             calls.wait.add(facts["wait_seconds"])
@@ -162,14 +162,14 @@ class Statistics:
         return everything
 
     def copy(self) -> Statistics:
-        """Return statistics of the same calls, which change no more with these."""
+        """Return an independent copy."""
         twin = Statistics(self.silent)
-        # Of a copy: the garbage collector may end a block meanwhile, which is counted too.
+        # Over a tuple: garbage collection may end a block meanwhile, which adds an entry.
         twin.calls = {key: calls.copy() for key, calls in tuple(self.calls.items())}
         return twin
 
     def relabelled(self, label: Callable[[str], str]) -> Statistics:
-        """Return a copy in which the name of each task is what *label* makes of it."""
+        """Return a copy in which each task name is replaced by *label* of it."""
         copy = Statistics(self.silent)
         for (lane, task), calls in self.calls.items():
             copy.of(lane, label(task)).merge(calls)
@@ -186,12 +186,12 @@ class Statistics:
         return merged
 
     def merge(self, other: Statistics) -> None:
-        """Count all that *other* has counted too."""
+        """Add the counts of *other*."""
         for (lane, task), calls in other.calls.items():
             self.of(lane, task).merge(calls)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return these statistics in values that JSON has."""
+        """Return these statistics as JSON values."""
         return [
             {"lane": lane, "task": task, **calls.to_json()}
             for (lane, task), calls in self.calls.items()
@@ -199,7 +199,7 @@ class Statistics:
 
     @classmethod
     def from_json(cls, rows: Iterable[Mapping[str, Any]]) -> Statistics:
-        """Return the statistics that :meth:`to_json` gave."""
+        """Return the statistics in the output of :meth:`to_json`."""
         statistics = cls()
         for row in rows:
             statistics.of(row["lane"], row["task"]).merge(CallStatistics.from_json(row))

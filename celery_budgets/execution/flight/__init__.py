@@ -1,5 +1,5 @@
-"""The flight recorder: what the running call of a process is, readable after its death.
+"""The flight recorder: a record of the running call, which outlives its process.
 
-The process that runs calls writes; the worker main process reads. One file per process, in
+The process that runs calls writes it; the worker main process reads it. One file per process, in
 memory where possible.
 """

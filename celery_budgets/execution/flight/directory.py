@@ -1,7 +1,7 @@
 """The folder of flight records: one small file per pool process, in memory where possible.
 
-A worker holds its folder by a lock for as long as it lives, so that whoever comes next can tell
-what a killed worker has left. See also: :mod:`celery_budgets.execution.flight.recorder`.
+A worker locks its folder as long as it lives, so that later workers recognize and remove the
+folder of a killed one. See also: :mod:`celery_budgets.execution.flight.recorder`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _MEMORY = "/dev/shm"
 
 
 def make() -> tuple[str, int | None]:
-    """Make and hold a folder for the records of this process's pool.
+    """Create and lock a folder for the records of this process's pool.
 
     Returns:
         Its path, and the descriptor of its lock: close it after the folder is removed.
     """
     try:
         return _make_in(_MEMORY)
-    except OSError:  # not there, full, or read-only
+    except OSError:  # missing, full, or read-only
         return _make_in(tempfile.gettempdir())
 
 
 def _make_in(base: str) -> tuple[str, int | None]:
-    # Under a name that no sweep looks for, until it is held.
+    # Under a name that no sweep matches, until it is locked.
     hidden = tempfile.mkdtemp(prefix=f".{PREFIX}{os.getpid()}-", dir=base)
     held = lock(hidden)
     folder = os.path.join(base, os.path.basename(hidden).removeprefix("."))
@@ -42,15 +42,15 @@ def _make_in(base: str) -> tuple[str, int | None]:
 
 
 def lock(folder: str) -> int | None:
-    """Hold *folder* for as long as this process lives; ``None`` where somebody else does."""
-    # A folder of somebody else's may have a link where the lock should be.
+    """Lock *folder* for the life of this process; ``None`` if another process holds the lock."""
+    # Another user's folder may have a symbolic link in place of the lock file.
     flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(os.path.join(folder, "lock"), flags, 0o600)
     except OSError:
         return None
     try:
-        # Not by pid: those of another container may be on the same memory file system.
+        # Not by pid: another container may share this file system, but not its pids.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
@@ -59,7 +59,7 @@ def lock(folder: str) -> int | None:
 
 
 def sweep() -> None:
-    """Remove what workers of this user left that were killed."""
+    """Remove the folders that killed workers of this user have left."""
     for base in (_MEMORY, tempfile.gettempdir()):
         for folder in glob.glob(os.path.join(base, f"{PREFIX}*")):
             if _is_ours(folder):
@@ -67,7 +67,7 @@ def sweep() -> None:
 
 
 def _is_ours(folder: str) -> bool:
-    """Return whether *folder* is one that this user has made, and nobody else can write to."""
+    """Return whether this user owns *folder* and no other user can write to it."""
     try:
         found = os.lstat(folder)
     except OSError:
@@ -88,17 +88,17 @@ def map_file(path: str, *, create: bool) -> mmap.mmap:
 
     Args:
         path: The file.
-        create: Make it, or take over one of an earlier process with this pid, emptied.
+        create: Create it, or reuse and clear that of an earlier process with this pid.
 
     Raises:
-        OSError: There is no such file, or no room for one.
+        OSError: There is no such file, or no space for one.
     """
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
     descriptor = os.open(path, flags, 0o600)
     try:
         if create:
-            # Never cut short: a process that has it mapped would die of SIGBUS. And with real
-            # room, or the first write to the map would die of that too.
+            # Never truncated: a process that has it mapped would die of SIGBUS. With its space
+            # reserved: otherwise a write to the map would die of SIGBUS on a full disk.
             reserve = getattr(os, "posix_fallocate", None)  # not on macOS
             if reserve is not None:
                 reserve(descriptor, 0, mmap.PAGESIZE)

@@ -1,7 +1,7 @@
-"""One flight record: what is written down of a call, byte by byte, and how it is read again.
+"""The binary layout of a flight record, with functions to pack and unpack it.
 
 Written in the process that runs the call, read in the worker main process. See also:
-:mod:`celery_budgets.execution.flight.recorder`, which keeps the records.
+:mod:`celery_budgets.execution.flight.recorder`, which manages the records.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = [
 _TASK_ID_BYTES = 128
 #: State, reason, soft exceeded, twin, waits, children left alone.
 _FLAGS = "BBBBBB2x"
-#: Those, started (epoch), soft and hard deadline (monotonic), wall seconds, RSS before, peak,
-#: after (bytes): what changes while the call runs.
+#: The fields that change while the call runs: the flags, start (epoch), soft and hard deadline
+#: (monotonic), wall seconds, RSS before, peak and after (bytes).
 _CHANGING = f"{_FLAGS}4d3Q"
-#: Behind the id; then trace id and span id.
+#: The whole record: the task id, the changing fields, trace id, span id.
 _LAYOUT = struct.Struct(f"<{_TASK_ID_BYTES}s{_CHANGING}16s8s")
 _CHANGES = struct.Struct(f"<{_CHANGING}")
 SIZE = _LAYOUT.size
@@ -37,11 +37,11 @@ PEAK = struct.Struct("<Q")
 PEAK_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}s{_FLAGS}4d1Q")
 DEADLINES = struct.Struct("<2d")
 DEADLINES_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}s{_FLAGS}1d")
-#: Failures of telemetry in the process, behind the record.
+#: After the record: the failures of telemetry in the process.
 FAILURES = struct.Struct("<Q")
 FAILURES_OFFSET = 512
-#: The children of the call, behind those: when it started (as in its record) and how many; then
-#: the pid of each, and when that began.
+#: After the failures: the children of the call. The call's start (as in its record) and their
+#: number; then the pid and the start of each.
 CHILDREN = struct.Struct("<dQ")
 CHILD = struct.Struct("<QQ")
 CHILDREN_OFFSET = 2048
@@ -53,7 +53,7 @@ _IDLE, _RUNNING, _ENDED = range(3)
 
 
 class Reason(IntEnum):
-    """Why the process ended itself in the middle of a call."""
+    """Why a process ended itself during a call."""
 
     NONE = 0
     HARD_TIME_LIMIT = 1
@@ -64,9 +64,9 @@ _REASONS = tuple(Reason)
 
 
 class Flight(NamedTuple):
-    """What a process had written down of its call."""
+    """A flight record: the state of a call as its process has last written it."""
 
-    #: Id of the task in UTF-8, cut where it is long.
+    #: Id of the task in UTF-8, truncated if it is long.
     task_key: bytes
     ended: bool
     reason: Reason
@@ -82,30 +82,30 @@ class Flight(NamedTuple):
     rss_after_bytes: int
     trace_id: bytes
     span_id: bytes
-    #: The body did not run: a twin of the call runs, or has run.
+    #: Whether the body was skipped: a twin of the call runs or has run.
     twin: bool = False
-    #: It waits for a result of its own lane.
+    #: Whether it waits for a result of its own lane.
     waits: bool = False
-    #: The processes that it has started are left alone.
+    #: Whether its child processes are left alone.
     leaves_children: bool = False
 
     @property
     def task_id(self) -> str:
-        """Id of the task, cut where it is long."""
+        """Id of the task, truncated if it is long."""
         return self.task_key.decode(errors="replace")
 
     def is_of(self, task_id: str) -> bool:
-        """Return whether the record is of that task; as bytes: a cut may go through a character."""
+        """Return whether the record is of *task_id*, in bytes: truncation may split a character."""
         return self.task_key == key_of(task_id).rstrip(b"\0")
 
 
 def key_of(task_id: str) -> bytes:
-    """Return *task_id* as it stands in a record: in UTF-8, cut where it is long."""
+    """Return *task_id* as in a record: in UTF-8, truncated if it is long."""
     return task_id.encode()[:_TASK_ID_BYTES].ljust(_TASK_ID_BYTES, b"\0")
 
 
 def pack(call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> bytes:
-    """Return the record of *call*, which runs."""
+    """Return the record of the running *call*."""
     return _LAYOUT.pack(
         key_of(call.task_id), _RUNNING, 0,
         call.soft_exceeded, call.twin, False, call.budget.children == "leave",
@@ -115,7 +115,7 @@ def pack(call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> bytes:
 
 
 def pack_how_it_went(call: Call) -> bytes:
-    """Return what has changed of the record of *call*, now that it has ended."""
+    """Return the changing fields of the record of *call*, after its end."""
     return _CHANGES.pack(
         _ENDED, 0, call.soft_exceeded, call.twin, False, False,
         call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
@@ -124,12 +124,12 @@ def pack_how_it_went(call: Call) -> bytes:
 
 
 def with_its_end(record: bytes, call: Call) -> bytes:
-    """Return the *record* of *call*, which has ended, with that."""
+    """Return *record* updated with the end of *call*."""
     return record[: HOW_IT_WENT.start] + pack_how_it_went(call) + record[HOW_IT_WENT.stop :]
 
 
 def unpack(data: bytes | mmap.mmap) -> Flight | None:
-    """Return what a record says; ``None`` of an empty one."""
+    """Return the record in *data*; ``None`` if it is empty."""
     (
         task_id, state, reason, soft_exceeded, twin, waits, leaves, started_at, soft, hard, wall,
         before, peak, after, trace_id, span_id,
@@ -144,9 +144,9 @@ def unpack(data: bytes | mmap.mmap) -> Flight | None:
 
 
 def flight_in(record: Flight | bytes | mmap.mmap | None, task_id: str) -> Flight | None:
-    """Return what *record* says of *task_id*; ``None`` where it is of another call, or empty.
+    """Return *record* if it is of *task_id*; ``None`` if it is of another call, or empty.
 
-    One that has been read already is returned as it is.
+    A record that is unpacked already is returned unchanged.
     """
     if record is None or isinstance(record, Flight):
         return record

@@ -1,12 +1,12 @@
-"""The flight recorder: what the running call of a process is, readable after its death.
+"""The flight recorder: writes and reads records of running calls, which outlive their process.
 
-Each pool process keeps one small file that both it and the worker map into memory, named
-by its pid in a folder of the worker. It works under fork and spawn, and after SIGKILL. Where
-calls run in the worker process itself the records stay in a table of that process.
+Each pool process has one small file, named by its pid in a folder of the worker, that both the
+process and the worker map into memory. It works under fork and spawn, and after SIGKILL. If calls
+run in the worker process itself, the records stay in a table of that process.
 
 Covers: writing (pool process) and reading (worker main process) records.
-Does not cover: what is in one (:mod:`celery_budgets.execution.flight.record`), and what is
-concluded from it (:mod:`celery_budgets.worker.calls.roster`).
+Does not cover: their layout (:mod:`celery_budgets.execution.flight.record`), and what the worker
+concludes from them (:mod:`celery_budgets.worker.calls.roster`).
 """
 
 from __future__ import annotations
@@ -57,24 +57,24 @@ __all__ = ["ENVIRONMENT", "FlightReader", "FlightRecorder", "recorder"]
 
 logger = logging.getLogger(__name__)
 
-#: Names the folder of the records; set by the worker before its pool starts. No setting, so
-#: not below the prefix of settings.
+#: Environment variable with the folder of the records; set by the worker before its pool starts.
+#: It is no setting, and so without the prefix of settings.
 ENVIRONMENT = "_CELERY_BUDGETS_RECORDER"
 
-#: Records of calls in this same process that nobody asked for yet.
+#: Most records of calls in this process that are kept until they are read.
 _LOCAL_RECORDS = 10_000
 
 
 class FlightRecorder:
-    """Writes the calls of this process: to its own file, or to the table of this process."""
+    """Records the calls of this process: in its own file, or in a table of this process."""
 
     def __init__(self, folder: str | None) -> None:
         self._map: mmap.mmap | None = None
-        #: The call that the record is of: blocks inside of it are not written down.
+        #: The recorded call; blocks inside it are not recorded.
         self._call: Call | None = None
-        #: By task id and thread: twins with one idempotency key share their id.
+        #: Records by task id and thread: twins with one idempotency key share their id.
         self._local: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        #: Ids of the calls that wait for a result of their own lane, where there is no file.
+        #: Ids of the calls that wait for a result of their own lane, if there is no file.
         self.waiting: set[str] = set()
         if folder and folder != _own_folder:
             try:
@@ -86,7 +86,7 @@ class FlightRecorder:
             failures.listen(self._failed)
 
     def begin(self, call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> None:
-        """Write down that *call* runs, and the span it runs under."""
+        """Record that *call* runs, and its span."""
         self._call = call
         record = pack(call, trace_id, span_id)
         if self._map is not None:
@@ -95,35 +95,35 @@ class FlightRecorder:
             self._keep(call, record)
 
     def peak(self, call: Call) -> None:
-        """Write down the call's highest sample of RSS so far."""
+        """Record the call's highest sample of RSS so far."""
         if self._map is not None and call is self._call:
             PEAK.pack_into(self._map, PEAK_OFFSET, call.rss_peak)
 
     def children(self, call: Call, children: Collection[Child]) -> None:
-        """Write down which processes below this one *call* has started, as far as there is room."""
+        """Record the child processes of *call*, as many as fit."""
         if self._map is None or call is not self._call:
             return
         offset, count = CHILDREN_OFFSET + CHILDREN.size, min(len(children), MOST_CHILDREN)
-        # One that is read in the middle of this names no process: pid and beginning go together.
+        # A partly written entry matches no process: pid and start have to match together.
         for child in islice(children, count):
             CHILD.pack_into(self._map, offset, *child)
             offset += CHILD.size
         CHILDREN.pack_into(self._map, CHILDREN_OFFSET, call.started_at, count)
 
     def deadlines(self, call: Call) -> None:
-        """Write down that the call's limits have moved."""
+        """Record that the call's limits have moved."""
         if self._map is not None and call is self._call:
             DEADLINES.pack_into(self._map, DEADLINES_OFFSET, call.soft_at, call.hard_at)
 
     def waits(self, call: Call, *, waits: bool) -> None:
-        """Write down that *call* waits for a result of its own lane, or does so no more."""
+        """Record that *call* starts or stops waiting for a result of its own lane."""
         if self._map is None:
             (self.waiting.add if waits else self.waiting.discard)(call.task_id)
         elif call is self._call:
             self._map[WAITS_OFFSET] = waits
 
     def killed(self, call: Call, reason: Reason) -> None:
-        """Write down why this process is about to end itself, in the middle of *call*."""
+        """Record why this process is about to end itself during *call*."""
         # A watchdog may be late: by then the record is that of the next call.
         if self._map is not None and call is self._call:
             self._map[REASON_OFFSET] = reason
@@ -136,7 +136,7 @@ class FlightRecorder:
         return True
 
     def end(self, call: Call) -> None:
-        """Write down what *call* has used; under its span, as it began."""
+        """Record the usage of *call* at its end; its span stays recorded."""
         begun, self._call = self._call, None
         if self._map is None:
             record = self._local.pop((call.task_id, call.thread_id), None)
@@ -157,10 +157,10 @@ class FlightRecorder:
             FAILURES.pack_into(self._map, FAILURES_OFFSET, before + 1)
 
     def take(self, task_id: str) -> Flight | None:
-        """Return and drop the record of a call that ran in this process.
+        """Return and remove the record of a call that ran in this process.
 
-        That of this very thread, which Celery tells of the end of its call; of another where
-        that is given up.
+        Prefers the record of this thread, in which Celery reports the end of the call; that of
+        another thread if the call was abandoned.
         """
         record = self._local.pop((task_id, threading.get_ident()), None)
         if record is None:
@@ -180,7 +180,7 @@ class FlightReader:
         global _own_folder
         sweep()
         self.folder, self._lock = (folder, lock(folder)) if folder else make()
-        # Pool processes leave by os._exit, and so past this.
+        # Pool processes exit by os._exit, which skips atexit.
         atexit.register(self.close)
         self._owner = os.getpid()
         self._maps: dict[int, mmap.mmap] = {}
@@ -188,11 +188,11 @@ class FlightReader:
         os.environ[ENVIRONMENT] = _own_folder = self.folder
 
     def read(self, pid: int | None, task_id: str) -> Flight | None:
-        """Return what process *pid* wrote of *task_id*; ``None`` where it wrote of another."""
+        """Return the record of *task_id* in process *pid*; ``None`` if it is of another call."""
         return flight_in(self._map_of(pid), task_id)
 
     def copy(self, pid: int | None) -> bytes | None:
-        """Return the newest record of process *pid* as it is, for :func:`flight_in`."""
+        """Return the newest record of process *pid* in bytes, for :func:`flight_in`."""
         record = self._map_of(pid)
         return record[:SIZE] if record is not None else None
 
@@ -202,11 +202,11 @@ class FlightReader:
         return unpack(record) if record is not None else None
 
     def children(self, pid: int, flight: Flight) -> set[Child]:
-        """Return the processes that the call of *flight* had started when its process last looked.
+        """Return the last recorded child processes of the call of *flight*.
 
         Args:
             pid: The process of the call.
-            flight: Its record; the children of another call are not those of this one.
+            flight: Its record; empty if the recorded children are those of another call.
         """
         record = self._map_of(pid)
         if record is None:
@@ -229,19 +229,19 @@ class FlightReader:
         return record
 
     def condemn(self, pid: int, reason: Reason, rss: int) -> None:
-        """Write down for process *pid*, which is stopped, why it is killed; *rss* in bytes."""
+        """Record for process *pid*, which is stopped, why it is killed; *rss* in bytes."""
         record = self._maps[pid]
         record[REASON_OFFSET] = reason
         PEAK.pack_into(record, PEAK_OFFSET, max(rss, PEAK.unpack_from(record, PEAK_OFFSET)[0]))
 
     def terminate(self, pid: int | None, task_id: str) -> None:
-        """Write down for process *pid* that the signal which it gets now is for *task_id*."""
+        """Record in the file of process *pid* that its next signal terminates *task_id*."""
         record = self._map_of(pid)
         if record is not None:
             record[TERMINATED] = key_of(task_id)
 
     def forget(self, pid: int) -> None:
-        """Drop the record of a process that is gone, so that its pid can come again."""
+        """Remove the record of a process that has ended, so that its pid can be reused."""
         self.current(pid)
         record = self._maps.pop(pid, None)
         if record is not None:
@@ -251,7 +251,7 @@ class FlightReader:
             os.unlink(os.path.join(self.folder, str(pid)))
 
     def failures(self) -> int:
-        """Return the failures of telemetry in all pool processes, also those that are gone."""
+        """Return the failures of telemetry in all pool processes, including ended ones."""
         for pid in self.pids():
             self.current(pid)
         living = (FAILURES.unpack_from(record, FAILURES_OFFSET)[0] for record in
@@ -259,14 +259,14 @@ class FlightReader:
         return int(self._failures_of_gone + sum(living))
 
     def pids(self) -> list[int]:
-        """Return the processes of which there is a record."""
+        """Return the processes that have a record."""
         try:
             return [int(name) for name in os.listdir(self.folder) if name.isdigit()]
         except OSError:
             return []
 
     def close(self) -> None:
-        """Remove all records; only in the process that made the folder."""
+        """Remove all records; only in the process that created the folder."""
         if os.getpid() != self._owner or self._lock is None:
             return
         for pid in list(self._maps):
@@ -276,7 +276,7 @@ class FlightReader:
         self._lock = None
 
 
-#: Folder of the reader of this very process: calls that run here need no file.
+#: Folder of the reader in this process: calls that run here need no file.
 _own_folder: str | None = None
 
 #: Returns the recorder of this process.

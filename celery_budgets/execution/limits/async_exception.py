@@ -1,4 +1,4 @@
-"""Exceptions that one thread raises in another: one at a time, so it is known on whose behalf.
+"""Raises exceptions in another thread, one at a time, so that the call they belong to is known.
 
 Physical limits: Python raises them between two bytecodes. A thread in C code, or in a blocking
 system call, notices when that returns.
@@ -20,24 +20,24 @@ from celery_budgets.model.per_process import OncePerProcess
 
 __all__ = ["held_off", "is_of", "raise_in", "shielded", "take_back"]
 
-#: By thread, the call on whose behalf the last exception was set there.
+#: By thread, the call for which the last exception was set.
 _set_for: dict[int, Call] = {}
 #: The same, until the thread has raised it.
 _pending: dict[int, Call] = {}
-#: By thread, the exception that it has raised last of those that were set.
+#: By thread, the last of these exceptions that it has raised.
 _raised: dict[int, weakref.ref[BaseException]] = {}
 _noticed_classes: dict[type[BaseException], type[BaseException]] = {}
-#: Entered again where the garbage collector, inside of it, ends a generator that has a block.
+#: Reentrant: garbage collection inside it may close a generator that ends a block.
 _lock = OncePerProcess(threading.RLock)
 #: Threads in bookkeeping of ours: an exception there may leave a lock of logging taken for ever.
 _shielded: set[int] = set()
-#: By thread, the limit that its shield held off first, and its call.
+#: By thread, the first limit that its shield has deferred, and its call.
 _held_off: dict[int, tuple[Callable[[Call], object], Call]] = {}
 
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Hold limits off this thread until the end; one inside of another ends with the outer one."""
+    """Defer limits in this thread until the end of the outermost shield."""
     thread_id = threading.get_ident()
     outermost = thread_id not in _shielded
     try:
@@ -53,7 +53,7 @@ def _unshield(thread_id: int) -> None:
         _shielded.discard(thread_id)
         first = _held_off.pop(thread_id, None)
     if first is not None:
-        # At once: at the watchdog's next look the thread may well be shielded again.
+        # Immediately: at the watchdog's next tick the thread may be shielded again.
         again, call = first
         again(call)
 
@@ -68,14 +68,14 @@ def held_off(call: Call, again: Callable[[Call], object]) -> bool:
 
 
 def raise_in(call: Call, error: type[BaseException], again: Callable[[Call], object]) -> None:
-    """Have the thread of *call* raise *error*, in place of one that it has not raised yet.
+    """Raise *error* in the thread of *call*, replacing one that is still pending there.
 
-    Notes in *call* that it was sent; not where the thread is shielded now.
+    Marks it as sent in *call*, unless the thread is shielded now.
 
     Args:
-        call: The call on whose behalf.
+        call: The call that has exceeded a limit.
         error: The exception's class.
-        again: Called with *call* at the end of a shield that has held this off.
+        again: Called with *call* at the end of the shield, if the thread is shielded.
     """
     with _lock():
         if held_off(call, again):
@@ -84,7 +84,7 @@ def raise_in(call: Call, error: type[BaseException], again: Callable[[Call], obj
         if replaced is not None and replaced is not call and replaced.open:
             replaced.soft_sent = False  # the watchdog sends it again
         _set_for[call.thread_id] = _pending[call.thread_id] = call
-        # Before it is: in this very thread it is raised at once.
+        # Before it is set: in the current thread it is raised at once.
         if error is HardLimitReached:
             call.hard_sent = True
         else:
@@ -93,7 +93,7 @@ def raise_in(call: Call, error: type[BaseException], again: Callable[[Call], obj
 
 
 def take_back(call: Call) -> None:
-    """Take back what was set on behalf of *call* and not raised yet; in its own thread."""
+    """Cancel the pending exception of *call*; called in its own thread."""
     with _lock():
         if _set_for.get(call.thread_id) is call:
             _set(call.thread_id, None)
@@ -103,16 +103,16 @@ def take_back(call: Call) -> None:
 
 
 def is_of(call: Call, error: BaseException) -> bool:
-    """Return whether *error*, raised in this thread just now, was set on behalf of *call*."""
+    """Return whether *error*, just raised in this thread, was set for *call*."""
     raised = _raised.get(call.thread_id)
     return raised is not None and raised() is error and _set_for.get(call.thread_id) is call
 
 
 def _noticed(error: type[BaseException]) -> type[BaseException]:
-    """Return a class that makes plain instances of *error*, and notes that they were raised.
+    """Return a class whose instances are plain *error* objects, recorded when they are raised.
 
-    The interpreter makes them without arguments; that of a soft limit gets its seconds, as from
-    the handlers of signals.
+    The interpreter creates them without arguments; that of a soft limit gets its seconds, as
+    when a signal handler raises it.
     """
     if error not in _noticed_classes:
 
@@ -137,7 +137,7 @@ def _set(thread_id: int, error: type[BaseException] | None) -> None:
 
 
 def _forget_other_threads() -> None:
-    """Forget, in a forked process, the threads that are not there: a new one may be named alike."""
+    """Forget, in a forked process, the threads of the parent: thread ids are reused."""
     here = threading.get_ident()
     for table in (_set_for, _pending, _held_off):
         for thread_id in [other for other in table if other != here]:

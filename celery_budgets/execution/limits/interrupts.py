@@ -1,8 +1,8 @@
-"""How a running call is interrupted on each pool, of which solo has a module of its own.
+"""Interrupts running calls on each pool; solo has a module of its own.
 
-An interrupt has a soft way (an exception in the call) and a hard one (the call is over, whether
-or not its code stops). What a pool cannot do is in its :attr:`Interrupt.enforces`, which the
-worker logs at its start.
+An interrupt has a soft form (an exception in the call) and a hard one (the call ends, whether or
+not its code stops). :attr:`Interrupt.enforces` describes what a pool supports; the worker logs it
+at its start.
 
 Runs in the process that runs calls. See also: :mod:`celery_budgets.execution.limits.watchdog`,
 which decides when.
@@ -38,59 +38,59 @@ __all__ = [
 
 #: Exit code of a pool process that ended itself at a hard limit (``EX_SOFTWARE``).
 EXIT_CODE = 70
-#: A soft signal this much ahead of the deadline is still meant for this call, seconds.
+#: A soft signal at most this early is still meant for this call, seconds.
 _EARLY = 0.1
-#: A soft signal that was meant for an earlier call comes within this of a call's start, seconds.
+#: A soft signal meant for an earlier call arrives within this time of a call's start, seconds.
 _STRAY = 1.0
 
 
 class Interrupt:
-    """Measures only: for a process in which nothing may be interrupted."""
+    """Base class, which interrupts nothing: for a process in which calls are only measured."""
 
-    #: What holds on this pool, one phrase each for ``soft``, ``hard`` and ``memory``.
+    #: How this pool enforces the ``soft``, the ``hard`` and the ``memory`` limit, a phrase each.
     enforces: ClassVar[dict[str, str]] = {"soft": "no", "hard": "no", "memory": "measured"}
-    #: How long after a limit the watchdog acts, seconds: the worker's own timer goes first.
+    #: How long after a limit the watchdog acts, seconds: the worker's own timer acts first.
     soft_grace = 0.0
     hard_grace = 0.0
-    #: Is the memory of the process that of one call?
+    #: Whether the memory of the process is that of a single call.
     attributes_memory = False
-    #: Does a SystemExit in a call end the process that runs it?
+    #: Whether a SystemExit in a call ends the process that runs it.
     ends_process = False
-    #: Does a call past its hard limit have its result already, while its code runs on?
+    #: Whether the result of a call is stored at its hard limit, while its code may run on.
     abandons = False
-    #: Do the processes that a call has started count as its own, and end with it?
+    #: Whether the child processes of a call are counted as its own and ended with it.
     owns_children = False
-    #: Is a body that returns past its hard limit over it, since nothing could stop it before?
+    #: Whether a body that returns after its hard limit counts as over it: nothing could stop it.
     judges_late = False
 
     def enter(self, call: Call) -> None:
-        """Prepare for *call*; in the thread that is about to run its body."""
+        """Prepare for *call*; called in the thread that is about to run its body."""
 
     def leave(self, call: Call) -> None:
-        """Make sure that no interrupt reaches this thread any more; may itself be interrupted."""
+        """Make sure that no interrupt reaches this thread later; may itself be interrupted."""
         call.open = False
 
     def soft(self, call: Call) -> None:
         """Raise ``SoftTimeLimitExceeded`` in the call."""
 
     def hard(self, call: Call) -> None:
-        """End the call, or say that it is over; called again while its body runs on."""
+        """End the call, or mark it as ended; called again while its body runs on."""
 
     def memory_soft(self, call: Call, rss: int) -> None:
-        """Raise ``MemoryLimitExceeded`` in a call that has its memory to itself; *rss* in bytes."""
+        """Raise ``MemoryLimitExceeded`` in a call that is alone in its process; *rss* in bytes."""
         if self.attributes_memory:
-            call.memory_due = rss  # what the handler of the soft signal looks for
+            call.memory_due = rss  # the handler of the soft signal checks it
             self.soft(call)
 
     def memory(self, call: Call) -> None:
-        """End the call for its memory."""
+        """End the call at its hard memory limit."""
 
 
 class AsynchronousInterrupt(Interrupt):
-    """What can raise an asynchronous exception in the thread of a call."""
+    """Base class of interrupts that raise an asynchronous exception in the thread of a call."""
 
     def __init__(self) -> None:
-        # Entered again where a block in the call, at the end of its shield, is interrupted.
+        # Reentrant: a block in the call may be interrupted at the end of its shield.
         self._lock = threading.RLock()
 
     def leave(self, call: Call) -> None:
@@ -122,18 +122,18 @@ class ProcessInterrupt(AsynchronousInterrupt):
     ends_process = True
     owns_children = True
 
-    #: That of billiard, which installs its own handler after worker_process_init.
+    #: billiard's soft signal; billiard installs its own handler after worker_process_init.
     _SIGNAL = getattr(signal, "SIGUSR1", None)
 
     def __init__(self) -> None:
         super().__init__()
         self._call: Call | None = None
         self._handler = self._on_soft_signal
-        #: Has a soft signal come since the last call?
+        #: Whether a soft signal has arrived since the last call.
         self._early = False
 
     def enter(self, call: Call) -> None:
-        """Hear the soft signal: a program may have taken it, or blocked it, since the last call."""
+        """Install the handler of the soft signal, which user code may have replaced or blocked."""
         if self._SIGNAL is not None:
             hear(self._SIGNAL, self._handler)
         self._call = call
@@ -142,9 +142,9 @@ class ProcessInterrupt(AsynchronousInterrupt):
             _raise_if_terminated(call)
 
     def soft(self, call: Call) -> None:
-        """Send the soft signal to the main thread, so that it ends a blocking system call.
+        """Send the soft signal to the main thread, where it also ends a blocking system call.
 
-        Where the body has taken it for itself, the exception comes without.
+        If the body has replaced the handler, raise the exception asynchronously.
         """
         if self._SIGNAL is not None and is_heard(self._SIGNAL, self._handler):
             signal.pthread_kill(threading.main_thread().ident or 0, self._SIGNAL)
@@ -169,10 +169,10 @@ class ProcessInterrupt(AsynchronousInterrupt):
             os._exit(EXIT_CODE)
 
     def _on_soft_signal(self, signum: int, frame: Any) -> None:
-        """Raise in the body of a call that is due; never in the bookkeeping around it.
+        """Raise in the body of a call past its limit; never in the bookkeeping around it.
 
-        Mirrors billiard.pool.soft_timeout_sighandler, which raises wherever the process is:
-        also between two calls, or while a result is stored.
+        Mirrors billiard.pool.soft_timeout_sighandler. Differs: that raises wherever the process
+        is, also between two calls, or while a result is stored.
         """
         call, task = self._call, _task_stack.top
         if call is None or not call.open:
@@ -195,12 +195,12 @@ class ProcessInterrupt(AsynchronousInterrupt):
 
 
 class ThreadInterrupt(AsynchronousInterrupt):
-    """Threads: an asynchronous exception; at the hard limit the call is given up.
+    """Threads: an asynchronous exception; at the hard limit the call is abandoned.
 
     Args:
-        on_abandon: Told once per call whose time is over while its thread may run on; must
-            not block.
-        on_return: Told when the thread of such a call comes back after all.
+        on_abandon: Called once per call that reaches its hard limit while its thread may run
+            on; must not block.
+        on_return: Called when the thread of an abandoned call has ended its body.
     """
 
     enforces: ClassVar = {
@@ -235,12 +235,12 @@ class ThreadInterrupt(AsynchronousInterrupt):
             first, call.hard_sent = not call.hard_sent, True
             raise_in(call, HardLimitReached, self.hard)
             if first:
-                # Under the lock, so that the thread cannot come back before it was given up.
+                # Under the lock, so that the thread cannot return before it is abandoned.
                 self._on_abandon(call)
 
 
 class GreenletInterrupt(Interrupt):
-    """Gevent: throws into the greenlet at the soft limit; Celery itself does the hard one."""
+    """Gevent: throws into the greenlet at the soft limit; Celery enforces the hard one."""
 
     enforces: ClassVar = {
         "soft": "where the call yields",
@@ -259,12 +259,12 @@ class GreenletInterrupt(Interrupt):
         self._greenlets[id(call)] = gevent.getcurrent()
 
     def leave(self, call: Call) -> None:
-        """Close the call; what was scheduled for it does nothing any more."""
+        """Close the call; a throw that is scheduled for it has no effect any more."""
         call.open = False
         self._greenlets.pop(id(call), None)
 
     def soft(self, call: Call) -> None:
-        """Throw into the greenlet from the hub, if the call is still open by then."""
+        """Throw into the greenlet from the hub, if the call is still open then."""
         call.soft_sent = True
         self._throw(call, SoftTimeLimitExceeded(call.limits.soft))
 
@@ -280,14 +280,14 @@ class GreenletInterrupt(Interrupt):
 
 
 def raise_for_memory(call: Call) -> None:
-    """Raise once per call, in a signal's handler, where the watchdog has asked for it."""
+    """Raise once per call, in a signal handler, if the watchdog has requested it."""
     if call.memory_due and not call.memory_sent:
         call.memory_sent = True
         raise MemoryLimitExceeded(call.memory_due, call.budget.max_rss)
 
 
 def _raise_if_terminated(call: Call) -> None:
-    """Raise where somebody has terminated the call by the soft signal, as plain Celery does."""
+    """Raise if the call was terminated with the soft signal (``revoke``), as in plain Celery."""
     if recorder().is_terminated(call):
         call.terminated = True
         raise SoftTimeLimitExceeded

@@ -1,8 +1,8 @@
-"""Signals that calls are interrupted by: heard by us, whatever a program has done to them.
+"""Installs the handlers of the signals that interrupt calls, whatever user code did to them.
 
 A body, or a library that it imports, may handle, ignore, reset or block any signal, and leave it
-so for every later call of its process. So what we hear is put right at each call; asking first
-would say too little: code in C may have replaced the handler as well (faulthandler.register).
+so for every later call of its process. So the handler is installed at each call. Checking first
+would not suffice: C code may have replaced the handler too (faulthandler.register).
 
 Runs in the process that runs the call.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 try:
-    # What the functions of `signal` wrap: both together take 1 us here, and 7.5 us there.
+    # The functions that `signal` wraps: both together take 1 us, and 7.5 us with the wrappers.
     import _signal as _calls  # type: ignore[import-not-found]
 except ImportError:  # another Python than CPython
     _calls = signal
@@ -28,16 +28,16 @@ _UNBLOCK = int(getattr(signal, "SIG_UNBLOCK", 0))
 
 
 def hear(signum: int, handler: Handler) -> None:
-    """Have *handler* told of *signum*, in this thread too; only in the main thread."""
-    # In this order: what was held back is handled as soon as it is let through.
+    """Install *handler* for *signum* and unblock it; only in the main thread."""
+    # In this order: a blocked signal that is pending is handled as soon as it is unblocked.
     _calls.signal(signum, handler)
     _calls.pthread_sigmask(_UNBLOCK, (signum,))
 
 
 def is_heard(signum: int, handler: Handler) -> bool:
-    """Return whether *handler* is told of *signum* in the main thread; asked in any thread.
+    """Return whether *handler* gets *signum* in the main thread; may be called in any thread.
 
-    Where Linux says nothing of masks, as far as Python knows.
+    Without Linux's ``/proc``, signal masks are not checked.
     """
     return _calls.getsignal(signum) is handler and not _is_blocked(signum)
 

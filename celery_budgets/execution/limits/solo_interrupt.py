@@ -1,7 +1,7 @@
-"""How a call is interrupted that runs in the very thread of its worker: the pool ``solo``.
+"""Interrupts calls of the pool ``solo``, which run in the thread of the worker.
 
-That is the main thread of ``celery worker``; it is another thread of a program that embeds a
-worker, as Celery's plugin for pytest does. A signal is only ever sent to a thread that hears it.
+That is the main thread of ``celery worker``, and another thread of a program that embeds a
+worker, as Celery's plugin for pytest does. A signal is sent only if our handler is installed.
 
 Runs in the process that runs the call. See also: :mod:`celery_budgets.execution.limits.interrupts`.
 """
@@ -42,29 +42,29 @@ class MainThreadInterrupt(AsynchronousInterrupt):
         self._handler = self._on_signal
 
     def enter(self, call: Call) -> None:
-        """Hear the signal: a program may have taken it, or blocked it, since the last call."""
+        """Install the handler of the signal, which user code may have replaced or blocked."""
         if self._SIGNAL is not None and _in_main_thread(call):
             hear(self._SIGNAL, self._handler)
         self._call = call
 
     def soft(self, call: Call) -> None:
-        """Send the signal to the main thread, so that it ends a blocking system call."""
+        """Send the signal to the main thread, where it also ends a blocking system call."""
         if not self._send(call):
             self.raise_in_thread(call, SoftTimeLimitExceeded, self.soft)
 
     def hard(self, call: Call) -> None:
-        """Send it again and again: what is raised now is not caught by ``except Exception``."""
+        """Send it repeatedly; its exception is not caught by ``except Exception``."""
         if not self._send(call):
             self.raise_in_thread(call, HardLimitReached, self.hard)
 
     def memory_soft(self, call: Call, rss: int) -> None:
-        """Raise ``MemoryLimitExceeded``; not where the memory is that of a whole program."""
+        """Raise ``MemoryLimitExceeded``, unless the process is a program that embeds the worker."""
         if _in_main_thread(call):
             call.memory_due = rss
             self._send(call)
 
     def _send(self, call: Call) -> bool:
-        """Send the signal; ``False`` where its handler is not ours, or would not be in *call*."""
+        """Send the signal; ``False`` if its handler is not ours, or *call* is in another thread."""
         signum = self._SIGNAL
         if signum is None or not _in_main_thread(call) or not is_heard(signum, self._handler):
             return False

@@ -1,4 +1,4 @@
-"""The watchdog: one thread in the process that runs calls, which holds them to their limits.
+"""The watchdog: one thread in the process that runs calls, which enforces their limits.
 
 On prefork it is the second line behind the worker's timers, for when the worker's event loop
 is blocked; on the other pools it is the only one. It also samples the memory of the process.
@@ -31,16 +31,16 @@ __all__ = ["Watchdog", "install", "watchdog"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks while calls run, and the shortest when memory grows fast.
+#: Seconds between two checks while calls run, and the shortest when memory grows fast.
 TICK = 0.1
 FASTEST_TICK = 0.01
 
 
 class Watchdog:
-    """Watches the calls of this process.
+    """Enforces the limits of the calls in this process.
 
     Args:
-        interrupt: How a call is interrupted here, unless another is given with it.
+        interrupt: How calls are interrupted, unless :meth:`watch` is given another one.
         read_rss: Returns the resident set size of this process, bytes.
         clock: Returns monotonic seconds.
     """
@@ -58,18 +58,18 @@ class Watchdog:
         self._wake = threading.Event()
         self._idle = False
         self._thread: threading.Thread | None = None
-        # Entered again where the garbage collector, inside of it, ends a generator with a block.
+        # Reentrant: garbage collection inside it may close a generator that ends a block.
         self._lock = threading.RLock()
         self._last = (0.0, 0)
-        #: The call that was let go of last.
+        #: The call that was released last.
         self.released: Call | None = None
 
     def watch(self, call: Call, interrupt: Interrupt | None = None) -> None:
-        """Hold *call* to its limits until :meth:`release`; in the thread that runs it.
+        """Enforce the limits of *call* until :meth:`release`; called in the thread that runs it.
 
         Args:
             call: The call.
-            interrupt: How it is interrupted; ``None``: as all tasks of this process.
+            interrupt: How it is interrupted; ``None``: like all tasks of this process.
         """
         self._calls[id(call)] = call, interrupt or self.interrupt
         if self._thread is None:
@@ -87,7 +87,7 @@ class Watchdog:
             self._thread.start()
 
     def release(self, call: Call) -> None:
-        """Let go of *call*."""
+        """Stop enforcing the limits of *call*."""
         self._calls.pop(id(call), None)
         self.released = call
 
@@ -95,7 +95,7 @@ class Watchdog:
         while True:
             if not self._calls:
                 self._idle = True
-                # A call that came before the flag was up has not set the event.
+                # A call that started before the flag was set has not set the event.
                 if not self._calls:
                     self._wake.wait()
                 self._idle = False
@@ -108,7 +108,7 @@ class Watchdog:
             self._wake.wait(delay)
 
     def tick(self) -> float:
-        """Look at every call once; return the seconds until the next look."""
+        """Check every call once; return the seconds until the next check."""
         now, rss = self._clock(), self._read_rss()
         if self.interrupt.owns_children:
             rss = self._with_children(now, rss)
@@ -122,9 +122,9 @@ class Watchdog:
         return max(delay, FASTEST_TICK)
 
     def _with_children(self, now: float, rss: int) -> int:
-        """Return *rss* and what the children of the call here take, bytes.
+        """Return *rss* plus the memory of the call's children, bytes.
 
-        Not for a call that has just begun: where calls are short, none is ever looked at.
+        A call that has just begun is skipped, so that short calls cost nothing.
         """
         watched = list(self._calls.values())
         calls = (call for call, _ in watched if call.open and not call.is_block)
@@ -162,7 +162,7 @@ class Watchdog:
         return hard_due - now
 
     def _check_memory(self, call: Call, interrupt: Interrupt, now: float, rss: int) -> float:
-        """Note the peak, warn, kill; return the seconds in which the limit may be reached."""
+        """Record the peak, warn, kill; return the seconds until the limit may be reached."""
         if rss > call.rss_peak:
             call.rss_peak = rss
             recorder().peak(call)
@@ -191,7 +191,7 @@ class Watchdog:
                 limit = call.budget.max_rss
         then, before = self._last
         growth = (rss - before) / (now - then) if now > then and before else 0.0
-        # Half of the time to the limit: a few looks come before it, however fast the growth.
+        # Half of the time to the limit: several checks precede it, however fast memory grows.
         return (limit - rss) / growth / 2 if growth > 0 else TICK
 
 
@@ -204,5 +204,5 @@ watchdog = OncePerProcess(_new)
 
 
 def install(interrupt: Interrupt) -> None:
-    """Make *interrupt* the way calls of this very process are interrupted."""
+    """Set how calls of this process are interrupted."""
     watchdog.put(Watchdog(interrupt))

@@ -1,4 +1,4 @@
-"""Sizes: of one process, of a worker with its processes, of a cgroup.
+"""Measures memory: of one process, of a worker with its processes, of a cgroup.
 
-The only room that asks the operating system for memory; runs in workers and pool processes.
+The only package that reads memory from the operating system; runs in workers and pool processes.
 """

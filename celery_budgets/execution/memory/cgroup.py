@@ -1,7 +1,7 @@
-"""How much memory this process may have at all: its cgroup's limit, or the machine's memory.
+"""Finds the memory limit of this process: its cgroup's limit, or the machine's memory.
 
-Covers: cgroup v2, then v1, with the limits of all groups above; physical memory.
-Does not cover: swap, and what is done when a limit is near
+Covers: cgroup v2, then v1, including the limits of all parent groups; physical memory.
+Does not cover: swap, and the reaction to a limit
 (:mod:`celery_budgets.worker.memory.gate`).
 """
 
@@ -19,7 +19,7 @@ __all__ = ["Cgroup", "physical_memory", "tightest_cgroup"]
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
-    """A cgroup with a memory limit that this process is under, directly or further up."""
+    """A cgroup with a memory limit that contains this process, directly or as an ancestor."""
 
     #: Its folder, such as ``/sys/fs/cgroup/kubepods/pod1``.
     folder: Path
@@ -28,10 +28,10 @@ class Cgroup:
     limit: int
 
     def use(self) -> int | None:
-        """Return the bytes that count towards the limit and cannot simply be dropped.
+        """Return the bytes that count towards the limit and cannot be reclaimed.
 
-        The kernel counts its cache of files too, and gives the inactive part of it back before
-        it kills anybody: that part is left out, as Kubernetes and Docker do.
+        The kernel counts its page cache too, and reclaims the inactive part of it before it kills
+        a process: that part is left out, as in Kubernetes and Docker.
         """
         current, inactive = _FILES[self.version].current, _FILES[self.version].inactive
         used = _number(self.folder / current)
@@ -66,7 +66,7 @@ def physical_memory() -> int:
 
 
 def tightest_cgroup(root: Path = Path("/"), physical: int | None = None) -> Cgroup | None:
-    """Return the cgroup whose limit this process meets first; ``None`` without a limit.
+    """Return the cgroup with the lowest limit for this process; ``None`` without a limit.
 
     Args:
         root: Where ``proc`` and ``sys`` are; another folder in tests.
@@ -87,9 +87,9 @@ def tightest_cgroup(root: Path = Path("/"), physical: int | None = None) -> Cgro
 def _folders(root: Path, version: int, files: _Files) -> Iterator[Path]:
     """Yield the folder of this process's group and those above it.
 
-    In a container without a namespace of its own the path is the host's, of which the mount
-    shows only the end: then the folders that are missing are passed over, and the mount itself
-    is the container's group.
+    In a container without a cgroup namespace the path is the host's, of which the mount shows
+    only the end: then missing folders are skipped, and the mount itself is the container's
+    group.
     """
     own = _own_path(root, version)
     if own is None:
@@ -120,7 +120,7 @@ def _own_path(root: Path, version: int) -> str | None:
 
 
 def _number(path: Path) -> int | None:
-    """Return the number in a file; ``None`` for "max" and where there is no such file."""
+    """Return the number in a file; ``None`` for "max" and if there is no such file."""
     try:
         text = path.read_text().strip()
     except OSError:

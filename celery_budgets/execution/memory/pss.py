@@ -1,7 +1,7 @@
-"""The memory of a worker with all of its processes: sampled about once a second, never per call.
+"""Measures a worker with all of its processes, about once a second and never per call.
 
-Counted is the proportional set size (PSS): a page that eight forked processes share counts as
-one, where the sum of their RSS would count it eight times.
+It uses the proportional set size (PSS), which counts a page that eight forked processes share
+once, while the sum of their RSS would count it eight times.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from celery_budgets.execution.memory import rss as memory
 
 __all__ = ["ProcessTree", "processes_below", "pss_of"]
 
-#: Reading PSS may take this share of the time at most: the kernel walks every page for it.
+#: Largest share of the time for reading PSS, for which the kernel walks every page.
 _SHARE_OF_TIME = 0.004
 
 
 def pss_of(pid: int) -> int | None:
-    """Return the proportional set size of process *pid*, bytes; ``None`` when it is gone.
+    """Return the proportional set size of process *pid*, bytes; ``None`` if it has ended.
 
-    Where the kernel does not tell it, the memory that the process shares with no other.
+    If the kernel does not report it, the memory that the process shares with no other.
     """
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as rollup:
@@ -40,7 +40,7 @@ def pss_of(pid: int) -> int | None:
 
 
 def processes_below(pid: int) -> list[int]:
-    """Return *pid* and the processes below it, however far down."""
+    """Return *pid* and its descendants."""
     found = [pid]
     for parent in found:
         found += _children(parent)
@@ -64,13 +64,13 @@ def _children(pid: int) -> list[int]:
 
 
 class ProcessTree:
-    """Measures one process and everything below it.
+    """Measures one process and its descendants.
 
     Args:
         pid: Process id of the worker.
         clock: Returns monotonic seconds.
-        members: Returns the process ids to measure, in place of *pid* and all below it; where
-            they have changed, PSS is read anew.
+        members: Returns the process ids to measure, instead of *pid* and its descendants; PSS
+            is read again when they have changed.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ProcessTree:
         self._chosen = members is not None
         self._measured: list[int] = []
         self._clock = clock
-        #: The last PSS that was read, and the sum of RSS beside it, bytes.
+        #: The last PSS, and the sum of RSS at that time, bytes.
         self._last = (0, 0)
         self._next_at = 0.0
 
@@ -91,9 +91,9 @@ class ProcessTree:
         """Return the PSS of the whole tree, bytes.
 
         Args:
-            enough: Where the sum of RSS is not above this, that sum is the answer: PSS is
-                never more, and RSS costs a hundredth.
-            certain: An answer above this is PSS that was read now, however lately it was before.
+            enough: A sum of RSS up to this is returned instead: PSS is never more, and reading
+                RSS costs a hundredth.
+            certain: A result above this is always read anew, even if the last reading is recent.
         """
         pids = self._members()
         most = sum(memory.rss_of(pid) or 0 for pid in pids)
@@ -102,7 +102,7 @@ class ProcessTree:
         changed = self._chosen and pids != self._measured
         if changed or self._clock() >= self._next_at:
             return self._read(pids, most)
-        # Between two readings: what came since is taken as its own, and what went as given back.
+        # Between two readings of PSS, it is estimated by the change of RSS.
         size, beside = self._last
         about = max(0, min(most, size + most - beside))
         return about if about <= certain else self._read(pids, most)

@@ -1,8 +1,8 @@
-"""Between two calls: a pool process that has grown too large takes no further call.
+"""Recycles a pool process that has grown too large, between two calls.
 
-It leaves where billiard lets a process leave: after the result was sent and before the next job
-is taken. Celery's own ``worker_max_memory_per_child`` leaves there too, but it looks at the
-highest RSS ever, so that one spike replaces a process which has long given the memory back.
+It exits where billiard lets a process exit: after the result was sent and before the next job is
+taken. Celery's own ``worker_max_memory_per_child`` acts there too, but it uses the highest RSS
+ever, so that one spike replaces a process that has freed the memory long ago.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 def largest_size(budget: Budget, started: int) -> int:
-    """Return the RSS above which a process takes no further call, bytes.
+    """Return the RSS above which a process is recycled, bytes.
 
-    ``max_rss``, but at least the size that the process had when it started, plus the room
-    between the warning and the limit. Below that a replacement would be as large again after
-    one call: a process forked from a fat worker would be replaced after each call, for nothing.
+    ``max_rss``, but at least the size of the process at its start plus the difference between the
+    limit and the warning level. Otherwise a process forked from a large worker would be replaced
+    after each call, although its replacement is as large.
 
     Args:
         budget: The budget of the call that has ended.
@@ -43,15 +43,16 @@ def largest_size(budget: Budget, started: int) -> int:
 
 
 class Recycling:
-    """Answers billiard's question how large this process is, in KiB.
+    """Replaces the function by which billiard measures this process, in KiB.
 
-    Mirrors billiard.compat.mem_rss (4.3), which billiard.pool.Worker.workloop asks after each
-    call where ``max_memory_per_child`` is set, and leaves when the answer is above that.
-    Differs: it answers by the current RSS, and 1 KiB for a process that shall stay.
+    Mirrors billiard.compat.mem_rss (4.3), which billiard.pool.Worker.workloop calls after each
+    call if ``max_memory_per_child`` is set; the process exits when the result is above that.
+    Differs: it uses the current RSS, and returns 1 KiB for a process that should stay.
 
     Args:
-        theirs: The program's own ``worker_max_memory_per_child``, KiB of peak RSS; it holds too.
-        peak: billiard's own answer, KiB.
+        theirs: The program's own ``worker_max_memory_per_child``, KiB of peak RSS; it still
+            applies.
+        peak: billiard's own function, in KiB.
     """
 
     def __init__(self, theirs: int | None, peak: Callable[[], int]) -> None:
@@ -59,12 +60,12 @@ class Recycling:
         self._peak = peak
         self._started = memory.rss()
         self._asked_after: Call | None = None
-        #: The budget of the last call, and the size that goes with it, bytes.
+        #: The budget of the last call, and the size above which it recycles, bytes.
         self._budget: Budget | None = None
         self._limit = 0
 
     def __call__(self) -> int:
-        """Return KiB above ``max_memory_per_child`` for a process that shall leave."""
+        """Return a size above ``max_memory_per_child`` for a process that should exit, KiB."""
         if self._theirs and (peak := self._peak()) > self._theirs:
             return peak
         call = watchdog().released
@@ -73,8 +74,8 @@ class Recycling:
         if call.budget is not self._budget:
             self._budget, self._limit = call.budget, largest_size(call.budget, self._started)
         limit = self._limit
-        # After a call under a budget it was read just now, or just before a very short one; after
-        # a plain task it was not.
+        # A call under a budget has just measured RSS, or just before it if it was very short; a
+        # plain task has not.
         rss = call.rss_after if call is not self._asked_after else memory.rss()
         self._asked_after = call
         if rss > limit:
@@ -90,16 +91,16 @@ class Recycling:
 
 
 def _give_back() -> None:
-    """Return to the system what the call has left behind unused."""
+    """Return unused memory of the last call to the system."""
     gc.collect()  # an exception, its traceback and the frames of the body are a cycle
-    # glibc keeps freed blocks below the last one in use.
+    # glibc keeps freed blocks below the highest one in use.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def install(app: Any) -> None:
-    """Make billiard ask :class:`Recycling`; in a pool process, before its first call."""
+    """Make billiard use :class:`Recycling`; in a pool process, before its first call."""
     if not isinstance(billiard_pool.mem_rss, Recycling):
         theirs = app.conf.worker_max_memory_per_child
         billiard_pool.mem_rss = Recycling(theirs, billiard_pool.mem_rss)

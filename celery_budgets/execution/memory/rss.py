@@ -1,8 +1,8 @@
-"""Current resident set sizes: the one seam through which memory is read.
+"""Reads current resident set sizes; the single place to replace in tests.
 
 Covers: this process (1 to 2 microseconds: ``/proc/self/statm`` kept open on Linux) and any
-other process by pid. Current values, never ``ru_maxrss``, which does not fall again.
-Does not cover: what is done about them (:mod:`celery_budgets.execution.limits.watchdog`).
+other process by pid. Current values, never ``ru_maxrss``, which is a peak.
+Does not cover: the reaction to them (:mod:`celery_budgets.execution.limits.watchdog`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ except (AttributeError, ValueError, OSError):  # pragma: no cover - not POSIX
     _PAGE_BYTES = 4096
 
 _statm: int | None = None
-#: When this process was measured last (monotonic), and its size then, bytes.
+#: The last reading of this process: its instant (monotonic), and the size, bytes.
 _last = (-math.inf, 0)
 
 
 def _forget_statm() -> None:
-    """Drop the descriptor in a forked child, which still reads the parent's size, and that."""
+    """Discard, in a forked child, the descriptor of the parent and the last reading."""
     global _statm
     forget_recent()
     if _statm is not None:
@@ -44,22 +44,22 @@ def rss() -> int:
         return int(os.pread(_statm, 96, 0).split(None, 2)[1]) * _PAGE_BYTES
     except (OSError, IndexError):
         _statm = None
-        import psutil  # only where there is no /proc: it takes 10 ms to import
+        import psutil  # only without /proc: the import takes 10 ms
 
         return int(psutil.Process().memory_info().rss)
 
 
 def recent_rss(now: float, age: float) -> int:
-    """Return the resident set size of this process, bytes, as it was a moment ago or is now.
+    """Return the resident set size of this process, bytes, from the last reading if it is recent.
 
-    A reading takes a system call, which is a tenth of what a short call under a budget costs.
+    A reading takes a system call, which is a tenth of the overhead of a short call.
 
     Args:
         now: Monotonic seconds.
-        age: How old the last reading may be, seconds. In a millisecond a process can touch 5 to
+        age: Maximum age of the last reading, seconds. In a millisecond a process can touch 5 to
             10 MB of new memory.
 
-    See also :func:`forget_recent`, for after a call that may have taken memory and freed it.
+    See also :func:`forget_recent`, for use after a call that may have allocated memory.
     """
     global _last
     at, size = _last
@@ -70,13 +70,13 @@ def recent_rss(now: float, age: float) -> int:
 
 
 def forget_recent() -> None:
-    """Have the next :func:`recent_rss` read anew."""
+    """Make the next :func:`recent_rss` read again."""
     global _last
     _last = (-math.inf, 0)
 
 
 def rss_of(pid: int) -> int | None:
-    """Return the resident set size of process *pid*, bytes; ``None`` when it is gone."""
+    """Return the resident set size of process *pid*, bytes; ``None`` if it has ended."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as statm:
             return int(statm.read().split(None, 2)[1]) * _PAGE_BYTES
