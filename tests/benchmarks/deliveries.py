@@ -1,8 +1,9 @@
-"""What Redis is asked for one call, and what is left of calls whose workers are killed.
+"""What Redis is asked for one call, how long one waits, and what is lost where workers are killed.
 
 ``plain`` is plain Celery; ``kombu`` a worker with budgets whose messages kombu takes (the setting
 ``budgets_redis_transport``); ``budgets`` one that takes them itself. Commands are counted by
-MONITOR, those inside of scripts apart; a round trip is what Redis reads at once. Then pairs of
+MONITOR, those inside of scripts apart; a round trip is what Redis reads at once. The wait is from
+sending one call to an idle worker until its body starts. Then pairs of
 workers, two lanes with three priorities, are killed with their processes under load, and all
 calls are counted that have never run when the last worker has nothing left to do.
 """
@@ -13,13 +14,14 @@ import random
 import threading
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from kombu import Connection
 
 from tests.benchmarks.ground import Ground, Workplace
 from tests.benchmarks.load import drained, messages, push, spend
-from tests.benchmarks.measure import Figure, Target
+from tests.benchmarks.measure import Figure, Target, in_turn, percentiles
 from tests.support.waiting import wait_until
 
 WAYS = {
@@ -34,17 +36,23 @@ AHEAD = 1500
 
 def run(ground: Ground) -> list[Figure]:
     asked: dict[str, dict[str, list[float]]] = {"sent": {}, "scripted": {}, "trips": {}}
+    places: dict[str, Workplace] = {}
     for way, environment in WAYS.items():
-        place = ground.workplace(**environment)
+        place = places[way] = ground.workplace(**environment)
         place.worker("-Q", "lane", "-c", "2")
         spend(place, ground.amount(300, 10))
         for what, count in _asked(place, ground.amount(1_000, 20)).items():
             asked[what][way] = [count]
+    waits = in_turn(
+        {way: partial(_waits, place, ground.amount(100, 3)) for way, place in places.items()},
+        ground.amount(8, 1),
+    )
     lost = {way: [float(_lost(ground, way))] for way in ("kombu", "budgets")}
     return [
         Figure("commands per call", "commands", asked["sent"]),
         Figure("commands per call, inside of scripts", "commands", asked["scripted"]),
         Figure("round trips per call", "round trips", asked["trips"], {"budgets": "plain"}),
+        *percentiles("wait on an idle worker", waits, against={"budgets": "plain"}),
         Figure(
             f"calls lost by {ground.amount(1_000, 2)} kills", "calls", lost,
             targets={"budgets": Target(0)},
@@ -80,6 +88,16 @@ def _asked(place: Workplace, calls: int) -> dict[str, float]:
     watcher.join()
     scripted = seen.pop("lua", 0)
     return {"sent": seen.total() / calls, "scripted": scripted / calls, "trips": trips / calls}
+
+
+def _waits(place: Workplace, calls: int) -> list[float]:
+    """Return how long each of *calls* has waited that found the worker idle, seconds."""
+    place.redis.delete("waits")
+    for number in range(calls):
+        time.sleep(0.01)  # it waits at Redis again
+        place.send("short", time.time())
+        place.wait_for_times("waits", number + 1)
+    return place.times("waits")
 
 
 def _reads(place: Workplace) -> int:
