@@ -32,8 +32,9 @@ DEAF = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     "print(1, flush=True); time.sleep(60)"
 )
+#: Takes its memory once it is told to: its pid is noted by then.
 TAKE = (
-    "import sys, time; time.sleep(0.5); block = b'1' * int(sys.argv[1])\n"
+    "import sys, time; sys.stdin.readline(); block = b'1' * int(sys.argv[1])\n"
     "print(1, flush=True); time.sleep(60)"
 )
 
@@ -144,8 +145,11 @@ def leaving_task(self, ways):
 @app.task(base=BudgetedTask, bind=True, lane="lane")
 def taking(self, size, count=1, seconds=0.5):
     """Have *count* programs take *size* bytes each, and wait for them."""
-    programs = [program(TAKE, size, stdout=subprocess.PIPE) for _ in range(count)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    programs = [program(TAKE, size, **pipes) for _ in range(count)]
     note(self, *(child.pid for child in programs))
+    for child in programs:
+        child.stdin.close()
     for child in programs:
         child.stdout.readline()
     time.sleep(seconds)

@@ -77,7 +77,7 @@ def all_end(app, result, count):
 
 def test_children_end_with_a_call_at_its_hard_limit(running, children):
     """However they were started; the worker goes on."""
-    result = children.starting.apply_async((WAYS,), soft_time_limit=1.5, time_limit=2.5)
+    result = children.starting.apply_async((WAYS,), soft_time_limit=5, time_limit=6)
     with pytest.raises(TimeLimitExceeded):
         result.get(timeout=30)
     all_end(children, result, len(WAYS) + 1)
