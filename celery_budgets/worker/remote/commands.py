@@ -2,6 +2,9 @@
 
 Registered for every worker of a process in which this module is imported; a worker whose app
 has no budgets answers as plain Celery does, and says so where only budgets are asked for.
+
+Every ``celery`` command imports this module, for what ``celery inspect`` may ask. So each
+function here imports what it needs of the worker, which has it anyway.
 """
 
 from __future__ import annotations
@@ -17,8 +20,6 @@ from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.budget import seconds_or_none
 from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.units import format_duration
-from celery_budgets.worker.calls.scopes import cancel
-from celery_budgets.worker.runtime import runtime_of
 
 __all__: list[str] = []
 
@@ -30,6 +31,8 @@ _celery_time_limit = Panel.data["time_limit"]
 @inspect_command(args=[("scope", str)], signature="[scope]")
 def budgets(state: Any, scope: str | None = None, **_: Any) -> Any:
     """Calls, limits and memory of this worker, per lane and task; or the calls of one scope."""
+    from celery_budgets.worker.runtime import runtime_of
+
     try:
         runtime = runtime_of(state.app)
     except RuntimeError:
@@ -49,6 +52,8 @@ def cancel_scope(state: Any, scope: str = "", running: bool = False, **_: Any) -
     """Tell worker(s) to revoke all calls of a request scope, and end those that run if asked."""
     if not scope:
         return nok("cancel_scope: name a scope")
+    from celery_budgets.worker.calls.scopes import cancel
+
     ended = cancel(scope, state.consumer.pool, running=running)
     logger.info("budgets.scope_cancelled scope=%s terminated=%s", scope, ended)
     return ok(f"scope {scope} is cancelled, {ended} calls were terminated")
@@ -70,6 +75,8 @@ def time_limit(
     task = state.app.tasks.get(task_name)
     if not isinstance(task, BudgetedTask):
         return _celery_time_limit(state, task_name=task_name, hard=hard, soft=soft)
+    from celery_budgets.worker.runtime import runtime_of
+
     overrides = runtime_of(state.app).overrides
     for what, value in (("soft", soft), ("hard", hard)):
         if value is not None and seconds_or_none(value) is None:

@@ -1,7 +1,8 @@
 """Remote control of lanes: what ``celery lanes set``, ``pause`` and ``resume`` tell workers.
 
 Registered as :mod:`celery_budgets.worker.remote.commands` is; `celery control` has them too. Each
-is judged in the worker, which alone knows what it serves and how large its pool is.
+is judged in the worker, which alone knows what it serves and how large its pool is. What they
+need of the worker they import when they are run.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.worker.control import control_command, nok, ok
 
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.lanes import Lane
-from celery_budgets.worker.runtime import WorkerRuntime, runtime_of
+
+if TYPE_CHECKING:
+    from celery_budgets.worker.runtime import WorkerRuntime
 
 __all__: list[str] = []
 
@@ -27,6 +30,8 @@ def _for_served_lane(command: Callable[..., str]) -> Callable[..., Any]:
 
     @wraps(command)
     def answered(state: Any, lane: str = "", **arguments: Any) -> Any:
+        from celery_budgets.worker.runtime import runtime_of
+
         try:
             runtime = runtime_of(state.app)
             return ok(command(runtime, _served(runtime, lane), **arguments))

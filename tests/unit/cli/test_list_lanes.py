@@ -131,6 +131,31 @@ def test_the_entry_point_adds_lanes_to_celery():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
+#: Modules of the worker that name its commands to the command line; they import no other.
+NAMING = {
+    "celery_budgets.worker", "celery_budgets.worker.remote",
+    "celery_budgets.worker.remote.commands", "celery_budgets.worker.remote.lane_commands",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-A", "tests.worker.plain_app", "report"]])
+def test_a_command_that_touches_no_worker_imports_none(arguments):
+    """Every `celery` pays for what the entry point imports."""
+    code = (
+        "import atexit, sys; "
+        "atexit.register(lambda: print(*(n for n in sys.modules if n.startswith('celery_budgets')),"
+        " file=sys.stderr)); "
+        "from celery.bin.celery import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    ours = set(done.stderr.splitlines()[-1].split())
+    assert {name for name in ours if name.startswith("celery_budgets.worker")} == NAMING
+    assert len(ours) < 60, sorted(ours)
+
+
 def test_inspect_knows_the_command():
     """`celery inspect --list` names what a worker answers to."""
     done = subprocess.run(
