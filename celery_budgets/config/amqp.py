@@ -9,6 +9,7 @@ Runs in the process that sends, and in the worker.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery.app.amqp import AMQP
@@ -52,23 +53,55 @@ class LanesAMQP(AMQP):
         """Return a message, as AMQP.as_task_v2 does.
 
         Differs: accepts ``deadline=`` of ``send_task``, with the escalation factor of the app, and
-        time limits as text, unless the task is known to be a plain Celery task.
+        time limits as text, for a task with a budget.
 
         Raises:
             ValueError: One of them is invalid.
         """
         message = super().as_task_v2(*args, **options)
         task = self.app._tasks.get(message.headers["task"])
-        if task is None or hasattr(task, "budget_in"):
-            message.headers["timelimit"] = [
-                None if value is None else checked_limit(name, value)
-                for name, value in zip(_LIMITS, message.headers["timelimit"], strict=True)
-            ]
+        if hasattr(task, "budget_in"):
+            _check_limits(message.headers)
         seconds = options.get("deadline")
         if seconds is not None:
             factor = settings_of(self.app).budget.escalation_factor
             message.headers[HEADER_DEADLINE] = list(Deadline.after(seconds, factor))
         return message
+
+    def _create_task_sender(self) -> Callable[..., Any]:
+        """Return what sends a message, as AMQP._create_task_sender does.
+
+        Differs: checks the time limits of a task that is not registered here, and accepts them
+        as text, where the message goes to the queue of a lane.
+        """
+        send: Callable[..., Any] = super()._create_task_sender()
+
+        def send_task_message(
+            producer: Any, name: str, message: Any, exchange: Any = None, routing_key: Any = None,
+            queue: Any = None, **options: Any,
+        ) -> Any:  # fmt: skip
+            if name not in self.app._tasks:
+                to = self.default_queue if queue is None and exchange is None else queue
+                if settings_of(self.app).lanes.of_queue(getattr(to, "name", to)) is not None:
+                    _check_limits(message.headers)
+            return send(
+                producer, name, message, exchange=exchange, routing_key=routing_key, queue=queue,
+                **options,
+            )  # fmt: skip
+
+        return send_task_message
+
+
+def _check_limits(headers: dict[str, Any]) -> None:
+    """Turn the time limits of a message into seconds.
+
+    Raises:
+        ValueError: One of them is invalid.
+    """
+    headers["timelimit"] = [
+        None if value is None else checked_limit(name, value)
+        for name, value in zip(_LIMITS, headers["timelimit"], strict=True)
+    ]
 
 
 def add_router(app: Any) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from celery import Celery, Task
+from kombu import Queue
 
 from celery_budgets import BudgetedTask, Budgets, Lane, RejectedByBudget
 from celery_budgets.execution.call import Call
@@ -199,6 +200,13 @@ def test_a_time_limit_that_makes_no_sense_is_refused(app, task, published, name,
         with pytest.raises(ValueError, match=name):
             send(**{name: value})
     assert published == []
+
+
+@pytest.mark.parametrize("value", [0, 1.5])
+def test_a_limit_of_a_task_that_is_none_of_ours_is_sent_as_it_is(app, published, value):
+    """By its name, to a queue of plain workers: 0 is no limit there."""
+    app.send_task("unknown", queue=Queue("elsewhere"), time_limit=value, soft_time_limit=value)
+    assert published[-1]["timelimit"] == [value, value]
 
 
 @pytest.mark.parametrize("header", [[10**400, 1], [1, 10**400], ["nan", 1], [1], "x", {"a": 1}])
