@@ -29,8 +29,9 @@ from celery_budgets.model.reasons import REASON_DEADLINE
 from celery_budgets.worker.assignment import Assignment
 from celery_budgets.worker.calls.acknowledgement import SettlingRequest, comes_again, give_back
 from celery_budgets.worker.calls.inherited_deadline import came_too_late
+from celery_budgets.worker.calls.malformed_headers import drop_malformed
 from celery_budgets.worker.calls.roster import Roster
-from celery_budgets.worker.calls.settling import fail, passes
+from celery_budgets.worker.calls.settling import fail, passes, storable
 from celery_budgets.worker.calls.terminated import TerminableRequest
 from celery_budgets.worker.calls.twins import expires_alone, shares_result_of_twin
 from celery_budgets.worker.request_hooks import wrap_shadowed
@@ -84,6 +85,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         self.limits = self._time_limits(assignment)
         # Celery's own attribute, (hard, soft): read when the call is handed to the pool.
         self.time_limits = (self.limits.hard, self.limits.soft)
+        drop_malformed(self)
         #: What tells a message that is delivered again from a new one for the same task id.
         self.message_key: tuple[str, float | None] = (
             self.id, self._request_dict.get(HEADER_DUE_AT),
@@ -110,11 +112,17 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
 
     def _time_limits(self, assignment: Assignment) -> TimeLimits:
         """Return the limits in force: an operator's, else the call's up to the ceiling."""
-        overrides = self.runtime.overrides
-        if self._type in overrides:
-            soft, hard = overrides[self._type]
+        override = self._override() if self.runtime.overrides else None
+        if override is not None:
+            soft, hard = override
             return assignment.budget.time_limits(soft=soft, hard=hard)
         return assignment.limits_of(self._task, self._request_dict.get("timelimit"))
+
+    def _override(self) -> tuple[float | None, float | None] | None:
+        """Return an operator's (soft, hard) limit for the task, or for the one that it maps."""
+        mapped = getattr(self._task, "mapped", None)
+        name = self._type if mapped is None else mapped.name
+        return self.runtime.overrides.get(name)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Count the call as running, before an early acknowledgement.
@@ -169,6 +177,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             return
         # The slot first: what follows may wait for a result backend.
         self.runtime.slots.release(self)
+        exc_info = storable(exc_info, exc)
         if not passes(self, super().on_failure, exc_info, send_failed_event, return_ok):
             give_back(self, Outcome.FAILED)
         self.roster.ended(self, self._outcome_of(exc, flight), flight, words_of(exc))

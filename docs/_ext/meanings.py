@@ -155,8 +155,8 @@ LOG_EVENTS = {
     "the worker told of a call's end. The call has its outcome all the same.",
     "budgets.slot_recovered": "The pool had lost a call: the worker settled it as `worker_lost` "
     "and took its slot back. It should never happen; please report it.",
-    "budgets.header_malformed": "A producer has sent a deadline that cannot be read. The call runs "
-    "without it.",
+    "budgets.header_malformed": "A producer has sent a deadline, an instant or a scope that cannot "
+    "be read. The call runs without it.",
     "budgets.queue_abandoned": "A default queue that no lane has holds messages, which no worker "
     "of a lane will take.",
     "budgets.queue_undeclared": "A route or a beat entry names a queue that the app does not "

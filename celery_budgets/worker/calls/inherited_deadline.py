@@ -6,23 +6,19 @@ worker. See also: :mod:`celery_budgets.tasks.deadline_at_start`, which looks aga
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
-
-from kombu.utils.encoding import safe_repr
 
 from celery_budgets.errors import RejectedByBudget
 from celery_budgets.model.deadline import Deadline
 from celery_budgets.model.headers import HEADER_DEADLINE
 from celery_budgets.model.reasons import REASON_DEADLINE
+from celery_budgets.worker.calls.malformed_headers import tell_of_malformed
 
 if TYPE_CHECKING:
     from celery_budgets.execution.flight.record import Flight
     from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["came_too_late", "in_time"]
-
-logger = logging.getLogger(__name__)
 
 #: What two readings of a clock by two processes may differ by, seconds.
 _CLOCKS_APART = 0.01
@@ -35,7 +31,10 @@ def in_time(request: Delivery) -> bool:
         return True
     deadline = Deadline.of(header)
     if deadline is None:
-        _tell_of_malformed(request, header)
+        tell_of_malformed(
+            request, HEADER_DEADLINE, header,
+            "is no pair of seconds since the epoch; send headers=budgets.deadline(seconds)",
+        )  # fmt: skip
         return True
     if deadline.passed:
         request.roster.rejected(request, REASON_DEADLINE)
@@ -44,16 +43,6 @@ def in_time(request: Delivery) -> bool:
     limits = deadline.clamp(request.limits)
     request.limits, request.time_limits = limits, (limits.hard, limits.soft)
     return True
-
-
-def _tell_of_malformed(request: Delivery, header: object) -> None:
-    """Log and count a header that cannot be read: the call runs as if it had none."""
-    request.roster.count_failure()
-    logger.warning(
-        "budgets.header_malformed task=%s task_id=%s header=%s: %.100s is no pair of seconds "
-        "since the epoch; send headers=budgets.deadline(seconds)",
-        request.name, request.id, HEADER_DEADLINE, safe_repr(header),
-    )  # fmt: skip
 
 
 def came_too_late(request: Delivery, exc: BaseException, flight: Flight | None) -> bool:

@@ -11,25 +11,28 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
+import celery
 from billiard.einfo import ExceptionInfo
 from celery import signals, states
 from celery.app.trace import task_has_custom
 from celery.exceptions import WorkerLostError, WorkerShutdown, WorkerTerminate
-from celery.utils.serialization import get_pickled_exception
+from celery.utils.serialization import create_exception_cls, get_pickled_exception
 from celery.worker import state
 from kombu.utils.encoding import safe_repr
 
 from celery_budgets.errors import BudgetsError, words_of
 from celery_budgets.model.headers import HEADER_TERMS
 
-__all__ = ["UNSTORED", "contain", "fail", "passes"]
+__all__ = ["UNSTORED", "contain", "fail", "passes", "storable"]
 
 logger = logging.getLogger(__name__)
 
 #: Marks a failure that Celery's trace has not stored, in the place of its own 1 (failed) and 0.
 UNSTORED = 2
+_STORES_ALL = celery.VERSION[:2] >= (5, 7)
 #: By these a worker is told to stop, also from within a call on the solo pool.
 _STOPS = (WorkerShutdown, WorkerTerminate)
 
@@ -95,6 +98,24 @@ def _store(request: Any, exc: Exception) -> None:
     request.task.backend.mark_as_failure(
         request.id, exc, request=request._context, store_result=request.store_errors
     )
+
+
+def storable(exc_info: ExceptionInfo, exc: BaseException) -> ExceptionInfo:
+    """Return *exc_info* with an exception that Celery's backends store.
+
+    Before 5.7 they store an Exception alone, and what else leaves a task has no result (celery.
+    backends.base.Backend.encode_result). One of the same name and module stands in for it there.
+    """
+    if _STORES_ALL or isinstance(exc, Exception):
+        return exc_info
+    stand_in = create_exception_cls(type(exc).__name__, type(exc).__module__)
+    try:
+        arguments = exc.args
+    except BaseException:
+        arguments = ()
+    told = copy(exc_info)
+    vars(told).update(type=stand_in, exception=stand_in(*arguments))
+    return told
 
 
 def contain(pool: Any) -> None:
