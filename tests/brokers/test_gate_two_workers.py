@@ -81,6 +81,7 @@ def test_a_rejected_call_fails_at_once(worker, app, broker_url):
     assert app.quick.delay(2).get(timeout=20) == 2
 
 
+@pytest.mark.slow
 def test_a_paused_worker_costs_nothing(worker, app):
     """Under 1 % of a core, with messages waiting."""
     running = worker(APP, "-Q", "lane,roomy", "-c", "2", env={"MAX_WORKER_RSS": FAT})

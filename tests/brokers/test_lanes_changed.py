@@ -11,13 +11,13 @@ import time
 import pytest
 from celery.exceptions import TimeoutError as NoResult
 
-from tests.support.marks import ON_RABBITMQ
+from tests.support.marks import ON_RABBITMQ, first_of
 from tests.support.outage import Outage
 from tests.support.places import ROOT
 from tests.support.waiting import wait_until
 
 APP = "tests.brokers.changing_app"
-EACH_POOL = pytest.mark.parametrize("pool", ["prefork", "threads"])
+EACH_POOL = pytest.mark.parametrize("pool", first_of("prefork", "threads"))
 # Each broker and each pool once, not every pair: what differs is in one or the other.
 _PAIRS = [
     ("redis", "prefork"),
@@ -122,6 +122,7 @@ def test_a_raised_limit_gives_the_pool_slots(worker, operator, pool):
     ready(sent)
 
 
+@pytest.mark.slow
 @EACH_BROKER_AND_POOL
 def test_a_lowered_limit_lets_running_calls_end(worker, operator, pool):
     """And no more than that start; the broker sends no more than that ahead either."""
@@ -144,6 +145,7 @@ def test_a_lowered_limit_lets_running_calls_end(worker, operator, pool):
     ready(then)
 
 
+@pytest.mark.slow
 @EACH_BROKER_AND_POOL
 def test_lanes_of_one_worker_are_changed_one_by_one(worker, operator, pool):
     """The pool grows by what the lane has more, and the other lane keeps its limit."""
@@ -167,6 +169,7 @@ def test_lanes_of_one_worker_are_changed_one_by_one(worker, operator, pool):
     ready(sent)
 
 
+@pytest.mark.slow
 def test_a_worker_with_fewer_slots_grows_no_more_than_it_must(worker, operator):
     """Started with -c 2 for five slots: the lane gets its four, and the sum stays out of reach."""
     running = worker(APP, "-c", "2")
@@ -426,6 +429,7 @@ def test_a_lane_that_waits_for_itself_is_told_of_once(worker, load_app, servers,
     assert running.log.count("budgets.lane_waits_for_itself") == 1
 
 
+@pytest.mark.slow
 def test_waiting_for_another_lane_is_no_trouble(worker, load_app, servers):
     """Both lanes are full, and no call waits for one of its own."""
     module = load_app(APP)

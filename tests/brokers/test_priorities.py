@@ -9,6 +9,7 @@ import pytest
 from kombu import Connection, Queue
 
 from celery_budgets import ConfigurationError
+from tests.support.marks import first_of
 from tests.support.waiting import wait_until
 
 APP = "tests.brokers.together_app"
@@ -122,6 +123,7 @@ def test_a_word_that_is_none_and_an_app_without_priorities(load_app, redis_url):
         plain.note.apply_async(("x",), priority="high")
 
 
+@pytest.mark.slow
 @pytest.mark.rabbitmq
 def test_a_queue_that_has_no_priorities_is_refused_with_the_remedy(
     worker, load_app, servers, rabbitmq_url
@@ -171,10 +173,10 @@ def app_of():
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [
+    first_of(
         ({"PREFETCH": "4"}, "worker_prefetch_multiplier 4 defeats budgets_priorities"),
         ({"STEPS": "[0, 5]"}, "priority_steps'] [0, 5] defeats budgets_priorities"),
-    ],
+    ),
 )
 def test_settings_that_defeat_priorities_are_refused(worker, redis_url, environment, message):
     """At the start of the worker, with the remedy."""

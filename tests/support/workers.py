@@ -22,6 +22,7 @@ from tests.support.apps import Servers
 from tests.support.places import ROOT
 from tests.support.waiting import wait_until
 
+CELERY = Path(__file__).with_name("celery_command.py")
 READY_SECONDS = 30.0
 #: A pool process may wait 30 s for a worker that has stopped reading (billiard,
 #: Worker._ensure_messages_consumed): rare, and plain Celery's.
@@ -53,7 +54,7 @@ class RunningWorker:
         #: May the safety net below its slots have to act? Only where a test loses a call.
         self.may_lose_calls = False
         self.command = [
-            *(sys.executable, "-m", "celery", "-A", app, "worker"),
+            *(sys.executable, str(CELERY), "-A", app, "worker"),
             # Mingling waits a second for workers that a test does not have.
             *("-n", f"{self.name}@%h", "-l", "INFO", "--without-mingle", *arguments),
         ]  # fmt: skip

@@ -20,6 +20,7 @@ from celery_budgets import RejectedByBudget
 from celery_budgets.units import MIB
 from tests.brokers.gate import waiting_in
 from tests.support.apps import Servers
+from tests.support.marks import first_of
 from tests.support.places import ROOT
 from tests.support.waiting import wait_until
 
@@ -89,7 +90,7 @@ def test_finished_calls_behind_a_slow_one_are_bounded(worker, app):
     assert told[-1] == (40, 0, 0, 40)
 
 
-@pytest.mark.parametrize("calls", [1000, 7])
+@pytest.mark.parametrize("calls", first_of(7, 1000))
 def test_after_a_failure_it_can_stop(worker, app, calls):
     """Nothing more is sent, what waits is revoked, and all that was sent has its item.
 
@@ -124,7 +125,7 @@ def close(batch):
     items.close()
 
 
-@pytest.mark.parametrize("end", [read_one, fail_at_the_first, close])
+@pytest.mark.parametrize("end", first_of(read_one, fail_at_the_first, close))
 def test_ending_early_leaves_nothing_queued_behind(worker, app, end):
     """Those that wait are revoked when the worker comes to them; those that run go on."""
     running = start(worker, "-c", "2")
@@ -211,6 +212,7 @@ def test_a_backend_that_cannot_push_is_asked(worker, load_app, servers, tmp_path
     assert [item.value for item in items] == [n * n for n in range(30)], running.tail()
 
 
+@pytest.mark.slow
 @pytest.mark.rabbitmq
 def test_a_backend_of_messages_pushes(worker, load_app, rabbitmq_url):
     """Results by RPC."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from kombu import Connection
 
+from tests.support.marks import first_of
 from tests.support.waiting import wait_until
 
 APP = "tests.worker.stopping_app"
 
-early_and_late = pytest.mark.parametrize("task", ["safe", "once"])
+early_and_late = pytest.mark.parametrize("task", first_of("safe", "once"))
 
 
 def left(servers, queue):

@@ -7,6 +7,7 @@ from celery.exceptions import TimeLimitExceeded
 
 from celery_budgets.telemetry import attributes as names
 from tests.support.apps import Servers, fresh_app
+from tests.support.marks import first_of
 from tests.support.places import json_lines
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
@@ -15,7 +16,7 @@ APP = "tests.worker.blocks_app"
 QUEUES = ("-Q", "lane,patient", "-c", "2")
 
 
-@pytest.fixture(scope="module", params=["prefork", "threads"])
+@pytest.fixture(scope="module", params=first_of("prefork", "threads"))
 def tools(request, redis_database, tmp_path_factory):
     """The app, and a worker of each pool in turn; its spans are in files."""
     redis = redis_database()

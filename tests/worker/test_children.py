@@ -13,13 +13,14 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
 from celery_budgets import MemoryLimitExceeded
 from celery_budgets.units import MIB
+from tests.support.marks import first_of
 from tests.support.waiting import wait_until
 
 APP = "tests.worker.children_app"
 WAYS = ("subprocess", "session", "shell", "deaf", "fork", "multiprocessing", "daemon")
 
 
-@pytest.fixture(scope="module", params=["fork", "spawn"])
+@pytest.fixture(scope="module", params=first_of("fork", "spawn"))
 def running(request, new_servers, tmp_path_factory):
     """A worker of both lanes, whose processes are forked, and one that spawns them."""
     from tests.support.workers import Workers

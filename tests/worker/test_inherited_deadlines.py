@@ -7,7 +7,7 @@ from celery import chain
 
 from celery_budgets import RejectedByBudget
 from tests.support.apps import Servers, fresh_app
-from tests.support.marks import ON_RABBITMQ
+from tests.support.marks import ON_RABBITMQ, first_of
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 from tests.worker.deadlines_app import OWN
@@ -27,7 +27,7 @@ def servers_in_turn(request, redis_database):
     return Servers(broker=request.getfixturevalue("rabbitmq_server"), backend=redis)
 
 
-@pytest.fixture(scope="module", params=["prefork", "threads"])
+@pytest.fixture(scope="module", params=first_of("prefork", "threads"))
 def tools(request, servers_in_turn, tmp_path_factory):
     """The app, and a worker of each pool in turn."""
     workers = Workers(servers_in_turn, tmp_path_factory.mktemp("workers"))
@@ -161,3 +161,28 @@ def test_a_deadline_that_cannot_be_read_is_told_of(tools, header):
     result = tools.telling.apply_async(headers={"budgets_deadline": header})
     assert result.get(timeout=30)[0] > IN_ALL
     tools.worker.wait_for_log("budgets.header_malformed", f"task_id={result.id}")
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("budgets_due_at", "soon"),
+        ("budgets_due_at", [1.0]),
+        ("budgets_due_at", {}),
+        ("budgets_scope", 5),
+        ("budgets_scope", ["a"]),
+    ],
+)
+def test_other_headers_that_cannot_be_read_are_told_of(tools, header, value):
+    """They come from a producer without this package, which puts right what it sends itself."""
+    amqp, task_id = tools.app.amqp, f"{header}-{value}"
+    message = amqp.as_task_v2(task_id, tools.telling.name)
+    with tools.app.producer_or_acquire() as producer:
+        producer.publish(
+            message.body, headers=message.headers | {header: value}, serializer="json",
+            routing_key="lane", declare=[amqp.queues["lane"]], **message.properties,
+        )  # fmt: skip
+    result = tools.app.AsyncResult(task_id)
+    assert result.get(timeout=30)[0] > IN_ALL
+    tools.worker.wait_for_log("budgets.header_malformed", f"task_id={task_id}", f"header={header}")
+    tools.worker.wait_for_log("budgets.call_ended", f"task_id={task_id}", "outcome=succeeded")

@@ -15,6 +15,7 @@ from celery_budgets.errors import ConfigurationError
 from celery_budgets.idempotency.run_once import task_id_of
 from celery_budgets.telemetry import attributes as names
 from tests.brokers.test_gate_crashes import give_back_what_the_dead_held
+from tests.support.marks import first_of
 from tests.support.outage import Outage
 from tests.support.places import json_lines
 from tests.support.waiting import wait_until
@@ -55,7 +56,7 @@ def app(load_app, servers, broker_url):
     return app
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", first_of("prefork", "threads"))
 def test_twins_get_the_result_of_the_one_that_runs(worker, app, pool):
     """Five calls, one body; they share an id. Twins that wait hold no slot, and count as such."""
     running = worker(APP, "-Q", "keyed", "-c", "2", "-P", pool)
@@ -133,7 +134,7 @@ def test_twins_in_canvas_have_results_of_their_own(worker, app):
     assert number(app, "effect:a") == 1
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", first_of("prefork", "threads"))
 def test_what_follows_a_twin_does_not_inherit_the_twin_s_own_limits(
     worker, load_app, servers, pool
 ):
@@ -146,7 +147,7 @@ def test_what_follows_a_twin_does_not_inherit_the_twin_s_own_limits(
     assert number(app, "effect:a") == 1, running.tail()
 
 
-@pytest.mark.parametrize("limit", ["deadline", "expires", "scope"])
+@pytest.mark.parametrize("limit", first_of("deadline", "expires", "scope"))
 def test_a_twin_that_ends_by_a_limit_of_its_own_says_nothing_of_the_one_that_runs(
     worker, load_app, servers, limit
 ):
@@ -248,7 +249,7 @@ def test_no_call_is_lost_between_two_lines(worker, app, point):
     assert app.redis().exists(f"died:{point}"), running.tail()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", first_of("prefork", "threads"))
 def test_a_holder_is_held_to_its_limits_beside_its_twins(worker, load_app, servers, pool):
     """They share its id, and do not hide it from those who end it at the hard limit."""
     app = load_app(APP)

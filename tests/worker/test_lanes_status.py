@@ -22,6 +22,7 @@ from celery_budgets.sending.remote_control import Inspection
 from celery_budgets.telemetry.snapshots import Slots
 from celery_budgets.units import MIB
 from tests.support.apps import Servers
+from tests.support.marks import first_of
 from tests.support.places import ROOT
 from tests.support.waiting import wait_until
 from tests.support.workers import RunningWorker
@@ -125,6 +126,7 @@ def test_a_worker_that_hangs_is_named(two, servers, load_app):
     wait_until(lambda: not budgets.concurrency().silent, "it answers again")
 
 
+@pytest.mark.slow
 def test_on_rabbitmq_a_worker_is_missed_by_whom_it_has_answered(worker, rabbitmq_url, load_app):
     """RabbitMQ tells nobody which mailboxes there are."""
     running = worker(APP, "-Q", "quick")
@@ -284,7 +286,7 @@ def test_piped_top_prints_a_table_per_interval(two, servers):
     assert "Traceback" not in rest
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", first_of("prefork", "threads"))
 def test_an_alert_about_a_kill_goes_away(worker, load_app, pool):
     """Here after 3 s; the kill stays in the figures since the start."""
     module = load_app("tests.worker.forgetful_app")

@@ -159,6 +159,7 @@ def test_options_after_two_dashes_reach_each_worker(up):
     running.wait_nothing_left()
 
 
+@pytest.mark.slow
 def test_a_running_call_may_end_and_a_second_ctrl_c_kills_it(up):
     """First warm, then hard: code 1, and no process left, not even the broker."""
     running = up("--embedded-broker", "--lane", "slow")
@@ -183,6 +184,7 @@ def _is_busy(module) -> bool:
     return any(calls for calls in active.values())
 
 
+@pytest.mark.slow
 def test_sigterm_waits_for_the_running_call(up):
     """What a service manager sends: the call ends, its result is stored, code 0."""
     with EmbeddedBroker() as broker:
@@ -215,6 +217,7 @@ def test_a_killed_worker_is_started_again(up):
     running.wait_nothing_left()
 
 
+@pytest.mark.slow
 def test_workers_and_broker_do_not_outlive_a_killed_supervisor(up):
     """SIGKILL leaves nobody to stop them: their leashes do."""
     running = up("--embedded-broker")

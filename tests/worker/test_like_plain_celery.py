@@ -17,6 +17,7 @@ from kombu import Connection
 
 from celery_budgets.model.lanes import DEFAULT_LANES
 from tests.support.apps import Servers, fresh_app
+from tests.support.marks import ON_RABBITMQ
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 
@@ -28,9 +29,7 @@ SOON = 30
 since_celery_57 = pytest.mark.skipif(VERSION < (5, 7), reason="Celery itself does so since 5.7")
 
 
-@pytest.fixture(
-    scope="module", params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
-)
+@pytest.fixture(scope="module", params=["redis", pytest.param("rabbitmq", marks=ON_RABBITMQ)])
 def servers(request, redis_database):
     """Each broker in turn, for the whole module; results are kept in Redis."""
     backend = redis_database()

@@ -6,6 +6,7 @@ import pytest
 from celery import Celery, chain, chord
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
+from tests.support.marks import first_of
 from tests.support.waiting import values_of, wait_until
 
 APP = "tests.worker.mapped_app"
@@ -13,7 +14,7 @@ POOLS = ["prefork", "threads", "gevent", "solo"]
 QUEUES = "rest,one,short"
 
 
-@pytest.fixture(scope="module", params=POOLS)
+@pytest.fixture(scope="module", params=first_of(*POOLS))
 def pool(request):
     return request.param
 
@@ -77,6 +78,24 @@ def test_a_map_has_the_hard_limit_of_its_task(mapped, pool):
         pytest.skip("no hard limit without a process or a thread of its own")
     with pytest.raises(TimeLimitExceeded):
         mapped.stubborn.map([5, 5]).delay().get(timeout=10)
+
+
+def test_a_map_has_the_limit_that_an_operator_gives_its_task(mapped):
+    """`celery control time_limit`, and again without."""
+
+    def tell(**limits):
+        (answer,) = mapped.app.control.time_limit(
+            mapped.slow.name, **limits, reply=True, timeout=10, limit=1
+        )
+        assert "ok" in next(iter(answer.values()))
+
+    tell(soft=0.2)
+    try:
+        with pytest.raises(SoftTimeLimitExceeded):
+            mapped.slow.map([0.02] * 16).delay().get(timeout=10)
+    finally:
+        tell()
+    assert mapped.slow.map([0.02] * 16).delay().get(timeout=10)
 
 
 def test_a_map_in_a_canvas_that_has_travelled(mapped):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import ExitStack
+from functools import cache
 
 import pytest
 
 from celery_budgets import MemoryLimitExceeded
 from tests.support.apps import fresh_app
+from tests.support.marks import first_of
 from tests.support.waiting import wait_until
 
 APP = "tests.worker.memory_error_app"
@@ -24,17 +26,13 @@ SLOTS = {"gevent": ("-c", "3"), "prefork": ("-c", "1"), "threads": ("-c", "1"), 
 
 @pytest.fixture(scope="module")
 def workers(module_worker, new_servers):
-    """A worker for each pool, and one to lose a process; all start at once."""
-    started = {
-        pool: module_worker(
-            APP, "-Q", "critic", "-P", pool, *slots, ready=False, servers=new_servers()
-        )
-        for pool, slots in SLOTS.items()
-    }
-    started["loss"] = module_worker(
-        APP, "-Q", "critic", "-c", "1", ready=False, servers=new_servers()
-    )
-    return started
+    """``workers(name)`` is the worker of that pool; ``"loss"`` is one to lose a process."""
+
+    def start(name):
+        arguments = ("-P", name, *SLOTS[name]) if name in SLOTS else ("-c", "1")
+        return module_worker(APP, "-Q", "critic", *arguments, servers=new_servers())
+
+    return cache(start)
 
 
 @pytest.fixture
@@ -43,14 +41,14 @@ def joined(workers):
     with ExitStack() as stack:
 
         def join(name):
-            running = workers[name].wait_ready()
+            running = workers(name)
             stack.callback(running.retire)
             return running, stack.enter_context(fresh_app(APP, running.servers, {}))
 
         yield join
 
 
-@pytest.mark.parametrize("pool", SLOTS)
+@pytest.mark.parametrize("pool", first_of("prefork", "threads", "gevent", "solo", everyday=2))
 def test_the_caller_learns_it_and_the_worker_lives_on(joined, pool):
     """MemoryLimitExceeded with the RSS, on every pool; the same worker takes the next call."""
     running, app = joined(pool)

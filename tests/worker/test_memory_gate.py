@@ -7,6 +7,7 @@ import pytest
 from celery_budgets.units import MIB
 from celery_budgets.worker.memory.replacement import EXIT_CODE
 from tests.brokers.gate import gate_of
+from tests.support.marks import first_of
 from tests.support.waiting import wait_until
 from tests.worker.memory_app import MAX_RSS
 
@@ -29,7 +30,7 @@ def test_processes_that_hold_the_memory_are_replaced(worker, load_app):
     assert gate_of(app, running)["state"] == "open"
 
 
-@pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
+@pytest.mark.parametrize("pool", first_of("threads", "gevent", "solo"))
 def test_a_worker_that_shares_its_process_leaves_for_its_supervisor(worker, load_app, pool):
     """Above max_rss with nothing running for max_pause: it exits with its documented code."""
     app = load_app(APP)
@@ -56,6 +57,7 @@ def test_a_call_that_waits_for_a_thread_goes_back_to_the_broker(worker, load_app
     assert int(app.redis().get(f"runs:{waiting.id}")) == 1
 
 
+@pytest.mark.slow
 def test_a_limit_below_the_worker_itself_lets_one_call_through_at_a_time(worker, load_app):
     """Nothing runs and nothing can be replaced: slow, loud, and not dead."""
     app = load_app(APP)

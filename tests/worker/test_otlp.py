@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tests.support.marks import first_of
 from tests.support.waiting import wait_until
 
 APP = "tests.worker.limits_app"
@@ -84,7 +85,7 @@ def test_spans_go_to_each_exporter_that_is_named(worker, load_app, collector):
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("OTEL_TRACES_SAMPLER", "always_off"), ("OTEL_TRACES_EXPORTER", "none")],
+    first_of(("OTEL_TRACES_SAMPLER", "always_off"), ("OTEL_TRACES_EXPORTER", "none")),
 )
 def test_no_span_is_sent_that_the_variables_do_not_want(
     worker, load_app, collector, variable, value

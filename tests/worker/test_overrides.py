@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
+from tests.support.marks import first_of
+
 APP = "tests.worker.overrides_app"
 
 
-@pytest.fixture(params=["prefork", "threads", "gevent", "solo"])
+@pytest.fixture(params=first_of("prefork", "threads", "gevent", "solo"))
 def app(request, worker, load_app):
     """The app, with a worker of one pool."""
     worker(APP, "-Q", "lane", "-P", request.param)

@@ -19,6 +19,7 @@ from celery_budgets.child_process import BoundProcess
 from celery_budgets.cli import lanes
 from celery_budgets.telemetry.snapshots import Slots
 from celery_budgets.units import MIB
+from tests.support.marks import first_of
 from tests.support.places import ROOT
 from tests.support.waiting import wait_until
 
@@ -102,7 +103,7 @@ def test_an_error_is_no_answer(beside, budgets, run, broker_url):
         assert f"Error: {PLAIN[1]} runs without budgets" in named.stderr
 
 
-@pytest.mark.parametrize("pool", ["solo", "threads"])
+@pytest.mark.parametrize("pool", first_of("solo", "threads"))
 def test_an_embedded_worker_answers(servers, pool):
     """celery.contrib.testing starts workers for which celeryd_init is never sent."""
     done = subprocess.run(

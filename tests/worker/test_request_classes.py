@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 
+from tests.support.marks import first_of
 from tests.support.waiting import wait_until
 
 APP = "tests.worker.classes_app"
@@ -20,7 +21,7 @@ ENDS = {
 }
 
 
-@pytest.fixture(scope="module", params=POOLS)
+@pytest.fixture(scope="module", params=first_of(*POOLS))
 def pool(request):
     return request.param
 

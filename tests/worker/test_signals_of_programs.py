@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
+from tests.support.marks import first_of
 from tests.worker.signals_app import WAYS
 
 APP = "tests.worker.signals_app"
 LANE = "short"
 
 
-@pytest.fixture(scope="module", params=["prefork", "solo"])
+@pytest.fixture(scope="module", params=first_of("prefork", "solo"))
 def pool(request, module_worker, new_servers):
     """A worker of one process, and its servers."""
     servers = new_servers()

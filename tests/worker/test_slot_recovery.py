@@ -10,12 +10,13 @@ from celery.utils.nodenames import gethostname
 
 from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.lanes.slot_recovery import EVERY, SlotRecovery
+from tests.support.marks import first_of
 from tests.support.waiting import wait_until
 
 APP = "tests.worker.recovery_app"
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+@pytest.mark.parametrize("pool", first_of("prefork", "threads", "gevent"))
 def test_a_lost_call_is_settled(worker, load_app, pool):
     """Its slot is free within two looks; outcome, result, metric's count and alert are there."""
     running = worker(APP, "-Q", "narrow,other", "-P", pool)

@@ -11,6 +11,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from tests.support.apps import fresh_app
+from tests.support.marks import first_of
 from tests.support.waiting import wait_until
 from tests.support.workers import RunningWorker, Workers
 from tests.worker.soft_limit_app import HARD, SOFT
@@ -25,7 +26,7 @@ class Running:
     app: ModuleType
 
 
-@pytest.fixture(scope="module", params=["prefork", "threads", "gevent", "solo"])
+@pytest.fixture(scope="module", params=first_of("prefork", "threads", "gevent", "solo"))
 def running(request, new_servers, tmp_path_factory):
     """A worker of each pool in turn, and the app to call it with."""
     servers = new_servers()

@@ -12,6 +12,7 @@ from collections import Counter
 
 import pytest
 
+from tests.support.marks import first_of
 from tests.support.outage import Outage
 from tests.support.places import ROOT
 from tests.support.waiting import wait_until
@@ -77,6 +78,7 @@ def test_a_worker_that_does_not_answer_is_named(worker, load_app):
     assert stays.returncode is None
 
 
+@pytest.mark.slow
 def test_a_program_may_fork_after_it_has_asked(worker, servers, broker_url):
     """A child closes the pools that it inherits: it must find no answer there that is awaited."""
     worker(APP, "-c", "1")
@@ -110,7 +112,7 @@ def test_an_outage_between_two_questions_is_not_noticed(worker, load_app, server
         outage.end()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("pool", first_of("prefork", "threads", "solo"))
 def test_a_success_is_told_while_the_next_call_runs(worker, load_app, pool):
     """Only prefork counts several at a time: on solo no timer fires while a body runs."""
     app = load_app(APP)

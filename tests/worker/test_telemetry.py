@@ -11,15 +11,19 @@ from collections import Counter
 
 import pytest
 
+from tests.support.marks import first_of
 from tests.support.places import ROOT, json_lines
 from tests.support.waiting import wait_until
 
 APP = "tests.worker.telemetry_app"
-EVERY_KIND = (
-    "succeeded=110", "failed=40", "retried=25", "soft_time_limit=16", "hard_time_limit=12",
-    "hard_in_c=6", "worker_lost=12", "memory_limit=20", "rejected=20", "revoked_waiting=20",
-    "revoked_running=4",
-)  # fmt: skip
+MANY_OF_EVERY_KIND = (
+    "succeeded=110 failed=40 retried=25 soft_time_limit=16 hard_time_limit=12 hard_in_c=6 "
+    "worker_lost=12 memory_limit=20 rejected=20 revoked_waiting=20 revoked_running=4"
+)
+SOME_OF_EVERY_KIND = (
+    "succeeded=20 failed=8 retried=5 soft_time_limit=4 hard_time_limit=3 hard_in_c=1 "
+    "worker_lost=3 memory_limit=4 rejected=4 revoked_waiting=4 revoked_running=2"
+)
 
 
 @pytest.fixture
@@ -92,10 +96,15 @@ def assert_whole(spans):
     assert not orphans, [span["name"] for span in spans if span["parent_id"] in orphans]
 
 
-def test_every_call_is_told_once_in_every_way(worker, load_app, servers, environment, spans_folder):
+@pytest.mark.parametrize(
+    "kinds", first_of(SOME_OF_EVERY_KIND, MANY_OF_EVERY_KIND), ids=["some", "many"]
+)
+def test_every_call_is_told_once_in_every_way(
+    worker, load_app, servers, environment, spans_folder, kinds
+):
     """Exported spans = metrics = statistics = records = deliveries, by outcome."""
     running = worker(APP, "-Q", "lane", env=environment)
-    expected = send(servers, environment, *EVERY_KIND)
+    expected = send(servers, environment, *kinds.split())
     app = load_app(APP, NO_PROVIDER="1")
     wait_until(
         lambda: app.budgets.statistics().total.total >= expected.total(),
@@ -115,7 +124,7 @@ def test_every_call_is_told_once_in_every_way(worker, load_app, servers, environ
     assert all(c["attributes"]["celery_budgets.queue_wait"] > 0 for c in killed)
 
 
-@pytest.mark.parametrize("most", ["0", "1"])
+@pytest.mark.parametrize("most", first_of("0", "1"))
 def test_nothing_is_lost_at_the_end_of_a_process(worker, servers, environment, spans_folder, most):
     """A process for each call, or a warm stop right after the last one."""
     environment = environment | {"MAX_TASKS": most}
@@ -151,7 +160,7 @@ def test_a_call_span_says_everything(worker, servers, environment, spans_folder)
     assert inside["parent_id"] == call["context"]["span_id"]
 
 
-@pytest.mark.parametrize("trouble", ["slow", "raising"])
+@pytest.mark.parametrize("trouble", first_of("slow", "raising"))
 def test_an_exporter_in_trouble_leaves_the_calls_alone(worker, servers, environment, trouble):
     """All calls end as they should, and soon, while spans cannot be exported."""
     environment = environment | {"EXPORTER": trouble}

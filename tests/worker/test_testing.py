@@ -130,9 +130,9 @@ def test_an_app_that_the_plugin_makes(tmp_path):
 @pytest.mark.parametrize(
     ("test", "summary", "code"),
     [
-        (EACH_ITS_OWN, "2 passed", 0),
+        pytest.param(EACH_ITS_OWN, "2 passed", 0, marks=pytest.mark.slow),
         (SIGNALS, "1 passed", 0),
-        (IN_THREADS, "1 failed, 2 passed", 1),
+        pytest.param(IN_THREADS, "1 failed, 2 passed", 1, marks=pytest.mark.slow),
     ],
     ids=["each_its_own", "signals", "threads"],
 )

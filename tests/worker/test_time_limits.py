@@ -11,7 +11,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from celery_budgets.execution.limits import interrupts as interrupt
 from celery_budgets.execution.limits import solo_interrupt
 from tests.support.apps import Servers, fresh_app
-from tests.support.marks import ON_RABBITMQ
+from tests.support.marks import ON_RABBITMQ, first_of
 from tests.support.waiting import wait_until
 from tests.support.workers import RunningWorker, Workers
 from tests.worker.limits_app import HARD, LONG, SOFT
@@ -111,7 +111,7 @@ def each_broker(request, redis_database):
     return Servers(broker=request.getfixturevalue("rabbitmq_server"), backend=redis)
 
 
-@pytest.fixture(scope="module", params=WHAT_HAPPENS)
+@pytest.fixture(scope="module", params=first_of(*WHAT_HAPPENS, everyday=2))
 def running(request, each_broker, tmp_path_factory):
     """A worker of each pool in turn."""
     workers = Workers(each_broker, tmp_path_factory.mktemp("workers"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from celery.exceptions import TimeLimitExceeded
 
 from celery_budgets.worker.pool.abandoned_threads import EXIT_CODE
@@ -35,6 +36,7 @@ def test_an_abandoned_thread_gives_its_slot_back(worker, load_app):
     assert running.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_stop_does_not_wait_for_an_abandoned_thread(worker, load_app):
     """A warm stop ends the worker while the thread would sleep on for a minute."""
     limits = load_app(APP)
@@ -44,6 +46,7 @@ def test_a_stop_does_not_wait_for_an_abandoned_thread(worker, load_app):
     assert running.stop(timeout=15) == 0
 
 
+@pytest.mark.slow
 def test_a_thread_that_comes_back_is_not_one_too_many(worker, load_app):
     """One slot stays one slot, also where early acknowledgement lets messages in."""
     limits = load_app(APP)
