@@ -175,7 +175,7 @@ class ProcessSlots:
             (slot, _), lane = min(heads, key=lambda head: head[0][1])
             self._held[lane].add(slot)
             try:
-                # Before it leaves the queue: a thread that is interrupted here has woken it, or will.
+                # Before it leaves the queue: if interrupted here, this is repeated.
                 slot.wake()
             except RuntimeError:
                 self._held[lane].discard(slot)  # its loop is closed: nothing would release it

@@ -1,5 +1,5 @@
-"""The worker main process: requests, and what a delivery passes on its way.
+"""The worker main process: handles deliveries from their arrival to their acknowledgement.
 
-It outlives its pool processes, so it decides, counts and tells. Nothing in here may block the
-event loop.
+It outlives its pool processes, so it admits, counts and reports calls. Nothing in this package may
+block the event loop.
 """

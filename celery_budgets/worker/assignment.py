@@ -1,4 +1,4 @@
-"""The assignment of a task's calls: the lane that their queue belongs to, their budget in it.
+"""Assigns the calls of a task to a lane, by their queue, and determines their budget there.
 
 Runs in the worker main process.
 """
@@ -20,29 +20,29 @@ __all__ = ["Assignment"]
 
 logger = logging.getLogger(__name__)
 
-#: What a message says where neither its call nor its task has limits in Celery's words.
+#: ``time_limit`` and ``timelimit`` where neither task nor message sets Celery's time limits.
 _NONE_ASKED_FOR = (None, [None, None])
 
 
 class Assignment(NamedTuple):
-    """What all calls of one task have that come from one queue."""
+    """The lane and the limits of all calls of one task that come from one queue."""
 
     runtime: WorkerRuntime
     lane: Lane
     budget: Budget
-    #: Of calls that ask for none themselves.
+    #: Limits of calls that request none themselves.
     limits: TimeLimits
-    #: Highest soft limit that a call may ask for, seconds; ``None``: no ceiling.
+    #: Highest soft limit that a call may request, seconds; ``None``: unlimited.
     ceiling: float | None
 
     @classmethod
     def of(cls, app: Any, task: Any, name: str, queue: str) -> Self:
-        """Return what calls of *task* have, named *name* in their messages, from *queue*."""
+        """Return the assignment of calls from *queue* whose messages name *task* as *name*."""
         lane = lane_of(settings_of(app).lanes, name, task, queue)
         try:
             budget: Budget = task.budget_in(lane)
         except ConfigurationError as exc:
-            # Checked at the start for the task's own lane; this is another lane's queue.
+            # The worker's start checks the task's own lane; this is another lane's queue.
             logger.warning("budgets.lane_budget_used task=%s: %s", name, exc)
             budget = lane.budget
         ceiling = budget.max_timeout or broker_ceiling(app, budget.escalation_factor)
@@ -52,8 +52,8 @@ class Assignment(NamedTuple):
         """Return the limits of one call, up to the ceiling.
 
         Args:
-            task: Its own limits, in Celery's words, go after those of the message.
-            header: What the message says: (hard, soft), or anything.
+            task: The task; limits of the message take precedence over its ``time_limit``.
+            header: The message's ``timelimit``: (hard, soft), or an invalid value.
         """
         soft, hard = task.soft_time_limit, task.time_limit
         if soft is hard is None and header in _NONE_ASKED_FOR:

@@ -1,6 +1,6 @@
-"""What the rooms of a worker need of a delivery: what ``BudgetedRequest`` is to them.
+"""The interface of a delivery for the packages of a worker; ``BudgetedRequest`` implements it.
 
-A type only. The request itself (:mod:`celery_budgets.worker.request`) stands above all of them.
+Types only: these packages must not import :mod:`celery_budgets.worker.request`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Calls", "Delivery", "Runtime"]
 
 
 class Calls(Protocol):
-    """The calls that a worker has in hand: its roster."""
+    """The calls that a worker has received: its roster."""
 
     in_hand: dict[tuple[str, float | None], Any]
 
@@ -30,29 +30,29 @@ class Calls(Protocol):
         """Give *request* its outcome."""
 
     def comes_back(self, request: Any) -> None:
-        """Give back what *request* held since it was terminated."""
+        """Release what a terminated *request* still held."""
 
     def rejected(self, request: Any, reason: str) -> None:
         """Count a delivery that is not admitted."""
 
     def already_ended(self, request: Any) -> Outcome | None:
-        """Return how the call of a message that comes again ended."""
+        """Return how the call of a redelivered message ended."""
 
     def count_failure(self) -> None:
-        """Note that a span or a record could not be made."""
+        """Count a span or a record that could not be created."""
 
 
 class Runtime(Protocol):
-    """The worker around it."""
+    """The runtime of the worker."""
 
-    #: ``None`` where calls run in the worker itself.
+    #: ``None`` if calls run in the worker itself.
     flights: FlightReader | None
 
 
 class Delivery(Protocol):
     """One message of a budgeted task, from its arrival to its end.
 
-    What is Celery's own is that of celery.worker.request.Request.
+    Undocumented attributes are those of celery.worker.request.Request.
     """
 
     id: str
@@ -87,9 +87,9 @@ class Delivery(Protocol):
     message_key: tuple[str, float | None]
     #: A later delivery of the same message.
     again: Any
-    #: What a pool in this process gave for it.
+    #: The handle that a pool in this process returned for it.
     job: Any
-    #: Was its message handed out again, so that nothing of it is ours any more?
+    #: Whether its message was redelivered elsewhere, so that this delivery must not settle it.
     overtaken: bool
     counted: bool
     runs_on: bool
@@ -106,19 +106,19 @@ class Delivery(Protocol):
         """Reject the message."""
 
     def hand_back(self) -> None:
-        """Give the message back to the broker."""
+        """Requeue the message at the broker."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End a call at its limit."""
 
     def comes_back(self) -> None:
-        """Note that the pool has told of the end of the call."""
+        """Record that the pool has reported the end of the call."""
 
     def end_killed(self, exc: Exception, outcome: Outcome, flight: Flight | None = None) -> None:
-        """End a call that no process will report on any more."""
+        """End a call whose end no process will report."""
 
     def end_rejected(self, exc: RejectedByBudget) -> None:
         """Fail a call that is not admitted."""
 
     def _announce_revoked(self, reason: str, *args: Any) -> None:
-        """Tell that it is revoked, as Celery does."""
+        """Report that it is revoked, as Celery does."""

@@ -1,4 +1,4 @@
-"""What a worker makes of a message of ``celery.map``: a call of the task that it names.
+"""The strategy for ``celery.map`` and its variants: handles a message as its mapped task.
 
 Runs in the worker main process. See also: :mod:`celery_budgets.tasks.mapped`.
 """
@@ -23,9 +23,9 @@ Handler = Callable[..., Any]
 
 
 def by_mapped_task(task: MappingTask, app: Any, consumer: Any) -> Handler:
-    """Return what handles messages of *task*: each with Celery's handler for its mapped task.
+    """Return a handler for messages of *task*, which uses Celery's handler of the mapped task.
 
-    Stands in front of celery.worker.strategy.default, which makes a handler for one task.
+    Wraps celery.worker.strategy.default, which creates a handler for a single task.
     """
     plain = default(task.plain(), app, consumer)
     handlers: dict[str, Handler] = {}
@@ -43,7 +43,7 @@ def by_mapped_task(task: MappingTask, app: Any, consumer: Any) -> Handler:
 
 
 def _mapped(task: MappingTask, message: Any, body: Any) -> BudgetedTask | None:
-    """Return the budgeted task that *message* maps; ``None``: Celery knows what to do with it."""
+    """Return the budgeted task that *message* maps; ``None``: Celery handles it unchanged."""
     try:
         # Message protocol 1 is one dictionary; 2 is (args, kwargs, embed).
         payload = message.payload if body is None else body
@@ -51,6 +51,6 @@ def _mapped(task: MappingTask, message: Any, body: Any) -> BudgetedTask | None:
             return task.mapped_by(payload.get("args"), payload.get("kwargs"))
         return task.mapped_by(*payload[:2])
     except Exception as exc:
-        # Producers may send anything: celery.worker.request.Request says what is wrong with it.
+        # Producers may send anything: celery.worker.request.Request reports invalid messages.
         logger.debug("budgets.mapped_unknown: %r", exc)
         return None

@@ -1,7 +1,7 @@
 """``BudgetedRequest``: one delivery of a budgeted task, in the worker main process.
 
-It puts the limits of the lane and the task on the delivery, and it is where Celery tells how
-the call ended. See also: :mod:`celery_budgets.worker.calls.roster`, which it reports to.
+It applies the limits of the lane and the task to the delivery, and Celery calls its methods when
+the call ends. See also: :mod:`celery_budgets.worker.calls.roster`, to which it reports.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ __all__ = ["BudgetedRequest"]
 
 logger = logging.getLogger(__name__)
 
-#: By these a process of the pool has left, or is about to (billiard.pool.Worker.workloop).
+#: Errors of a pool process that has exited, or is about to (billiard.pool.Worker.workloop).
 _LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
-#: Queues whose assignment is remembered for a task.
+#: Most queues whose assignment is cached for a task.
 MOST_QUEUES = 1_000
 
 
 class BudgetedRequest(TerminableRequest, SettlingRequest):
-    """A delivery that knows its lane and limits, and ends in exactly one outcome."""
+    """A delivery with a lane and limits, which ends with exactly one outcome."""
 
     runtime: WorkerRuntime
     roster: Roster
     outcome: Outcome | None = None
-    #: A later delivery of the same message, settled along with this one.
+    #: A redelivery of the same message, settled along with this one.
     again: BudgetedRequest | None = None
-    #: Was its message handed out again, so that nothing of it is ours any more?
+    #: Whether its message was redelivered elsewhere, so that this delivery must not settle it.
     overtaken = False
-    #: Its thread runs on past the hard limit, and somebody else ends the call.
+    #: Whether its thread runs on past the hard limit, and AbandonedThreads ends the call.
     given_up = False
-    #: What a pool in this process gave for it.
+    #: The handle that a pool in this process returned for it.
     job: Any = None
-    #: Does the roster count this call as running?
+    #: Whether the roster counts this call as running.
     counted = False
-    #: By queue, for the one task and app of a subclass; ``None``: looked up each time.
+    #: Assignments by queue, for the task and app of a subclass; ``None``: not cached.
     _assignments: dict[str, Assignment] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -72,7 +72,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         That function makes a subclass for each task and does not call ``super()`` in them.
         """
         super().__init_subclass__(**kwargs)
-        # Celery's own subclass of a task, and no user's, which may be of many tasks.
+        # Only in Celery's subclass, which is of one task; a user's may be shared by many.
         cls._assignments = {} if "execute_using_pool" in cls.__dict__ else None
         wrap_shadowed(cls)
 
@@ -86,21 +86,21 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         # Celery's own attribute, (hard, soft): read when the call is handed to the pool.
         self.time_limits = (self.limits.hard, self.limits.soft)
         drop_malformed(self)
-        #: What tells a message that is delivered again from a new one for the same task id.
+        #: Distinguishes a redelivered message from a new one with the same task id.
         self.message_key: tuple[str, float | None] = (
             self.id, self._request_dict.get(HEADER_DUE_AT),
         )  # fmt: skip
 
     def _assignment(self) -> Assignment:
-        """Return what goes for all calls of the task that came from this queue.
+        """Return the assignment of the task's calls from this queue.
 
-        Kept for as long as Celery keeps the strategy of a task: until the consumer starts anew.
+        Cached as long as Celery keeps the strategy of a task: until the consumer restarts.
         """
         queue = self._delivery_info["routing_key"]
         assignment = self._assignments.get(queue) if self._assignments is not None else None
         if assignment is None:
             assignment = Assignment.of(self._app, self._task, self._type, queue)
-            # A producer may give each message a routing key of its own.
+            # A producer may use a different routing key for each message.
             if self._assignments is not None and len(self._assignments) < MOST_QUEUES:
                 self._assignments[queue] = assignment
         return assignment
@@ -111,7 +111,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         return self._assignment().budget.hard_rss
 
     def _time_limits(self, assignment: Assignment) -> TimeLimits:
-        """Return the limits in force: an operator's, else the call's up to the ceiling."""
+        """Return the limits in force: those set by an operator, else the call's."""
         override = self._override() if self.runtime.overrides else None
         if override is not None:
             soft, hard = override
@@ -150,16 +150,16 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
     def on_failure(
         self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False
     ) -> None:
-        """Find out how the call ended, then let Celery settle it.
+        """Determine the outcome of the call, then let Celery settle it.
 
         Args:
-            exc_info: What ended the call.
+            exc_info: The exception that ended the call.
             send_failed_event: As in Celery.
-            return_ok: True where the exception came from the process of the call itself.
+            return_ok: Whether the exception comes from the process of the call itself.
         """
         self.comes_back()
         if self.outcome is not None or self.given_up:
-            return  # its late end changes nothing
+            return  # the call has its outcome already
         exc = exc_info.exception
         exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
         if isinstance(exc, TimeLimitExceeded) and not return_ok:
@@ -171,11 +171,11 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             self.end_killed(exc, Outcome.WORKER_LOST, flight)
             return
         if isinstance(exc, MemoryError):
-            # Of a handler: that of a body is a MemoryLimitExceeded. Celery would end the worker.
+            # From a handler (a body's is a MemoryLimitExceeded). Celery would end the worker.
             rss = flight.rss_peak_bytes if flight is not None else 0
             self.end_killed(MemoryLimitExceeded(rss), Outcome.MEMORY_LIMIT, flight)
             return
-        # The slot first: what follows may wait for a result backend.
+        # The slot first: settling may wait for a result backend.
         self.runtime.slots.release(self)
         exc_info = storable(exc_info, exc)
         if not passes(self, super().on_failure, exc_info, send_failed_event, return_ok):
@@ -183,14 +183,14 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         self.roster.ended(self, self._outcome_of(exc, flight), flight, words_of(exc))
 
     def _may_run_again(self) -> bool:
-        """Return whether a lost process is ours to settle: not where Celery knows more."""
+        """Return whether we settle a lost process, and not Celery, which found a stored success."""
         if not self._task.max_kills or state.should_terminate:
             return False
         return not self._success_was_stored()
 
     def _outcome_of(self, exc: BaseException, flight: Flight | None) -> Outcome:
         if self._already_cancelled:
-            # By Celery itself, when a connection was lost: the message comes again.
+            # Ended by Celery when a connection was lost: the message is redelivered.
             return Outcome.RETRIED
         if isinstance(exc, Terminated):
             return Outcome.REVOKED
@@ -204,7 +204,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         return outcome_of(exc)
 
     def _ended_itself(self, flight: Flight | None) -> bool:
-        """End a call whose process left a reason for its death in the flight recorder."""
+        """End a call whose process recorded in its flight record why it ended itself."""
         if flight is None or flight.reason is Reason.NONE:
             return False
         if flight.reason is Reason.HARD_TIME_LIMIT:
@@ -216,11 +216,11 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
 
     @property
     def store_errors(self) -> bool:
-        """Is an end that this process tells stored? Not over the result of a twin."""
+        """Whether an error is stored as the result: not if that is shared with a twin."""
         return super().store_errors and not shares_result_of_twin(self)
 
     def maybe_expire(self) -> bool:
-        """Return whether the call has expired; its twins, of the same id, may not have."""
+        """Return whether the call has expired; its twins, with the same id, may not have."""
         return expires_alone(self, super().maybe_expire)
 
     def _announce_revoked(self, reason: str, *args: Any, **kwargs: Any) -> None:
@@ -234,16 +234,16 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         self._already_cancelled = True
 
     def end_killed(self, exc: Exception, outcome: Outcome, flight: Flight | None = None) -> None:
-        """End a call that no process will report on any more: once, and for good.
+        """End a call whose end no process will report; only the first end counts.
 
-        Mirrors the hard half of celery.worker.request.Request.on_timeout (5.7); it also does
-        so for memory, with the task's request at hand for handlers, and on earlier Celery. Differs
-        where the message comes again: Celery 5.7 stores a failure all the same.
+        Mirrors the hard half of celery.worker.request.Request.on_timeout (5.7). Differs: also used
+        for memory, with the task's request available to handlers, and on earlier Celery; and if the
+        message is redelivered, it stores no failure, which Celery 5.7 does.
 
         Args:
             exc: The result that the caller gets.
             outcome: How the call ended.
-            flight: Its record, where it has been read already.
+            flight: Its flight record, if it has been read already.
         """
         self.comes_back()
         if self.outcome is not None:
@@ -264,7 +264,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             give_back(self, outcome)
 
     def end_rejected(self, exc: RejectedByBudget) -> None:
-        """Fail a call that is not admitted: its caller gets *exc*, and nothing runs."""
+        """Fail a call that is not admitted: its caller gets *exc*."""
         if self.outcome is not None:
             return
         state.task_ready(self)
@@ -273,22 +273,22 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         give_back(self, Outcome.REJECTED)
 
     def acknowledge(self) -> None:
-        """Acknowledge the message, also as it was delivered a second time."""
+        """Acknowledge the message, and its redelivery."""
         super().acknowledge()
         if self.again is not None:
             self.again.acknowledge()
 
     def reject(self, requeue: bool = False) -> None:
-        """Reject the message, also as it was delivered a second time."""
+        """Reject the message, and its redelivery."""
         super().reject(requeue)
         if self.again is not None:
             self.again.reject(requeue)
 
     def hand_back(self) -> None:
-        """Give the message back to the broker, for another worker or for later.
+        """Requeue the message at the broker, for another worker or for later.
 
-        Mirrors Request.reject(requeue=True), without its event: nothing was decided about the
-        call. Only for one that has not started: it is not acknowledged yet, early or late.
+        Mirrors Request.reject(requeue=True), without its event: the call itself is not rejected.
+        Only for a call that has not started, and so is not acknowledged, early or late.
         """
         state.task_ready(self)
         self._on_reject(logger, self._connection_errors, True)

@@ -1,11 +1,10 @@
-"""A request class of the program's and this package's in one: neither is left out.
+"""Combines a custom request class of the program (``Task.Request``) with ``BudgetedRequest``.
 
-Celery asks one class per task (``Task.Request``). Where a program has its own, the class that is
-used comes of both, the program's first: so its methods run as they do in plain Celery. One that
-does not call ``super()`` cannot keep a call from its end: the half of this package is then called
-after it.
+Celery uses one request class per task. If a program has its own, the combined class inherits from
+both, the program's first, so that its methods run as in plain Celery. If one of them does not call
+``super()``, the method of this package is called after it, so that no end of a call is missed.
 
-See also: :mod:`celery_budgets.worker.request`, this package's own. Runs in the worker main process.
+See also: :mod:`celery_budgets.worker.request`. Runs in the worker main process.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ __all__ = ["budgeted", "composed", "request_problems"]
 
 logger = logging.getLogger(__name__)
 
-#: Attribute: which of this package's methods were reached, and what they raised.
+#: Attribute: which of this package's methods were called, and what they raised.
 _HEARD = "_budgets_heard"
-#: What Celery calls when something has happened to a call, and must reach this package.
+#: Methods by which Celery reports events of a call, and which must reach this package.
 _TOLD = ("__init__", "on_accepted", "on_timeout", "on_failure", "_announce_revoked")
 
 
 def budgeted(task: BudgetedTask, app: Any, consumer: Any) -> Any:
-    """Return what handles messages of *task*, with a request class that holds its budget.
+    """Return a handler for messages of *task*, with a request class that knows budgets.
 
-    Stands in front of celery.worker.strategy.default, which takes the class from the task.
+    Wraps celery.worker.strategy.default, which takes the class from the task.
     """
     task_class: Any = type(task)
     task_class.Request = composed(task.name, task.Request)
@@ -45,7 +44,7 @@ def budgeted(task: BudgetedTask, app: Any, consumer: Any) -> Any:
 
 
 def request_problems(task: BudgetedTask) -> Iterator[str]:
-    """Yield why the request class of *task* cannot be used."""
+    """Yield a problem if the request class of *task* cannot be used."""
     try:
         composed(task.name, task.Request)
     except ConfigurationError as exc:
@@ -56,11 +55,11 @@ def composed(task_name: str, theirs: Any) -> type[BudgetedRequest]:
     """Return the request class of a task.
 
     Args:
-        task_name: For the message of the error.
-        theirs: A class, or its address.
+        task_name: Name of the task, for error messages.
+        theirs: The program's class, or its import path.
 
     Raises:
-        ConfigurationError: It is none, or cannot be made one with this package's.
+        ConfigurationError: It is no request class, or cannot be combined with this package's.
     """
     try:
         kind = symbol_by_name(theirs)
@@ -99,7 +98,7 @@ def _both(theirs: Any) -> Any:
         setattr(both, name, _telling(both, name))
 
     def init_subclass(cls: Any, /, **kwargs: Any) -> None:
-        """Wrap what Celery's subclass shadows, also where theirs does not call ``super()``."""
+        """Wrap what Celery's subclass overrides, even if theirs does not call ``super()``."""
         super(both, cls).__init_subclass__(**kwargs)
         wrap_shadowed(cls)
 
@@ -108,9 +107,9 @@ def _both(theirs: Any) -> Any:
 
 
 def _telling(both: Any, name: str) -> Callable[..., Any]:
-    """Return their method, after which this package has heard of it in any case.
+    """Return their method, wrapped so that this package's method is always called.
 
-    What it raises itself is logged and kept from Celery, which would lose the call's thread by it.
+    Its own errors are logged and not passed to Celery, which would lose the call's thread.
     """
 
     @wraps(getattr(both, name))
@@ -131,7 +130,7 @@ def _telling(both: Any, name: str) -> Callable[..., Any]:
 
 
 def _heard(name: str) -> Callable[..., Any]:
-    """Return this package's method, which notes that it was called, and what it raises."""
+    """Return this package's method, wrapped to record its call and its exception."""
     ours = getattr(BudgetedRequest, name)
 
     @wraps(ours)

@@ -1,4 +1,4 @@
-"""The two methods of a request that Celery's own subclass of it shadows, wrapped.
+"""Wraps the two methods that Celery's generated request subclass overrides.
 
 celery.worker.request.create_request_cls makes a subclass of the request class for each task, and
 overrides ``execute_using_pool`` and ``on_success`` there without calling ``super()``.
@@ -21,7 +21,7 @@ _OURS = "_is_budgeted"
 
 
 def wrap_shadowed(cls: type[Any]) -> None:
-    """Wrap the two methods of *cls* itself, where it is Celery's subclass; once."""
+    """Wrap the two methods of *cls*, if it is Celery's subclass; once."""
     for name, wrap in (("execute_using_pool", executing), ("on_success", succeeding)):
         method = vars(cls).get(name)
         if method is not None and not hasattr(method, _OURS):
@@ -31,13 +31,13 @@ def wrap_shadowed(cls: type[Any]) -> None:
 
 
 def executing(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Return *execute*, told only of calls that are admitted and not ended already."""
+    """Return *execute*, called only for calls that are admitted and have not ended."""
 
     def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
-        """Hand an admitted call to the pool; without one, give its slot back."""
+        """Pass an admitted call to the pool; if it is not admitted, release its slot."""
         try:
             if not self.runtime.admits(self):
-                # Celery gives its place in the pool back, and does no more.
+                # Celery then only releases its place in the pool.
                 raise TaskRevokedError(self.id)
             self.request_dict[HEADER_TERMS] = self.runtime.terms(self)
             return execute(self, pool, **kwargs)
@@ -49,13 +49,13 @@ def executing(execute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def succeeding(on_success: Callable[..., Any]) -> Callable[..., Any]:
-    """Return *on_success*, with each success counted once."""
+    """Return *on_success*, wrapped to count each success once."""
 
     def succeed(self: Any, failed__retval__runtime: Any, **kwargs: Any) -> Any:
-        """Count a success; a failure goes on to on_failure, as in Celery."""
+        """Count a success; pass a failure on to on_failure, as in Celery."""
         self.comes_back()
         if self.outcome is not None or self.given_up:
-            return None  # its late end changes nothing
+            return None  # the call has its outcome already
         failed, retval, _ = failed__retval__runtime
         if failed:
             self.on_failure(retval, return_ok=failed != UNSTORED)

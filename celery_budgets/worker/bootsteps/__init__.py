@@ -1,4 +1,4 @@
-"""The bootsteps that join all this to Celery's worker.
+"""The bootsteps that connect this package to Celery's worker.
 
-Run in the worker main process. They only bind: the work is in plain objects of the other rooms.
+Run in the worker main process. They only connect: the work is in plain objects of other packages.
 """

@@ -1,4 +1,4 @@
-"""The bootstep that registers the commands of this package: every worker passes it.
+"""The bootstep that registers the remote control commands of this package in every worker.
 
 Celery's signal ``celeryd_init`` would not do: workers that a program starts itself
 (``celery.contrib.testing.worker.start_worker``, ``app.Worker``) never send it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from celery import bootsteps
 
-# Registering is importing: the panel of commands is one for all workers of a process.
+# Importing registers them, in the panel of commands that all workers of a process share.
 import celery_budgets.worker.remote.commands
 import celery_budgets.worker.remote.lane_commands  # noqa: F401
 
@@ -16,6 +16,6 @@ __all__ = ["ControlStep"]
 
 
 class ControlStep(bootsteps.Step):
-    """Has nothing to start: a worker that reads its blueprint knows the commands."""
+    """An empty step: a worker that loads its blueprint has the commands."""
 
     label = "Budgets control"

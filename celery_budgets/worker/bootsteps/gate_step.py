@@ -1,4 +1,4 @@
-"""The bootstep that joins the gate and the second line for memory to a worker's consumer.
+"""The bootstep that connects the memory gate and the pool guard to a worker's consumer.
 
 See also: :mod:`celery_budgets.worker.memory.gate`, :mod:`celery_budgets.worker.memory.admission`
 and :mod:`celery_budgets.worker.memory.pool_guard`, which do the work.
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class GateStep(bootsteps.StartStopStep):
-    """Looks at the memory of the worker once per :data:`.gate.TICK`."""
+    """Checks the memory of the worker once per :data:`.gate.TICK`."""
 
     label = "Budgets gate"
     requires = ("celery_budgets.worker.bootsteps.lanes_step:LanesStep",)
@@ -40,14 +40,14 @@ class GateStep(bootsteps.StartStopStep):
             self._pool_guard = PoolGuard(pids, runtime.flights, runtime.roster)
 
     def start(self, c: Any) -> None:
-        """Arm the timer; again after each reconnect, when Celery may have cancelled it."""
+        """Start the timer; again after each reconnect, when Celery may have cancelled it."""
         self._disarm(c)
         self._admission.lose_connection()
         if self._guarded:
             self._timer_entry = c.timer.call_repeatedly(TICK, self._tick)
 
     def stop(self, c: Any) -> None:
-        """Disarm the timer; what is held goes back to the broker with its channel."""
+        """Stop the timer; held deliveries return to the broker when their channel closes."""
         self._disarm(c)
 
     def _disarm(self, c: Any) -> None:

@@ -1,8 +1,8 @@
-"""The bootstep by which several lanes share one worker, each within its own limit.
+"""The bootstep that lets several lanes share one worker, each within its own limit.
 
-It stands between a delivery and the pool: a call gets a slot of its lane first, or waits for
-one here. See also: :mod:`celery_budgets.worker.lanes.lane_slots`, which decides, and
-:mod:`celery_budgets.worker.lanes.lane_consumer`, which keeps the broker from sending much more.
+It wraps ``Consumer.on_task_request``: a call first gets a slot of its lane, or waits for one.
+See also: :mod:`celery_budgets.worker.lanes.lane_slots`, which grants slots, and
+:mod:`celery_budgets.worker.lanes.lane_consumer`, which limits what the broker sends ahead.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ __all__ = ["LanesStep"]
 
 logger = logging.getLogger(__name__)
 
-#: How often changes by others are looked for, seconds.
+#: Interval of checks for changes by operators and other code, seconds.
 TICK = 1.0
-#: How long the loop of gevent waits for the broker before it looks around, seconds.
+#: Longest wait for the broker in the loop of gevent, seconds.
 DRAIN = 0.05
 
 
@@ -61,7 +61,7 @@ class LanesStep(bootsteps.StartStopStep):
         self._timer_entries: list[Any] = []
         self._woken = False
         self._first_start = True
-        #: Deliveries that wait for their ETA, by queue: they count as unacknowledged.
+        #: Deliveries that wait for their ETA, by queue: the broker counts them as unacknowledged.
         self._later: Counter[str] = Counter()
         self._awaited: set[Request] = set()
         self._runtime = runtime = WorkerRuntime(c, self._wake)
@@ -84,14 +84,14 @@ class LanesStep(bootsteps.StartStopStep):
         if self._broker is Broker.RABBITMQ:
             self._low = LowPriorityQueues(served, consuming, self.slots)
         _restore_consumer(c.app)
-        #: Does Celery's own consumer do, where a channel's count can be changed?
+        #: Whether Celery's own consumer suffices, if a channel's prefetch count can be changed.
         self._alone = len(queues) == 1 and self._broker is None
         if served:
             signals.task_received.connect(self._on_received, sender=c)
             c.app.amqp.Consumer = partial(self._consumer_of, c.app.amqp.Consumer)
 
     def start(self, c: Any) -> None:
-        """Forget what the lost channels had delivered; again after each reconnect."""
+        """Forget the deliveries of lost channels; again after each reconnect."""
         self._later.clear()
         self._awaited.clear()
         self._renewals.lose_connection()
@@ -102,7 +102,7 @@ class LanesStep(bootsteps.StartStopStep):
         self.slots.give_up_held()
         self._runtime.held.lose_connection()
         if self._runtime.flights is not None:
-            # What no process had accepted is dropped by now (Consumer.on_close).
+            # Celery has dropped the calls that no process had accepted (Consumer.on_close).
             reserved = self.slots.reserved()
             self._untracked.add(call for call in reserved if call not in state.active_requests)
         if c.hub is None:
@@ -110,7 +110,7 @@ class LanesStep(bootsteps.StartStopStep):
         self._disarm(c)
         self._timer_entries = [c.timer.call_repeatedly(TICK, c.call_soon, (self._look,))]
         if c.hub is not None and self._runtime.flights is not None:
-            # On solo a body keeps the event loop from its timers, and threads do not wake it.
+            # Not elsewhere: on solo a body blocks the timers, and threads do not wake the loop.
             self._roster.tally.call_later = c.hub.call_later
         if self._low is not None:
             look = c.timer.call_repeatedly(LOOK, c.call_soon, (self._low.look,))
@@ -119,21 +119,21 @@ class LanesStep(bootsteps.StartStopStep):
     def stop(self, c: Any) -> None:
         """Start nothing any more; what waits goes back to the broker, at the latest with it."""
         self._disarm(c)
-        if c.blueprint.state == bootsteps.RUN:  # it connects anew
+        if c.blueprint.state == bootsteps.RUN:  # it reconnects
             self.slots.give_up_held()
         else:  # and what runs may take long to end
             give_back_soon(take_waiting(c, self.slots))
-        # Without its consumer the event loop stands still, and fires no timer.
+        # Without its consumer the event loop does not run, and fires no timer.
         self._roster.tally.call_later = None
         self._roster.tally.count_noted()
 
     def take_in(self, request: Request) -> None:
-        """Hand *request* to the pool once its lane has a slot. Replaces on_task_request."""
+        """Pass *request* to the pool once its lane has a slot. Replaces on_task_request."""
         if request in self._awaited:
-            # By the call: one that was kept comes here again.
+            # By request: a call that was held comes here again.
             self._awaited.discard(request)
             self._later[request.delivery_info["routing_key"]] -= 1
-        # A plain task's has no lane: it takes a place in the pool, as in Celery.
+        # The request of a plain task has no lane: it goes to the pool, as in Celery.
         if getattr(request, "lane", None) is None or self._runtime.takes_in(request):
             self._hand_over(request)
         if self._renewals.needed:
@@ -144,7 +144,7 @@ class LanesStep(bootsteps.StartStopStep):
             return
         self._woken = True
         if self._consumer.hub is None:
-            # Not here: the greenlet that is ending has its place in the pool still.
+            # Not here: the greenlet that is ending still occupies its place in the pool.
             self._consumer.timer.call_after(0, self._start_due)
         else:
             self._consumer.call_soon(self._start_due)
@@ -170,7 +170,7 @@ class LanesStep(bootsteps.StartStopStep):
             consumer.recount(queue)
 
     def _consumer_of(self, plain: Any, channel: Any, **kwargs: Any) -> Any:
-        """Return what consumes the queues; *plain* makes Celery's own consumer."""
+        """Return the consumer of the queues; *plain* creates Celery's own."""
         apply_global = getattr(self._consumer, "qos_global", None)
         if apply_global is None:  # before Celery 5.7
             apply_global = not channel.qos_semantics_matches_spec and not self._has_quorum_queues()
@@ -206,7 +206,7 @@ class LanesStep(bootsteps.StartStopStep):
         slots = self.slots.lanes[lane.name]
         later = 0 if self._renewals.needed else self._later[queue]
         if queue != lane.queue:
-            # Its low calls: as many as may start now, so that few are in hand when it is busy.
+            # A low queue: as many as may start now, so that few are prefetched when it is busy.
             return max(1, slots.limit - len(slots.taken)) + later
         ahead = slots.most * int(self._consumer.prefetch_multiplier)
         return ahead + later if ahead else 0  # 0: no bound, as in Celery
@@ -222,17 +222,17 @@ class LanesStep(bootsteps.StartStopStep):
             try:
                 look()
             except self._consumer.connection_errors:
-                raise  # Celery connects anew
+                raise  # Celery reconnects
             except Exception:
-                # In the event loop it would end the worker.
+                # Raised in the event loop, it would end the worker.
                 logger.exception("budgets.lanes_look_failed")
 
     def _is_waiting(self, request: Delivery) -> bool:
-        """Return whether a call waits for its place in the pool, or was dropped by it."""
+        """Return whether a call waits for a place in the pool, or was dropped from it."""
         return is_waiting(self._consumer, request) or request in self._untracked
 
     def _withheld(self) -> list[Any]:
-        """Return the queues of lanes that are not consumed now: purged with the others."""
+        """Return the queues of lanes that are not consumed now, which purge includes."""
         known = self._consumer.app.amqp.queues
         return [known[name] for name in self._consuming.paused]
 
@@ -242,16 +242,16 @@ class LanesStep(bootsteps.StartStopStep):
 
 
 def _drain_soon(drain: Callable[..., Any], timeout: float, **kwargs: Any) -> Any:
-    """Wait for the broker, but not for long.
+    """Wait for the broker, at most :data:`DRAIN` seconds.
 
-    celery.worker.loops.synloop (5.7) waits 2 s and acknowledges what has ended only in between: a
-    worker whose slots are all taken would start as many calls every 2 s, and no more.
+    celery.worker.loops.synloop (5.7) waits 2 s and acknowledges ended calls only in between: a full
+    worker would start new calls only every 2 s.
     """
     return drain(timeout=min(timeout, DRAIN), **kwargs)
 
 
 def _restore_consumer(app: Any) -> None:
-    """Take back what an earlier worker of *app* in this process has put in Consumer's place."""
+    """Restore ``amqp.Consumer`` after an earlier worker of *app* in this process."""
     ours = vars(app.amqp).get("Consumer")
     if isinstance(ours, partial) and isinstance(getattr(ours.func, "__self__", None), LanesStep):
         del app.amqp.Consumer

@@ -1,7 +1,7 @@
-"""The bootstep by which a worker on Redis renews what it has in hand.
+"""The bootstep by which a worker on Redis renews its unacknowledged deliveries.
 
-See also: :mod:`celery_budgets.worker.transport.renewing.renewal`, which does it, and
-:mod:`celery_budgets.worker.calls.overtaken`, for what was handed out again all the same.
+See also: :mod:`celery_budgets.worker.transport.renewing.renewal`, which renews them, and
+:mod:`celery_budgets.worker.calls.overtaken`, for those that were redelivered nevertheless.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["RenewalStep"]
 
 
 class RenewalStep(bootsteps.StartStopStep):
-    """Starts the thread once the worker consumes, and tells it of each new connection."""
+    """Starts the thread when the worker consumes, and passes it each new connection."""
 
     label = "Budgets renewal"
     requires = ("celery_budgets.worker.bootsteps.lanes_step:LanesStep",)
@@ -35,12 +35,12 @@ class RenewalStep(bootsteps.StartStopStep):
     def __init__(self, c: Any, **kwargs: Any) -> None:
         super().__init__(c, **kwargs)
         timeout = visibility_timeout(c.app)
-        # Celery asks include_if() of a step that it has made.
+        # Celery calls include_if() after it has created the step.
         self.enabled = renews(c.app) and timeout is not None
         if timeout is None or not self.enabled:
             return
         self._transport: Any = None
-        #: Celery before 5.7 keeps no set of those that wait for their ETA.
+        #: Requests that wait for their ETA, of which Celery before 5.7 keeps no set.
         self._later: WeakSet[Any] = WeakSet()
         signals.task_received.connect(self._on_received, sender=c)
         overtaken = Overtaken(settings_of(c.app).lanes, runtime_of(c.app).roster, self._requests)
@@ -51,7 +51,7 @@ class RenewalStep(bootsteps.StartStopStep):
         c.connection_for_read = lambda **options: sweeping.join(connect(**options))
 
     def start(self, c: Any) -> None:
-        """Renew by the new connection; again after each reconnect."""
+        """Renew over the new connection; again after each reconnect."""
         channel = c.connection.default_channel
         if not has_index(channel):
             return
@@ -64,7 +64,7 @@ class RenewalStep(bootsteps.StartStopStep):
         self.renewal.attach(UnackedIndex(channel, self.renewal.period / 2))
 
     def stop(self, c: Any) -> None:
-        """Go on: in a warm stop calls run on, and their channels stay open until they are done."""
+        """Keep renewing: in a warm shutdown calls run on, and their channels stay open."""
 
     def shutdown(self, c: Any) -> None:
         """Stop, once the pool has."""

@@ -1,4 +1,4 @@
-"""The bootstep that joins this package to a worker; the work is in plain objects.
+"""The bootstep that connects this package to a worker; the work is in plain objects.
 
 See also: :mod:`celery_budgets.worker.startup.checks`,
 :mod:`celery_budgets.worker.pool.time_limits`, :mod:`celery_budgets.worker.pool.abandoned_threads`
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 class BudgetsStep(bootsteps.StartStopStep):
-    """Checks the worker, prepares its process for its pool, and answers ``inspect stats``."""
+    """Checks the worker, prepares it before its pool starts, and answers ``inspect stats``."""
 
     label = "Budgets"
     requires = ("celery.worker.components:Pool",)
@@ -65,7 +65,7 @@ class BudgetsStep(bootsteps.StartStopStep):
         self.pool = pool_name(worker.pool_cls)
         self.lanes: list[Lane] = check_worker(worker, self.settings, autoscale)
         if self.settings.json_logs:
-            # Before the pool forks, so that its processes print their records so too.
+            # Before the pool forks, so that its processes inherit the format.
             print_json_lines()
         if self.pool == "prefork":
             self._let_fat_processes_leave(worker)
@@ -75,12 +75,12 @@ class BudgetsStep(bootsteps.StartStopStep):
                 _settle_acknowledgement(task)
 
     def _let_fat_processes_leave(self, worker: Any) -> None:
-        """Make billiard ask each pool process for its size after a call.
+        """Make billiard check the size of each pool process after a call.
 
         See :mod:`celery_budgets.execution.memory.recycling`.
 
-        It asks only where ``max_memory_per_child`` (KiB) is set. A program's own stays, and is
-        kept in the configuration, where pool processes find it.
+        billiard checks only if ``max_memory_per_child`` (KiB) is set. A program's own value
+        stays in the configuration, where pool processes find it.
         """
         theirs = worker.max_memory_per_child
         if theirs:
@@ -90,7 +90,7 @@ class BudgetsStep(bootsteps.StartStopStep):
             for task in worker.app.tasks.values():
                 if isinstance(task, BudgetedTask) and not isinstance(task, MappingTask):
                     budgets.append(task.budget_in(task.home()))
-            # The lowest, as billiard logs it: a process answers 1 KiB, or more than its own.
+            # The lowest, since billiard logs it; a process returns 1 KiB, or more than its limit.
             worker.max_memory_per_child = min((b.max_rss for b in budgets), default=KIB) // KIB
 
     def create(self, worker: Any) -> BudgetsStep:
@@ -98,9 +98,9 @@ class BudgetsStep(bootsteps.StartStopStep):
         return self
 
     def start(self, worker: Any) -> None:
-        """Stand in front of the pool, which has started, and log what it enforces."""
+        """Wrap methods of the pool, which has started, and log which limits it enforces."""
         runtime = runtime_of(worker.app)
-        # As celery.contrib.testing.worker.start_worker runs it.
+        # As in celery.contrib.testing.worker.start_worker.
         runtime.embedded = threading.current_thread() is not threading.main_thread()
         failures.listen(runtime.roster.count_failure)
         interrupt = self._interrupt(worker, runtime)
@@ -149,17 +149,17 @@ class BudgetsStep(bootsteps.StartStopStep):
         """Nothing to do before the pool has stopped."""
 
     def info(self, worker: Any) -> dict[str, Any]:
-        """Return what `inspect stats`, and so Flower's worker page, shows."""
+        """Return the data for `inspect stats`, which Flower's worker page shows."""
         return {"budgets": self.report.in_short()}
 
 
 def _settle_acknowledgement(task: BudgetedTask) -> None:
-    """Acknowledge late where a call may run twice, early where it may not.
+    """Acknowledge late if a call may run twice, early if it may not.
 
-    Before the consumer builds its strategies: they keep the value (create_request_cls).
+    Before the consumer builds its strategies, which cache the value (create_request_cls).
     """
     classes = takewhile(lambda cls: cls is not BudgetedTask, type(task).__mro__)
     if any("acks_late" in cls.__dict__ for cls in classes):
-        return  # the program says it itself
+        return  # the program has set it
     idempotent = task.idempotent
     type(task).acks_late = task.home().idempotent if idempotent is None else idempotent

@@ -1,4 +1,4 @@
-"""The calls that a worker has in hand, how each one ended, and what they add up to.
+"""The calls that a worker has received, their outcomes and their statistics.
 
 Runs in the worker main process.
 """

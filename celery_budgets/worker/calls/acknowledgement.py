@@ -1,6 +1,6 @@
-"""How the message of a call that was killed, or not admitted, is given back to the broker.
+"""Acknowledges or rejects the message of a call that was killed or not admitted.
 
-Celery's settings count as they do for a call that fails or times out in plain Celery:
+Celery's settings apply as for a call that fails or times out in plain Celery:
 ``task_acks_on_failure_or_timeout``, ``task_acks_on_failure`` and ``task_acks_on_timeout`` (5.7),
 ``task_reject_on_worker_lost``, ``task_retry_on_worker_lost`` (5.7).
 
@@ -22,27 +22,27 @@ __all__ = ["SettlingRequest", "comes_again", "give_back"]
 
 
 class SettlingRequest(Request):
-    """A delivery that knows whether its message comes again."""
+    """A delivery that knows whether its message is redelivered."""
 
-    #: Has Celery rejected it so that the broker hands it out again, or published a retry?
+    #: Whether Celery has requeued it, or published a retry.
     sent_again = False
     _success_was_found = False
 
     def reject(self, requeue: bool = False) -> None:
-        """Reject the message, and note whether it comes again."""
+        """Reject the message, and record whether it was requeued."""
         self.sent_again = self.sent_again or (requeue and not self.acknowledged)
         super().reject(requeue)
 
     def _retry_worker_lost(self, *args: Any) -> Any:
-        """Publish a retry as Celery does since 5.7, and note whether it did."""
+        """Publish a retry as Celery does since 5.7, and record whether it did."""
         retried = super()._retry_worker_lost(*args)
         self.sent_again = self.sent_again or bool(retried)
         return retried
 
     def _success_was_stored(self) -> Any:
-        """Remember what Celery finds when a process is lost after it stored its result.
+        """Remember whether Celery finds a stored success of a lost process.
 
-        Celery looks for it since 5.7; before, such a call is a lost one.
+        Celery checks that since 5.7; before, such a call counts as lost.
         """
         find = getattr(super(), "_success_was_stored", None)
         found = find() if find is not None else False
@@ -51,10 +51,10 @@ class SettlingRequest(Request):
 
 
 def comes_again(task: Any, outcome: Outcome) -> bool:
-    """Return whether Celery has the broker hand out again the message of a call that was killed.
+    """Return whether Celery's settings requeue the message of a killed call.
 
     Mirrors the end of celery.worker.request.Request.on_timeout (5.7; earlier versions do it in
-    on_failure). Where ``max_kills`` is set it says how often such a call runs again, instead.
+    on_failure). Differs: if ``max_kills`` is set, it decides how often such a call runs again.
     """
     if task.max_kills or not task.acks_late or outcome is not Outcome.HARD_TIME_LIMIT:
         return False
@@ -62,15 +62,15 @@ def comes_again(task: Any, outcome: Outcome) -> bool:
 
 
 def give_back(request: Delivery, outcome: Outcome) -> None:
-    """Acknowledge the message of a call that has ended for good, or reject it as Celery does."""
+    """Acknowledge the message of a call that has finally ended, or reject it as Celery does."""
     which = "acks_on_timeout" if outcome is Outcome.HARD_TIME_LIMIT else "acks_on_failure"
     if request.task.acks_late and not _is_acknowledged(request.task, which):
-        request.reject(requeue=False)  # a queue with a dead-letter exchange passes it on
+        request.reject(requeue=False)  # to the dead-letter exchange, if the queue has one
     else:
         request.acknowledge()
 
 
 def _is_acknowledged(task: Any, which: str) -> bool:
-    """Return an attribute of Celery 5.7; before, there is one for both."""
+    """Return the attribute *which* of Celery 5.7; before, one attribute is for both cases."""
     own = getattr(task, which, None)
     return bool(own if own is not None else task.acks_on_failure_or_timeout)

@@ -1,4 +1,4 @@
-"""The facts of a call that has ended, as the worker main process knows them."""
+"""The data of an ended call in the worker main process."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["EndedCall", "facts_of"]
 
-#: What a record has where the call had no span.
+#: The trace id in a record of a call without a span.
 _NO_TRACE = bytes(16)
 _OVER_THE_SOFT_LIMIT = frozenset({Outcome.SOFT_TIME_LIMIT, Outcome.HARD_TIME_LIMIT})
 
 
 class EndedCall(NamedTuple):
-    """What is kept of a delivery whose call has ended, until it is counted.
+    """The data of an ended call that are kept until it is counted.
 
-    Not the delivery itself: it has the arguments of the call, which may be large.
+    Not the delivery itself, which holds the arguments of the call.
     """
 
     outcome: Outcome
@@ -36,15 +36,15 @@ class EndedCall(NamedTuple):
     task: str
     task_id: str
     worker: str
-    #: Headers of its message; producers may send anything.
+    #: Headers of its message, which may be invalid.
     due_at: Any
     scope: Any
-    #: What its process wrote down; a copy that nobody has read yet, or as it was read.
+    #: Its flight record: an unread copy, or unpacked.
     record: Flight | bytes | None
 
     @classmethod
     def of(cls, request: Delivery, outcome: Outcome, record: Flight | bytes | None) -> Self:
-        """Return what is kept of *request*, whose call has ended now."""
+        """Return the data of *request*, whose call has just ended."""
         headers = request._request_dict
         return cls(
             outcome, time(), request.time_start, request.limits.soft, request.lane.name,
@@ -54,9 +54,9 @@ class EndedCall(NamedTuple):
 
 
 def facts_of(ended: EndedCall) -> dict[str, Any]:
-    """Return what is logged and counted of a call (telemetry.logs.SCHEMA).
+    """Return the fields of a call for logs and statistics (telemetry.logs.SCHEMA).
 
-    Time and memory are ``None`` where it never ran or nobody could tell.
+    Time and memory are ``None`` if it never ran or they are unknown.
     """
     flight = flight_in(ended.record, ended.task_id)
     seconds = _seconds(ended, flight)

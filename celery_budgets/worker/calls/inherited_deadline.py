@@ -1,7 +1,7 @@
-"""Deadlines that calls inherit, in the worker main process: who may start, and with how much.
+"""Enforces inherited deadlines in the worker main process, before a call starts.
 
-Looked at when a call is handed to the pool, not when it arrives: it may have waited in this
-worker. See also: :mod:`celery_budgets.tasks.deadline_at_start`, which looks again when it begins.
+Checked when a call is passed to the pool, not when it arrives: it may have waited in this
+worker. See also: :mod:`celery_budgets.tasks.deadline_at_start`, which checks again at its start.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["came_too_late", "in_time"]
 
-#: What two readings of a clock by two processes may differ by, seconds.
+#: Largest difference between the clocks of two processes, seconds.
 _CLOCKS_APART = 0.01
 
 
 def in_time(request: Delivery) -> bool:
-    """Cut the limits of *request* to what is left; fail it where nothing is."""
+    """Shorten the limits of *request* to the time left; fail it and return False if none is."""
     header = request.request_dict.get(HEADER_DEADLINE)
     if header is None:
         return True
@@ -46,10 +46,10 @@ def in_time(request: Delivery) -> bool:
 
 
 def came_too_late(request: Delivery, exc: BaseException, flight: Flight | None) -> bool:
-    """Return whether *exc* is that of a call that its process did not start.
+    """Return whether *exc* means that the process did not start the call.
 
-    A body may fail with the same error of a call that it waited for; but that one had begun,
-    and so there is a record of it, later than one of an earlier attempt.
+    A body may raise the same error from a call that it has waited for. Then the body had begun, and
+    its flight record is newer than that of an earlier attempt.
     """
     if not isinstance(exc, RejectedByBudget) or exc.reason != REASON_DEADLINE:
         return False

@@ -1,6 +1,6 @@
-"""The span of a call whose own process did not live to end it: ended by the worker main process.
+"""Ends the span of a call whose own process died before it could.
 
-See also: :mod:`celery_budgets.telemetry.killed_spans`, which makes it.
+See also: :mod:`celery_budgets.telemetry.killed_spans`, which creates the span.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["KilledSpan"]
 
 logger = logging.getLogger(__name__)
 
-#: Ends that the process of a call may not have lived to tell.
+#: Outcomes that the process of a call may not have reported itself.
 _ENDED_HERE = frozenset(
     {
         Outcome.HARD_TIME_LIMIT, Outcome.MEMORY_LIMIT, Outcome.WORKER_LOST, Outcome.REVOKED,
@@ -38,8 +38,8 @@ class KilledSpan:
     """Ends spans of killed calls.
 
     Args:
-        terms: Returns what the process of a call was told of it.
-        lost: Told of each span that could not be sent.
+        terms: Returns the terms of a call.
+        lost: Called for each span that could not be emitted.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class KilledSpan:
         self._lost = lost
 
     def end(self, end: CallEnd) -> None:
-        """End the span of a call, where its process may not have done so, and is done with it."""
+        """End the span of a call, if its process may not have done so and has finished with it."""
         if end.outcome not in _ENDED_HERE or end.runs_on:
             return
         request, flight = end.request, flight_in(end.record, end.request.id)

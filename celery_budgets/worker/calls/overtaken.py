@@ -1,10 +1,10 @@
-"""A call that was handed out again while it was in hand here: its second run is what counts.
+"""Handles calls whose message was redelivered to another worker before they ended here.
 
-That happens to a worker that stood still for longer than the visibility timeout, and where Redis
-was away for that long. The message belongs to whoever has it now: nothing that is said of it here
-reaches the broker, or it would be lost should that other worker die. A call that runs runs on, as
-after a lost connection; one with an idempotency key has lost its lease and is stopped for that, if
-another has taken the key. A call that has not started is dropped.
+That happens if a worker is frozen, or Redis is down, for longer than the visibility timeout. The
+message belongs to the worker that has it now: this one must not acknowledge or reject it, or the
+message would be lost if that other worker died. A running call continues, as after a lost
+connection; one with an idempotency key has lost its lease, and is stopped if another call has
+taken the key. A call that has not started is dropped.
 
 Runs in a thread of the worker main process.
 """
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 class Overtaken:
-    """Tells of calls that were handed out again, and lets go of their messages.
+    """Reports calls that were redelivered elsewhere, and detaches them from their messages.
 
     Args:
         lanes: The lanes of the app.
-        roster: The calls of the worker; these are counted there.
-        requests: Returns the requests that the worker has in hand.
+        roster: The calls of the worker, which counts redelivered ones.
+        requests: Returns the unsettled requests of the worker.
     """
 
     def __init__(self, lanes: Lanes, roster: Roster, requests: Callable[[], Iterable[Any]]) -> None:
@@ -39,7 +39,7 @@ class Overtaken:
         self._requests = requests
 
     def tell(self, message: Any) -> None:
-        """Note that *message* is another's by now."""
+        """Log and count that *message* belongs to another worker now."""
         headers = message.headers or {}
         lane = self._lanes.of_queue((message.delivery_info or {}).get("routing_key"))
         name = lane.name if lane is not None else ""
@@ -57,7 +57,7 @@ class Overtaken:
 
 
 def _let_go(request: Any, message: Any) -> None:
-    """Have *request* say no more to the broker, and not start where it has not."""
+    """Detach *request* from the broker, and prevent its start if it has not started."""
 
     def settle(*_: Any) -> None:
         forget(message)

@@ -1,7 +1,7 @@
-"""What went wrong in the last five minutes: what an alert is about, until it is over.
+"""Counts the failures of the last five minutes, for alerts.
 
-The same time as that of the rules for Prometheus, ``examples/observability/rules.yml``. A call
-that succeeds is not counted, and costs nothing here.
+The same period as in the rules for Prometheus, ``examples/observability/rules.yml``. Successful
+calls are not counted, and cost nothing here.
 
 Runs in the worker main process.
 """
@@ -15,15 +15,15 @@ from time import monotonic
 
 __all__ = ["KILLS", "RecentFailures"]
 
-#: How long something is recent, and how exactly that is told, seconds.
+#: The period, and its resolution, seconds.
 SECONDS = 300.0
 STEP = 10.0
-#: Outcomes that an alert is about.
+#: Outcomes that cause an alert.
 KILLS = frozenset({"hard_time_limit", "memory_limit"})
 
 
 class RecentFailures:
-    """Counts by lane what went wrong, and forgets it.
+    """Counts failures by lane over a sliding period.
 
     Args:
         clock: Returns monotonic seconds.
@@ -33,11 +33,11 @@ class RecentFailures:
         self._clock = clock
         self._steps: deque[tuple[int, Counter[tuple[str, str]]]] = deque()
         self._totals: dict[str, int] = {}
-        # Entered again where the garbage collector, inside of it, ends a block.
+        # Reentrant: garbage collection inside it may end a block.
         self._lock = threading.RLock()
 
     def count(self, lane: str, what: str, number: int = 1) -> None:
-        """Count *number* events in *lane*; one of no lane is of the worker."""
+        """Count *number* events in *lane*; an empty lane stands for the worker."""
         with self._lock:
             step = self._forget()
             if not self._steps or self._steps[-1][0] != step:
@@ -45,7 +45,7 @@ class RecentFailures:
             self._steps[-1][1][lane, what] += number
 
     def follow(self, what: str, total: int) -> None:
-        """Count by how much a *total* has grown since it was told last; of the worker."""
+        """Count the increase of a *total* of the worker since the last call."""
         with self._lock:
             more = total - self._totals.get(what, 0)
             self._totals[what] = total
@@ -53,14 +53,14 @@ class RecentFailures:
                 self.count("", what, more)
 
     def of(self, lane: str) -> dict[str, int]:
-        """Return what was counted in *lane* and is recent."""
+        """Return the recent counts of *lane*."""
         with self._lock:
             self._forget()
             every = sum((counted for _, counted in self._steps), Counter[tuple[str, str]]())
         return {what: number for (name, what), number in every.items() if name == lane}
 
     def _forget(self) -> int:
-        """Drop what is too old; return the number of the step of now."""
+        """Drop expired counts; return the number of the current interval."""
         step = int(self._clock() // STEP)
         while self._steps and self._steps[0][0] <= step - SECONDS / STEP:
             self._steps.popleft()

@@ -1,6 +1,6 @@
-"""A message that comes a second time, while its first delivery is still in hand or has ended.
+"""Settles a redelivered message whose first delivery is still running here or has ended.
 
-A broker hands a message out again when the connection was lost before it was acknowledged
+A broker redelivers a message when the connection was lost before its acknowledgement
 (kombu.transport.virtual.base.Channel.close), even if its call runs on or has ended meanwhile.
 
 Runs in the worker main process.
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def is_settled(request: Delivery) -> bool:
-    """Return whether *request* needs no run: its first delivery has ended here, or is in hand.
+    """Return whether *request* must not run: its first delivery has ended, or is still here.
 
-    Or it waited here for so long that another worker has it by now.
+    Or it has waited here for so long that another worker has it by now.
     """
     if request.overtaken:
         state.task_ready(request)
@@ -43,9 +43,9 @@ def is_settled(request: Delivery) -> bool:
 
 
 def _joins_first(request: Delivery) -> bool:
-    """Leave *request* to its first delivery, where that is still in hand.
+    """Attach *request* to its first delivery, if that is not settled.
 
-    Its call runs on, or has ended and the event loop has not heard of it yet.
+    Its call runs on, or has ended and the event loop has not processed that yet.
     """
     first = request.roster.in_hand.get(request.message_key)
     if first is None or first._already_cancelled:

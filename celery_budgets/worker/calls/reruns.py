@@ -1,11 +1,11 @@
-"""Repeat offenders: calls that were killed run again only as often as their task says.
+"""Runs killed calls again, at most ``max_kills`` times.
 
-Two counts, and the higher one holds: a header counts the kills of one message over its re-runs,
-and a table of this worker counts those of a signature (name and arguments), so that sending the
-same fatal call anew does not start from zero.
+The higher of two counts is used: a header counts the kills of one message over its re-runs, and a
+table in this worker counts those of a signature (name and arguments), so that sending the same
+fatal call again does not start from zero.
 
-Physical limit: when the worker main process itself dies nobody is left to count. The broker then
-hands its messages out again; a RabbitMQ quorum queue counts that itself (``x-delivery-limit``).
+Physical limit: a kill of the worker main process itself is not counted. The broker then redelivers
+its messages; a RabbitMQ quorum queue counts that itself (``x-delivery-limit``).
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ __all__ = ["KillReruns"]
 
 logger = logging.getLogger(__name__)
 
-#: Signatures remembered, and for how many seconds since their last kill.
+#: Most signatures remembered, and seconds since their last kill for which they are.
 REMEMBERED = 1_000
 REMEMBERED_SECONDS = 3600.0
-#: Kills that count for the signature: those that may take other calls along.
+#: Outcomes counted for the signature: those that may affect other calls.
 _COUNTED = frozenset({Outcome.MEMORY_LIMIT, Outcome.WORKER_LOST})
 
 
 class KillReruns:
-    """Counts kills by signature, and sends a killed call anew while it may run again."""
+    """Counts kills by signature, and sends a killed call again while it may run again."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._kills: OrderedDict[bytes, tuple[int, float]] = OrderedDict()
 
     def run_again(self, request: Delivery, exc: Exception, outcome: Outcome) -> bool:
-        """Send the call anew where its task allows that after a kill; return whether it did.
+        """Send a killed call again if its task allows that; return whether it did.
 
-        Mirrors celery.worker.request.Request._retry_worker_lost (5.7), with a counter of its
-        own: a kill is no retry.
+        Mirrors celery.worker.request.Request._retry_worker_lost (5.7). Differs: it has its own
+        counter, since a kill is no retry.
         """
         kills = _kills_before(request.request_dict.get(HEADER_KILLS)) + 1
         task, most = request.task, request.task.max_kills
@@ -74,7 +74,7 @@ class KillReruns:
         return True
 
     def _count(self, request: Delivery) -> int:
-        """Count a kill of the signature of *request*; return how many there were."""
+        """Count a kill of the signature of *request*; return the total."""
         now, key = self._clock(), _signature(request)
         kills, last = self._kills.pop(key, (0, now))
         kills = kills + 1 if now - last < REMEMBERED_SECONDS else 1
@@ -89,11 +89,11 @@ def _signature(request: Delivery) -> bytes:
     try:
         words = repr((request.type, tuple(request.args or ()), kwargs))
     except BaseException:
-        # Of arguments whose own code fails at that, what the sender has written in the message.
+        # If the repr of the arguments raises: that which the sender put into the message.
         words = repr((request.type, request._argsrepr, request._kwargsrepr))
     return hashlib.blake2b(words.encode("utf-8", "backslashreplace"), digest_size=16).digest()
 
 
 def _kills_before(header: object) -> int:
-    """Return the kills that a message has counted; producers may send anything."""
+    """Return the kills in a message's header; 0 if it is invalid."""
     return header if isinstance(header, int) and header > 0 else 0

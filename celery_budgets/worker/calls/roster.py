@@ -1,11 +1,11 @@
-"""The roster: the calls that this worker has in hand, per lane, and how each one ended.
+"""The roster: the running calls of this worker, per lane, and the outcome of each.
 
-Lives in the worker main process, which survives its pool processes: so it can give every
-delivery exactly one outcome, also when the process that ran it is gone.
+Lives in the worker main process, which survives its pool processes: so it gives every delivery
+exactly one outcome, even if the process that ran it has died.
 
-Covers: calls that run, the end of a call, settling a second delivery of one that has ended.
-Does not cover: when Celery tells a request what happened (:mod:`celery_budgets.worker.request`),
-what follows from an end (:mod:`celery_budgets.worker.runtime` lists it), and what calls add up to
+Covers: running calls, the end of a call, redeliveries of ended calls.
+Does not cover: the events of a call (:mod:`celery_budgets.worker.request`), the actions at its end
+(:mod:`celery_budgets.worker.runtime` lists them), and statistics
 (:mod:`celery_budgets.worker.calls.tally`).
 """
 
@@ -31,78 +31,78 @@ __all__ = ["CallEnd", "Roster"]
 
 logger = logging.getLogger(__name__)
 
-#: Ended calls remembered, to settle a message that comes a second time.
+#: Ended calls that are remembered, to settle a redelivered message.
 REMEMBERED = 10_000
-#: Ends after which the same message may rightly come again, as a new attempt.
+#: Outcomes after which a redelivery of the same message is a new attempt.
 _NOT_FINAL = frozenset({Outcome.RETRIED, Outcome.REJECTED})
 
 
 @dataclass(slots=True)
 class CallEnd:
-    """The end of one call, on its way through :attr:`Roster.on_end`."""
+    """The end of one call, which is passed to :attr:`Roster.on_end`."""
 
     request: Delivery
     outcome: Outcome
-    #: What its process wrote down; a copy that nobody has read yet, or as it was read.
+    #: Its flight record: an unread copy, or unpacked.
     record: Flight | bytes | None
-    #: Why, in words, where it did not succeed.
+    #: Why it did not succeed, as text.
     reason: str
-    #: Had it started?
+    #: Whether it had started.
     ran: bool
-    #: Is its process still busy with it, since it was terminated? Then it keeps its slot.
+    #: Whether its process is still busy with it after a termination; then it keeps its slot.
     runs_on: bool
 
 
 class Roster:
-    """Counts the calls of one worker."""
+    """Tracks the calls of one worker."""
 
     def __init__(self) -> None:
-        #: What they added up to, once they have ended.
+        #: The statistics of ended calls.
         self.tally = Tally(self.count_failure)
         #: Calls that run now, by lane.
         self.active: Counter[str] = Counter()
-        #: Deliveries that run, by message: twins with one idempotency key share their id.
+        #: Running deliveries, by message: twins with one idempotency key share their id.
         self.in_hand: dict[tuple[str, float | None], Delivery] = {}
-        #: Told of each end, in this order; one that raises keeps no other from being told.
+        #: Called with each end, in this order; an exception does not stop the others.
         self.on_end: list[Callable[[CallEnd], object]] = []
-        #: Told when the process of a call that was terminated is done with it, in this order.
+        #: Called, in this order, when the process of a terminated call has finished with it.
         self.on_return: list[Callable[[CallEnd], object]] = []
-        #: Spans and records that could not be made here.
+        #: Spans and records that could not be created here.
         self.failures = 0
         #: Slots taken back by the safety net (worker.lanes.slot_recovery).
         self.slots_recovered = 0
-        #: Calls that were handed out again while they were in hand here, by lane.
+        #: Calls that were redelivered before they ended here, by lane.
         self.redelivered: Counter[str] = Counter()
         self._ended: OrderedDict[tuple[str, float | None], Outcome] = OrderedDict()
         # Pool threads, the watchdog and the event loop all report here.
         self._lock = threading.Lock()
 
     def count_failure(self) -> None:
-        """Note that a span or a record could not be made."""
+        """Count a span or a record that could not be created."""
         self.failures += 1
 
     def recovered(self, request: Delivery) -> None:
-        """Forget *request*, which the pool has lost, and count that."""
+        """Forget *request*, which the pool has lost, and count its slot."""
         self.slots_recovered += 1
         self.tally.recent.count(request.lane.name, "slots_recovered")
         self.in_hand.pop(request.message_key, None)
 
     def accepted(self, request: Delivery) -> None:
-        """Note that *request* runs now."""
+        """Record that *request* runs now."""
         with self._lock:
             if request.outcome is not None and not request.runs_on:
-                return  # revoked while it was on its way into the pool
+                return  # revoked before the pool had accepted it
             request.counted = True
             self.active[request.lane.name] += 1
             if request.outcome is None:
                 self.in_hand[request.message_key] = request
 
     def rejected(self, request: Delivery, reason: str) -> None:
-        """Count a delivery that is not admitted: handed back, or failed."""
+        """Count a delivery that is not admitted: requeued or failed."""
         self.tally.reject(request.lane.name, request.type, reason)
 
     def waiting(self) -> Counter[str]:
-        """Return the deliveries in hand that do not run yet, by lane."""
+        """Return the deliveries that have not started, by lane."""
         # Celery before 5.7 keeps no set of calls that wait for their ETA.
         sets = (state.reserved_requests, getattr(state, "scheduled_requests", None))
         held = [request for requests in sets for request in _members(requests)]
@@ -119,13 +119,13 @@ class Roster:
         flight: Flight | None = None,
         reason: str = "",
     ) -> None:
-        """Give *request* its outcome; whatever is said of the same delivery later is dropped.
+        """Give *request* its outcome; later reports on the same delivery are ignored.
 
         Args:
             request: The delivery.
             outcome: How its call ended.
-            flight: Its record, where the caller has read it already.
-            reason: Why, in words, where it did not succeed.
+            flight: Its flight record, if the caller has read it already.
+            reason: Why it did not succeed, as text.
         """
         with self._lock:
             if request.outcome is not None:
@@ -142,7 +142,7 @@ class Roster:
         self._tell(self.on_end, CallEnd(request, outcome, flight, reason, ran, runs_on))
 
     def comes_back(self, request: Delivery) -> None:
-        """Give back what *request* held since it was terminated: the pool is done with it."""
+        """Release what a terminated *request* still held, when the pool has finished with it."""
         with self._lock:
             request.runs_on = False
             if request.outcome is None:
@@ -161,7 +161,7 @@ class Roster:
                 logger.exception("budgets.telemetry_failed task_id=%s", end.request.id)
 
     def _remember(self, key: tuple[str, float | None], outcome: Outcome, *, final: bool) -> None:
-        # By the message: a call that is sent anew under the same id has not ended.
+        # By message: a call that is sent again with the same id has not ended.
         if outcome in _NOT_FINAL or not final:
             self._ended.pop(key, None)
             return
@@ -170,14 +170,14 @@ class Roster:
             self._ended.popitem(last=False)
 
     def already_ended(self, request: Delivery) -> Outcome | None:
-        """Return how the call of a message that comes again ended in this worker, if it did."""
+        """Return how the call of a redelivered message ended in this worker, if it did."""
         return self._ended.get(request.message_key)
 
 
 def _members(requests: Any) -> list[Any]:
     """Return the requests in a WeakSet that another thread may change meanwhile.
 
-    To iterate over it would then fail; the list of its references is made in one step.
+    Iterating over the set could fail; a list of its references is created in one step.
     """
     references = list(requests.data) if requests is not None else []
     return [request for reference in references if (request := reference()) is not None]

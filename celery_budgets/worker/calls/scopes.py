@@ -1,10 +1,10 @@
-"""What a worker knows of request scopes: what their calls added up to, and which are cancelled.
+"""Request scopes in a worker: their statistics, and which are cancelled.
 
-A cancelled scope stands among Celery's revoked ids (50,000 of them, for 3 hours), under an id
-that no call has: so it is told to workers that start later, and is kept in the state database of
+A cancelled scope is stored among Celery's revoked ids (50,000 of them, for 3 hours), under an id
+that no call has: so workers that start later learn of it, and it is kept in the state database of
 a worker that has one.
 
-See also: :mod:`celery_budgets.sending.scope`, which gives calls their scope.
+See also: :mod:`celery_budgets.sending.scope`, which adds the scope to calls.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["REMEMBERED", "Scopes", "cancel", "revoke_if_cancelled"]
 
 logger = logging.getLogger(__name__)
 
-#: Scopes of which a worker remembers the statistics: those whose calls have ended last.
+#: Most scopes whose statistics a worker keeps: those whose calls have ended last.
 REMEMBERED = 256
 
 
 class Scopes:
-    """Statistics by scope; whoever calls holds the lock of the tally."""
+    """Statistics by scope; callers hold the lock of the tally."""
 
     def __init__(self) -> None:
         self._by_path: OrderedDict[str, Statistics] = OrderedDict()
@@ -47,9 +47,9 @@ class Scopes:
             self._by_path.popitem(last=False)
 
     def statistics(self, path: str) -> Statistics:
-        """Return what the calls of a scope, and of those inside of it, added up to."""
+        """Return the statistics of a scope, including nested scopes."""
         merged = Statistics()
-        # A copy: the garbage collector may end a block meanwhile, which is counted too.
+        # Over a tuple: garbage collection may end a block meanwhile, which adds an entry.
         for other, statistics in tuple(self._by_path.items()):
             if path in paths_above(other):
                 merged.merge(statistics)
@@ -64,12 +64,12 @@ def cancel(path: str, pool: Any, *, running: bool) -> int:
     """Remember that a scope is cancelled.
 
     Args:
-        path: Its path.
+        path: Path of the scope.
         pool: The pool of the worker.
-        running: Also terminate the calls of the scope that run here.
+        running: Whether to terminate the running calls of the scope, too.
 
     Returns:
-        How many were terminated.
+        The number of terminated calls.
     """
     worker_state.revoked.add(_token(path))
     if not running:
@@ -83,13 +83,13 @@ def cancel(path: str, pool: Any, *, running: bool) -> int:
             request.terminate(pool)
             ended += 1
         except NotImplementedError:
-            # Celery's pools but prefork and gevent cannot; the call's own limits hold on.
+            # Only prefork and gevent can; on other pools the call's limits still apply.
             logger.warning("budgets.cannot_terminate task_id=%s scope=%s", request.id, named)
     return ended
 
 
 def revoke_if_cancelled(request: Delivery) -> bool:
-    """Revoke a call that is about to run where its scope is cancelled; return whether it was."""
+    """Revoke a call that is about to run if its scope is cancelled; return whether it was."""
     path = scope_in(request.request_dict)
     if path is None or not any(_token(each) in worker_state.revoked for each in paths_above(path)):
         return False

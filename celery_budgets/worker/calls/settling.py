@@ -1,7 +1,7 @@
-"""What must not keep a call from settling: code of users, a backend that is away, telemetry.
+"""Makes sure that every call is settled, even if user code, the backend or telemetry fails.
 
-A call's slot and outcome come first, by code that runs nothing of the user's. What is told of it
-after that (result, handlers, signals, events) may fail, each part by itself, and is logged.
+A call first gets its outcome and releases its slot, without running user code. Each step after
+that (result, handlers, signals, events) may fail independently, and is logged.
 
 Runs in the worker main process.
 """
@@ -30,18 +30,18 @@ __all__ = ["UNSTORED", "contain", "fail", "passes", "storable"]
 
 logger = logging.getLogger(__name__)
 
-#: Marks a failure that Celery's trace has not stored, in the place of its own 1 (failed) and 0.
+#: Marks a failure that Celery's trace has not stored; its own values are 1 (failed) and 0.
 UNSTORED = 2
 _STORES_ALL = celery.VERSION[:2] >= (5, 7)
-#: By these a worker is told to stop, also from within a call on the solo pool.
+#: Exceptions that stop the worker, also when a call on the solo pool raises them.
 _STOPS = (WorkerShutdown, WorkerTerminate)
 
 
 def passes(request: Any, tell: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    """Call *tell*, and return whether it came back without an error.
+    """Call *tell*, and return whether it succeeded.
 
-    An error is logged with the task and its id, also one that is no :class:`Exception`: a
-    handler that exits would end the worker.
+    An error is logged with the task and its id, even one that is no :class:`Exception`: a
+    handler that calls ``sys.exit`` would end the worker.
     """
     try:
         tell(*args, **kwargs)
@@ -58,7 +58,7 @@ def passes(request: Any, tell: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 
 def _traceback_of(exc: BaseException) -> str:
-    """Return the traceback of *exc*; logging would raise where the error's own code does."""
+    """Return the traceback of *exc* as text, even if the ``__str__`` of *exc* raises."""
     try:
         return "".join(traceback.format_exception(exc))
     except BaseException:
@@ -66,9 +66,10 @@ def _traceback_of(exc: BaseException) -> str:
 
 
 def fail(request: Any, exc: Exception) -> None:
-    """Tell everybody that the call of *request* has failed by *exc*, which no process will.
+    """Report that the call of *request* failed with *exc*, in place of its process.
 
-    Mirrors the middle of celery.worker.request.Request.on_timeout (5.7), each part by itself.
+    Stores the result and calls handlers, signals and events. Mirrors the middle of
+    celery.worker.request.Request.on_timeout (5.7). Differs: each step may fail on its own.
     """
     task, context = request.task, request._context
     passes(request, _store, request, exc)
@@ -88,8 +89,8 @@ def fail(request: Any, exc: Exception) -> None:
         )  # fmt: skip
     finally:
         task.request_stack.pop()
-        exc.__traceback__ = None  # its frame holds this request
-    # Not the exception of einfo, which stands in billiard's wrapper until it has been pickled.
+        exc.__traceback__ = None  # its frame refers to this request
+    # Not the exception of einfo, which is in billiard's wrapper until it has been pickled.
     shown = safe_repr(get_pickled_exception(exc))
     passes(request, request.send_event, "task-failed", exception=shown, traceback=einfo.traceback)
 
@@ -119,17 +120,17 @@ def storable(exc_info: ExceptionInfo, exc: BaseException) -> ExceptionInfo:
 
 
 def contain(pool: Any) -> None:
-    """Have each call of *pool* come back with a result, whatever leaves its task.
+    """Make each call of *pool* return a result, whatever its task raises.
 
-    Wraps ``on_apply`` of a pool whose calls run in this process. celery.concurrency.base.
-    apply_target calls nobody back where an Exception leaves Celery's trace (a handler that raises
-    Reject or MemoryError), hands on a bare ExceptionInfo where a BaseException does, and raises
-    where that cannot be put into words; on prefork billiard catches each of them.
+    Wraps ``on_apply`` of a pool whose calls run in this process. If an Exception leaves Celery's
+    trace (a handler that raises Reject or MemoryError), celery.concurrency.base.apply_target calls
+    no callback; for a BaseException it passes a bare ExceptionInfo on, and raises if that has no
+    repr. On prefork billiard catches all of them.
     """
     apply = pool.on_apply
 
     def on_apply(target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run *target* in the pool, contained; its request keeps what the pool gives for it."""
+        """Run *target* in the pool, wrapped; store the pool's handle on the request."""
         job = apply(_contained(target), *args, **kwargs)
         request = getattr(kwargs.get("accept_callback"), "__self__", None)
         if request is not None and hasattr(request, "job"):
@@ -141,13 +142,13 @@ def contain(pool: Any) -> None:
 
 def _contained(target: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        """Return what *target* does, or a failure in the form of celery.app.trace."""
+        """Return the result of *target*, or a failure in the form of celery.app.trace."""
         try:
             return target(*args, **kwargs)
         except _STOPS:
             raise
         except BaseException as exc:
-            # The third argument is the request: that of a plain task has no terms.
+            # The third argument is the request; that of a plain task has no terms.
             if len(args) < 3 or HEADER_TERMS not in args[2] or _is_of_the_pool(exc):
                 raise
             return UNSTORED, _as_on_prefork(exc), 0.0
@@ -156,13 +157,13 @@ def _contained(target: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_of_the_pool(exc: BaseException) -> bool:
-    """Is it what gevent ends a greenlet by: a hard limit, or a pool that is stopped?"""
+    """Return whether *exc* is used by gevent to end a greenlet: a hard limit, or a stop."""
     name = type(exc).__name__
     return name == "Timeout" or (name == "GreenletExit" and bool(state.should_terminate))
 
 
 def _as_on_prefork(exc: BaseException) -> ExceptionInfo:
-    """Return what a pool process would report: that it has left, where *exc* would end it.
+    """Return the error that a pool process would report: a lost worker if *exc* would end it.
 
     Mirrors the end of billiard.pool.Worker.workloop, and Request._worker_lost_info (5.7).
     """

@@ -1,13 +1,13 @@
-"""The tally: what the calls of this worker added up to, counted a few at a time.
+"""The tally: the statistics of this worker's calls, counted in batches.
 
-Between two calls a worker runs through all of Celery and kombu. What it does once for each call
-finds neither its code nor its data in the processor's caches, and takes about three times as long
-as in a loop. So the end of a call that succeeded is only noted, and counted, logged and measured
-with others: once there are ``MOST`` of them, ``LONGEST`` after the first, and before anybody is
-told what they add up to. Any other end is told at once.
+Between two calls a worker runs through all of Celery and kombu, so work that is done once per call
+misses the processor's caches and takes about three times as long as in a loop. So a successful
+call is only queued, and then counted, logged and measured with others: once there are ``MOST`` of
+them, ``LONGEST`` after the first, and before the statistics are read. Any other end is processed
+at once.
 
-Runs in the worker main process. See also: :mod:`celery_budgets.worker.calls.roster`, which notes
-them.
+Runs in the worker main process. See also: :mod:`celery_budgets.worker.calls.roster`, which reports
+the calls.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ __all__ = ["LONGEST", "MOST", "Tally"]
 
 logger = logging.getLogger(__name__)
 
-#: Calls that are noted before they are counted, and the longest that they may wait for it,
-#: seconds.
+#: Most calls that are queued before they are counted, and their longest wait, seconds.
 MOST = 64
 LONGEST = 0.1
 
@@ -40,27 +39,27 @@ class Tally:
     """Counts the calls that have ended.
 
     Args:
-        failed: Told of each call that could not be counted or told of.
+        failed: Called for each call that could not be counted or reported.
     """
 
     def __init__(self, failed: Callable[[], None]) -> None:
-        #: Told the facts of every call that has ended (telemetry.logs.SCHEMA).
+        #: Called with the fields of every ended call (telemetry.logs.SCHEMA).
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
-        #: Has a function called that many seconds from now, in the event loop, which notes all
-        #: calls then; ``None``: every call is counted at once, as on all pools but prefork.
+        #: Schedules a function in the event loop, after a delay in seconds; ``None``: every call
+        #: is counted at once, as on all pools but prefork.
         self.call_later: Callable[[float, Callable[[], None]], Any] | None = None
-        #: What went wrong lately.
+        #: Recent failures.
         self.recent = RecentFailures()
         self._failed = failed
         self._noted: deque[EndedCall] = deque()
         self._statistics = Statistics()
         self._scopes = Scopes()
-        # Pool threads, the event loop and a thread that is asked for metrics all come here. Entered
-        # again where the garbage collector, inside of it, ends a generator with a block.
+        # Used by pool threads, the event loop and the thread that serves metrics. Reentrant:
+        # garbage collection inside it may close a generator that ends a block.
         self._lock = threading.RLock()
 
     def note(self, ended: EndedCall) -> None:
-        """Count a call that has ended: in a moment, or now where it is no mere success."""
+        """Count an ended call: with the next batch if it succeeded, else now."""
         self._noted.append(ended)
         waiting = len(self._noted)
         if self.call_later is None or ended.outcome is not Outcome.SUCCEEDED or waiting >= MOST:
@@ -69,10 +68,10 @@ class Tally:
             self.call_later(LONGEST, self.count_noted)
 
     def count_noted(self) -> None:
-        """Count the calls that have been noted, and tell of them."""
+        """Count and report the queued calls."""
         with self._lock:
             counted = list(self._counted())
-        # Not under the lock: handlers of the log, and listeners, have locks of their own.
+        # Not under the lock: log handlers and listeners have locks of their own.
         for ended, facts in counted:
             try:
                 if isinstance(facts, Exception):
@@ -83,7 +82,7 @@ class Tally:
                 logger.exception("budgets.telemetry_failed task_id=%s", ended.task_id)
 
     def _counted(self) -> Iterator[tuple[EndedCall, dict[str, Any] | Exception]]:
-        """Count what is noted; yield each call with its facts, or with why there are none."""
+        """Count the queued calls; yield each with its fields, or with the error."""
         while self._noted:
             ended = self._noted.popleft()
             try:
@@ -95,11 +94,11 @@ class Tally:
                 yield ended, facts
 
     def count(self, facts: Mapping[str, Any], reason: str | None = None) -> None:
-        """Count and tell of a call that is no delivery: a block in a pool of this process.
+        """Count and report a block in a pool of this process, which is no delivery.
 
         Args:
-            facts: Those of its log record.
-            reason: Why it was rejected, where it was.
+            facts: The fields of its log record.
+            reason: Why it was rejected; ``None`` if it was not.
         """
         with self._lock:
             self._add(facts)
@@ -114,13 +113,13 @@ class Tally:
             self.recent.count(lane, "rejected")
 
     def statistics(self) -> Statistics:
-        """Return the statistics of now, which change no more."""
+        """Return a copy of the current statistics."""
         self.count_noted()
         with self._lock:
             return self._statistics.copy()
 
     def of_scope(self, path: str) -> Statistics:
-        """Return what the calls of a request scope added up to here."""
+        """Return the statistics of a request scope on this worker."""
         self.count_noted()
         with self._lock:
             return self._scopes.statistics(path)

@@ -1,7 +1,7 @@
-"""A call that somebody terminates: ``revoke(terminate=True)``, by id or by stamped headers.
+"""Handles terminated calls: ``revoke(terminate=True)``, by id or by stamped headers.
 
-The call counts as revoked at once. Its slot is free when its process is: a signal may be caught,
-ignored or blocked, and SIGUSR1 is sent so that the body tidies up.
+The call counts as revoked at once. Its slot is released only when its process is free: a signal
+may be caught, ignored or blocked, and SIGUSR1 lets the body clean up.
 
 Lives in the worker main process.
 """
@@ -20,19 +20,19 @@ __all__ = ["TerminableRequest"]
 
 
 class TerminableRequest(Request):
-    """A delivery whose slot is held, once it is terminated, until the pool tells of its end."""
+    """A delivery that, once terminated, holds its slot until the pool reports its end."""
 
     roster: Calls
     runtime: Runtime
     outcome: Outcome | None
-    #: Does its body run on, or may it, although the call has its outcome?
+    #: Whether its body may still run although the call has its outcome.
     runs_on = False
     _terminated_in: Any = None
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        """Signal the process of the call, which is told what the signal is meant for.
+        """Signal the process of the call, after recording which call the signal is for.
 
-        Differs from Request.terminate in that; pools without processes refuse it there.
+        Differs from Request.terminate by the record; pools without processes raise there.
 
         Raises:
             NotImplementedError: A thread cannot be terminated, nor can the worker itself.
@@ -48,13 +48,13 @@ class TerminableRequest(Request):
             raise
 
     def comes_back(self) -> None:
-        """Note that the pool has told of the end of the call; to be called first of all."""
+        """Record that the pool has reported the end of the call; must be called first."""
         if self.runs_on:
             self.roster.comes_back(self)
             self._forgive()
 
     def _forgive(self) -> None:
-        """Have billiard forget that a process which lives on was sent a signal.
+        """Make billiard forget that it has signalled a process which lives on.
 
         It would take the loss of a later call there for the termination of this one
         (billiard.pool.Pool.terminate_job and _join_exited_workers).

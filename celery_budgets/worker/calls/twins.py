@@ -1,7 +1,6 @@
-"""Twins in the worker main process: deliveries whose result is also another's, which may run.
+"""Twins in the worker main process: deliveries that share their result with a running call.
 
-See also: :mod:`celery_budgets.idempotency.run_once`, for what is done in the process that runs a
-call.
+See also: :mod:`celery_budgets.idempotency.run_once`, for the process that runs a call.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ def shares_result_of_twin(request: Delivery) -> bool:
     headers = request.request_dict
     if request.time_start is not None or HEADER_WAITED_FOR not in headers:
         return False
-    # With a client of Redis: most calls have no key.
+    # Imported here, since it imports the Redis client and most calls have no key.
     from celery_budgets.idempotency.run_once import stands_for_twin
 
     return stands_for_twin(headers, request.type, request.id)
 
 
 def expires_alone(request: Delivery, expire: Callable[[], bool | None]) -> bool:
-    """Return what *expire*, Celery's own, does: which revokes the id, and so twins to come."""
+    """Call *expire*, Celery's own, without its revoking the id that later twins share."""
     known = request.id in state.revoked
     expired = bool(expire())
     if expired and not known and shares_result_of_twin(request):

@@ -1,8 +1,8 @@
-"""Consumes a lane anew where calls that wait here for their ETA would keep others from coming.
+"""Replaces the broker's consumer of a lane when calls with an ETA use up its prefetch count.
 
-Where a broker counts what it may send ahead by its consumer (RabbitMQ from 4.0, and quorum queues
-before), that count cannot be raised while it is consumed, and a lane with as many calls of a later
-ETA as it has slots would get no others until they are due.
+If the broker counts prefetched messages per consumer (RabbitMQ from 4.0, and quorum queues
+before), that count cannot be raised while the queue is consumed. A lane with as many calls of a
+later ETA as it has slots would get no other calls until they are due.
 
 See also: :meth:`celery_budgets.worker.lanes.lane_consumer.LaneConsumer.renew`. Runs in the worker
 main process.
@@ -23,13 +23,13 @@ __all__ = ["ConsumerRenewal"]
 
 
 class ConsumerRenewal:
-    """Knows how many calls that wait count on the broker's consumer of each queue.
+    """Counts the calls with an ETA that occupy the prefetch count of each queue.
 
     Args:
         consumer: The worker's consumer (celery.worker.consumer.Consumer).
         lanes: The lanes of the app.
-        slots: What their calls in hand are.
-        prefetch: Returns the count of a queue.
+        slots: The slots of the worker.
+        prefetch: Returns the prefetch count of a queue.
     """
 
     def __init__(
@@ -39,31 +39,31 @@ class ConsumerRenewal:
         self._lanes = lanes
         self._slots = slots
         self._prefetch = prefetch
-        #: Has each of the broker's consumers a count of its own?
+        #: Whether the broker counts per consumer.
         self.needed = False
         self._blocking: Counter[str] = Counter()
         self._renewing: set[str] = set()
 
     def lose_connection(self) -> None:
-        """Forget what the lost consumers had delivered."""
+        """Forget the deliveries of the lost consumers."""
         self._blocking.clear()
 
     def note(self, queue: str, eta: Any) -> None:
-        """Note a call that waits for its *eta*; not one that the broker itself has delayed."""
+        """Count a call that waits for its *eta*, unless the broker itself has delayed it."""
         if not _is_due(eta):
             self._blocking[queue] += 1
             self.look_soon(queue)
 
     def look_soon(self, queue: str) -> None:
-        """Look whether *queue* is blocked, once what the broker has sent is taken in."""
+        """Check whether *queue* is blocked, after the messages already sent are processed."""
         if queue in self._blocking and queue not in self._renewing:
             self._renewing.add(queue)
             self._consumer.call_soon(self._look, queue)
 
     def _look(self, queue: str) -> None:
-        """Renew the consumer of *queue* where the broker sends no more.
+        """Replace the consumer of *queue* if the broker sends no more.
 
-        So at most twice as many calls as the count are in hand beside those that wait.
+        So at most twice the count is prefetched, besides the calls that wait for their ETA.
         """
         self._renewing.discard(queue)
         lane, count = self._lanes.of_queue(queue), self._prefetch(queue)
@@ -77,7 +77,7 @@ class ConsumerRenewal:
 
 
 def _is_due(eta: Any) -> bool:
-    """Return whether the *eta* of a request, in whatever zone it is, has passed."""
+    """Return whether the *eta* of a request, in any time zone, has passed."""
     try:
         return bool(eta <= datetime.now(eta.tzinfo))
     except (AttributeError, TypeError):

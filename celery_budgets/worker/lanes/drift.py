@@ -1,9 +1,9 @@
-"""What somebody else has changed of this worker since it started: its pool, its queues.
+"""Detects drift: changes of a running worker's pool and queues by other tools.
 
 Flower and ``celery control`` can grow and shrink a pool, add a consumer and cancel one. Limits
-per lane hold all the same, but the worker is not what its configuration says: that is logged
-once per change, and shown by ``inspect budgets`` and ``celery lanes status``. What is changed by
-``celery lanes`` itself is no drift.
+per lane still hold, but the worker differs from its configuration: that is logged once per change,
+and shown by ``inspect budgets`` and ``celery lanes status``. Changes by ``celery lanes`` are no
+drift.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ logger = logging.getLogger(__name__)
 
 
 class Difference(NamedTuple):
-    """One thing that is not as at the start."""
+    """One difference from the state at the start."""
 
     text: str
     remedy: str
-    #: The queue that is missing; empty where it is about the whole worker.
+    #: The queue that is missing; empty if the difference is of the whole worker.
     queue: str = ""
 
 
 class Drift:
-    """Compares a worker with what it was started as.
+    """Compares a worker with its state at the start.
 
     Args:
         consumer: The Celery consumer.
-        slots: Those that the pool is to have.
-        consuming: Knows which queues are paused.
+        slots: The slots that the pool should have.
+        consuming: The pauses of its queues.
     """
 
     def __init__(self, consumer: Any, slots: WorkerSlots, consuming: QueuePauses) -> None:
         self._consumer = consumer
         self._slots = slots
         self._consuming = consuming
-        #: What was found at the last :meth:`look`.
+        #: The differences at the last :meth:`look`.
         self._known: tuple[Difference, ...] = ()
 
     def look(self) -> None:
-        """Look again, and log what is new."""
+        """Check again, and log new differences."""
         found = tuple(self.differences())
         for difference in found:
             if difference not in self._known:
@@ -57,7 +57,7 @@ class Drift:
         self._known = found
 
     def differences(self) -> Iterator[Difference]:
-        """Yield what differs now."""
+        """Yield the current differences."""
         yield from self._of_pool()
         changed = self._consuming.drift()
         for queue in changed.get("added", ()):

@@ -1,10 +1,10 @@
-"""Calls that the pool has dropped from its books at a reconnect, and that may run all the same.
+"""Tracks calls that Celery drops at a reconnect but that may still run in a pool process.
 
 When the connection to the broker is lost, Celery drops every call that no process has accepted
-(celery.concurrency.asynpool.AsynPool.flush): its message comes again. One whose message was on
-its way to a process just then begins nevertheless, and where that process is not heard of in time
-(:mod:`celery_budgets.worker.pool.started_calls`), nobody hears of its end. Until its process has
-written that it ended, it keeps its slot.
+(celery.concurrency.asynpool.AsynPool.flush), since its message is redelivered. A call that was
+being written to a process just then begins nevertheless. If that process does not report it in
+time (:mod:`celery_budgets.worker.pool.started_calls`), Celery ignores its end. It keeps its slot
+until the flight record of its process shows that it has ended.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["DroppedCalls"]
 
-#: How long a process may take to begin with a message that was on its way, seconds.
+#: How long a process may take to begin a call that was being written to it, seconds.
 BEGIN_SECONDS = 2.0
 
 
 class DroppedCalls:
-    """Gives the slots of dropped calls back when they do not run, or no longer.
+    """Releases the slots of dropped calls that do not run, or have ended.
 
     Args:
-        slots: Where they have a slot.
-        flights: Reads what the processes have written of them; ``None`` where there are none.
+        slots: The slots of the worker.
+        flights: Reads the flight records; ``None`` if the pool has no processes.
     """
 
     def __init__(self, slots: WorkerSlots, flights: FlightReader | None) -> None:
@@ -39,7 +39,7 @@ class DroppedCalls:
         self._since: dict[Delivery, float] = {}
 
     def add(self, requests: Iterable[Delivery]) -> None:
-        """Note calls that have just been dropped."""
+        """Add calls that have just been dropped."""
         for request in requests:
             self._since.setdefault(request, monotonic())
 
@@ -47,7 +47,7 @@ class DroppedCalls:
         return request in self._since
 
     def look(self) -> None:
-        """Give back the slots of those that do not run."""
+        """Release the slots of those that do not run."""
         for request, since in list(self._since.items()):
             age = monotonic() - since
             longest = BEGIN_SECONDS + request.limits.hard

@@ -1,4 +1,4 @@
-"""Deliveries that wait in the worker: which are held, which may go back to the broker."""
+"""Holds deliveries unacknowledged in the worker, and requeues waiting ones at the broker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEMORY = "memory"
 
 
 class HeldDeliveries:
-    """Deliveries that are kept unacknowledged in this worker, by the reason why they are."""
+    """Deliveries that are kept unacknowledged in this worker, by reason."""
 
     def __init__(self) -> None:
         self._held: defaultdict[str, list[Delivery]] = defaultdict(list)
@@ -31,16 +31,16 @@ class HeldDeliveries:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Return how many are held, whatever the reason."""
+        """Return how many are held, for any reason."""
         return sum(map(len, self._held.values()))
 
     def hold(self, reason: str, request: Delivery) -> None:
-        """Keep *request* until somebody takes those of *reason*."""
+        """Keep *request* until the deliveries of *reason* are taken."""
         with self._lock:
             self._held[reason].append(request)
 
     def take(self, reason: str, lane: Lane | None = None) -> list[Delivery]:
-        """Return the deliveries of *reason*, of one lane or all, and hold them no more."""
+        """Remove and return the deliveries of *reason*, of one lane or all."""
         with self._lock:
             held = self._held.pop(reason, [])
             taken = [request for request in held if _is_of(request, lane)]
@@ -49,18 +49,18 @@ class HeldDeliveries:
         return taken
 
     def take_first(self, reason: str) -> Delivery | None:
-        """Return the delivery that has been held for *reason* longest, and hold it no more."""
+        """Remove and return the delivery that has been held for *reason* longest."""
         with self._lock:
             return self._held[reason].pop(0) if self._held[reason] else None
 
     def lose_connection(self) -> None:
-        """Forget what is held: with its channel gone the broker hands it out again."""
+        """Forget all: the broker redelivers the messages of closed channels."""
         with self._lock:
             self._held.clear()
 
 
 def must_hold(consumer: Any, request: Delivery) -> bool:
-    """Return whether handing back could use up the deliveries that the broker allows.
+    """Return whether requeueing *request* could exceed the broker's delivery limit.
 
     A RabbitMQ quorum queue drops a message after its delivery limit, 20 by default. One
     that was delivered before is not handed back again, and so never comes near that.
@@ -81,9 +81,9 @@ def is_waiting(consumer: Any, request: Delivery) -> bool:
 def take_waiting(consumer: Any, slots: WorkerSlots, lane: Lane | None = None) -> list[Delivery]:
     """Take the deliveries that wait for a slot or for a place in the pool, of one lane or all.
 
-    Reaches into kombu.asynchronous.semaphore.LaxBoundedSemaphore, whose waiters are what
-    celery.worker.worker.WorkController._process_task_sem put there: budgeted ones have the slot
-    of their lane by then, and give it back here.
+    Accesses the waiters of kombu.asynchronous.semaphore.LaxBoundedSemaphore, which
+    celery.worker.worker.WorkController._process_task_sem has added: budgeted ones hold a slot of
+    their lane by then, and release it here.
     """
     waiting = _waiting(consumer)
     entries = [entry for entry in waiting if entry[1] and _is_of(entry[1][0], lane)]

@@ -1,12 +1,12 @@
 """``LaneConsumer``: a task consumer with a channel for each lane, so that no lane blocks another.
 
-A broker counts what it may send ahead (prefetch) by channel. With all queues on one channel, as
-Celery has them, a lane that is full keeps the whole count to itself, and nothing else is sent.
-With a channel each, a full lane is simply sent no more: no message is turned away, none goes
-back and forth, and each lane's messages stay in their order.
+A broker limits unacknowledged messages (prefetch) per channel. With all queues on one channel, as
+in Celery, a full lane uses up the whole count, and the broker sends nothing else. With a channel
+each, the broker just stops sending to a full lane: no message is requeued, and each lane's
+messages stay in order.
 
-Cancelling a full queue and adding it again would do without channels, but on Redis a worker that
-waits in BRPOP learns of an added queue only when that call returns, up to a second later.
+Cancelling a full queue and adding it again would need no channels, but on Redis a worker that
+waits in BRPOP fetches from an added queue only after that command returns, up to a second later.
 
 Runs in the worker main process. See also: :mod:`celery_budgets.worker.lanes.lane_slots`.
 """
@@ -22,22 +22,21 @@ from kombu.messaging import Consumer
 
 __all__ = ["LaneConsumer"]
 
-_Consumer: Any = Consumer  # its annotations say less than its code
+_Consumer: Any = Consumer  # its annotations are incomplete
 
 
 class LaneConsumer(_Consumer):
-    """Consumes each lane's queue on a channel of its own, and every other on the given one.
+    """Consumes each lane's queue on a channel of its own, and all other queues on the given one.
 
-    Stands in for ``app.amqp.Consumer``, which celery.app.amqp.AMQP.TaskConsumer makes.
+    Replaces ``app.amqp.Consumer``, which celery.app.amqp.AMQP.TaskConsumer instantiates.
 
     Args:
         channel: Celery's connection.
-        queues: All that the worker consumes.
-        prefetch: Returns how many messages of a queue may be in hand unacknowledged; ``None``
-            for a queue of no lane.
+        queues: All queues that the worker consumes.
+        prefetch: Returns the prefetch count of a queue; ``None`` for a queue of no lane.
         apply_global: Whether a channel's count can be changed while it is consumed
             (celery.worker.consumer.tasks.Tasks.qos_global; not on RabbitMQ's quorum queues).
-        withheld: Returns the queues that are not consumed now, and are purged all the same.
+        withheld: Returns the queues that are not consumed now, which purge includes.
         prepare: Called with a queue's name and its new channel.
         **kwargs: As for :class:`kombu.Consumer`.
     """
@@ -90,7 +89,7 @@ class LaneConsumer(_Consumer):
         self._queues = {queue.name: queue for queue in queues}
 
     def add_queue(self, queue: Queue) -> Any:
-        """Add a queue; one of a lane gets its channel here."""
+        """Add a queue; the queue of a lane gets its channel here."""
         if self._prefetch(queue.name) is None:
             return super().add_queue(queue)
         consumer = self._lanes.get(queue.name)
@@ -110,7 +109,7 @@ class LaneConsumer(_Consumer):
             consumer.consume(no_ack)
 
     def cancel(self) -> None:
-        """Consume nothing any more."""
+        """Stop consuming all queues."""
         super().cancel()
         for consumer in self._lanes.values():
             consumer.cancel()
@@ -118,7 +117,7 @@ class LaneConsumer(_Consumer):
     close = cancel
 
     def cancel_by_queue(self, queue: Queue | str) -> None:
-        """Consume *queue* no more; its channel stays for what is in hand."""
+        """Stop consuming *queue*; its channel stays open for unacknowledged messages."""
         name = queue.name if isinstance(queue, Queue) else queue
         if name in self._lanes:
             self._lanes[name].cancel_by_queue(name)
@@ -133,7 +132,7 @@ class LaneConsumer(_Consumer):
         return bool(super().consuming_from(name))
 
     def purge(self) -> int:
-        """Delete all messages that wait, and return how many."""
+        """Delete all waiting messages, and return their number."""
         lanes = sum(consumer.purge() for consumer in self._lanes.values())
         withheld = sum(queue(self.channel).purge() for queue in self._withheld())
         return int(super().purge() + lanes + withheld)
@@ -144,8 +143,8 @@ class LaneConsumer(_Consumer):
         """Set the counts of all channels.
 
         Differs from kombu: *prefetch_count*, which Celery raises for each message with an ETA,
-        counts only on the channel of no lane. Lanes have a count each; where it can only be
-        changed by consuming anew, see :meth:`renew`.
+        applies only to the channel of no lane. Each lane has a count of its own; if it can only
+        be changed by a new consumer, see :meth:`renew`.
         """
         if self.apply_global:
             for name in self._lanes:
@@ -153,21 +152,21 @@ class LaneConsumer(_Consumer):
         return super().qos(prefetch_size, prefetch_count, apply_global)
 
     def recount(self, queue: str) -> None:
-        """Set the count of *queue*'s channel anew, where it has changed."""
+        """Update the count of *queue*'s channel, if it has changed."""
         consumer = self._lanes.get(queue)
         if consumer is None or self._counts[queue] == self._prefetch(queue):
             return
         self._count(queue)
         if not self.apply_global:
-            # The count belongs to the broker's consumer, and is read when that begins.
+            # The broker reads the count when a consumer begins.
             self.renew(queue)
 
     def renew(self, queue: str) -> None:
-        """Consume *queue* by a new consumer of the broker, where each has a count of its own.
+        """Replace the broker's consumer of *queue*, if the broker counts per consumer.
 
-        What the one before has delivered does not count for it, and is still acknowledged by the
-        same channel: nothing is sent again. So messages that wait here for their ETA keep none
-        of the others from coming. On RabbitMQ from 4.0, and quorum queues before.
+        Deliveries of the previous consumer do not count for the new one, and are acknowledged
+        on the same channel, so nothing is redelivered. So messages that wait here for their ETA
+        do not block others. On RabbitMQ from 4.0, and for quorum queues before.
         """
         consumer = self._lanes.get(queue)
         if consumer is not None and consumer.consuming_from(queue):
@@ -176,6 +175,6 @@ class LaneConsumer(_Consumer):
 
     def _count(self, queue: str) -> None:
         count = self._prefetch(queue) or 0
-        # More than AMQP can say is no bound, as in kombu.common.QoS.set.
+        # More than AMQP's maximum means unlimited, as in kombu.common.QoS.set.
         self._counts[queue] = count = count if 0 <= count <= PREFETCH_COUNT_MAX else 0
         self._lanes[queue].qos(prefetch_count=count, apply_global=self.apply_global)

@@ -1,7 +1,7 @@
-"""Changing, in a running worker, how many calls of a lane run at once.
+"""Changes how many calls of a lane run at once in a running worker.
 
-The new limit holds through a reconnect and until the worker ends: it is set nowhere else. Calls
-that run above a lowered limit run to their end.
+The new limit survives a reconnect and lasts until the worker restarts, since it is stored nowhere
+else. Running calls above a lowered limit finish.
 
 Runs in the worker's event loop. See also: :mod:`celery_budgets.worker.lanes.lane_slots`, which
 holds the limits, and :mod:`celery_budgets.worker.remote.lane_commands`, the remote control
@@ -32,7 +32,7 @@ class LaneLimits:
         consumer: The Celery consumer.
         lanes: The lanes of the app.
         slots: The limits in force.
-        consuming: Knows which lanes this worker serves.
+        consuming: The queues of the worker, to find the lanes that it serves.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class LaneLimits:
         self._lanes = lanes
         self._slots = slots
         self._consuming = consuming
-        #: The lane whose limit Celery's own consumer does not know; it has one lane only.
+        #: The only lane of the worker, if it uses Celery's own consumer with a changed limit.
         self._lone: Lane | None = None
 
     def set(self, lane: Lane, limit: int) -> None:
-        """Let *limit* calls of *lane* run at once from now on, and have the slots for them.
+        """Let *limit* calls of *lane* run at once from now on; grow the pool if necessary.
 
         Raises:
-            ConfigurationError: The limit makes no sense, or this worker cannot have it.
+            ConfigurationError: The limit is invalid, or not possible in this worker.
         """
         ConfigurationError.raise_if(filter(None, [self._refusal(lane, limit)]))
         before, missing = self._slots.limit_of(lane), self._missing(lane, limit)
@@ -112,10 +112,10 @@ class LaneLimits:
         return None
 
     def _missing(self, lane: Lane, limit: int) -> int:
-        """Return the slots that the pool has to be given for *lane* to have *limit*.
+        """Return how many slots the pool needs in addition for *lane* to have *limit*.
 
-        A pool that was started with fewer than its lanes add up to (``celery worker -c``) stays
-        that much smaller, though not below the limit itself.
+        A pool that was started smaller than the sum of its lanes (``celery worker -c``) stays
+        smaller by that difference, but not below the limit itself.
         """
         limits, size = self._limits(), slots_of(self._consumer.pool)
         raised = limit - limits[lane.name]
@@ -123,7 +123,7 @@ class LaneLimits:
         return max(limit, min(total, size + raised), size) - size
 
     def _count(self, lane: Lane) -> None:
-        """Have the broker send as many messages of *lane* ahead as go with its limit."""
+        """Adjust the prefetch count of *lane* to its limit."""
         consumer = self._consumer.task_consumer
         if isinstance(consumer, LaneConsumer):
             for queue in self._consuming.queues_of(self._lanes, lane):
@@ -133,7 +133,7 @@ class LaneLimits:
             self._count_all()
 
     def _counts_by_consumer(self) -> bool:
-        """Return whether the broker has a count for each consumer: RabbitMQ, with quorum queues."""
+        """Return whether the broker counts per consumer: RabbitMQ, with quorum queues."""
         on_rabbitmq = self._consumer.connection.transport.driver_type == "amqp"
         return on_rabbitmq and getattr(self._consumer, "qos_global", None) is False
 

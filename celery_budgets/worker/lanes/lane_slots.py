@@ -1,12 +1,11 @@
-"""Slots: how many calls of each lane run at once in this worker, and which goes next.
+"""Slots: limits how many calls of each lane run at once in this worker, and selects the next.
 
-A slot is reserved before a call enters the pool and given back when the call has its outcome,
-also when its process died. A call that finds its lane full is kept here, in order, until a slot
-is free; the broker sends little more than the slots
-(:mod:`celery_budgets.worker.lanes.lane_consumer`).
+A slot is reserved before a call enters the pool and released when the call has its outcome, also
+if its process has died. A call whose lane is full is held here, in order, until a slot is free;
+the broker sends few messages beyond the slots (:mod:`celery_budgets.worker.lanes.lane_consumer`).
 
-Covers: limits per lane and over all, borrowing, priorities, whose turn it is. Plain objects.
-Does not cover: how calls get into the pool (:mod:`celery_budgets.worker.bootsteps.lanes_step`).
+Covers: limits per lane and over all, borrowing, priorities, fairness. Plain objects.
+Does not cover: passing calls to the pool (:mod:`celery_budgets.worker.bootsteps.lanes_step`).
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BORROW_SECONDS", "LaneSlots", "WorkerSlots"]
 
-#: A lane whose 95th percentile is above this borrows nothing: a borrowed slot comes back only
-#: when the call in it has ended. Seconds.
+#: A lane whose 95th percentile of durations is above this, in seconds, borrows nothing: a borrowed
+#: slot is returned only when the call in it has ended.
 BORROW_SECONDS = 10.0
 
 
@@ -42,31 +41,31 @@ class LaneSlots:
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
-        #: Calls that may run at once, borrowed slots aside.
+        #: Calls that may run at once, without borrowed slots.
         self.limit = lane.concurrency
-        #: Does this worker consume its queue? Others get no calls that slots could be kept for.
+        #: Whether this worker consumes its queue; no slots are kept for other lanes.
         self.served = True
         self.taken: set[Delivery] = set()
         self.held: deque[Delivery] = deque()
-        #: Those of low priority among the calls in a slot.
+        #: The calls of low priority that have a slot.
         self.low: set[Delivery] = set()
-        #: When one of low priority was started last, by the monotonic clock.
+        #: Monotonic instant at which a call of low priority was started last.
         self.low_at = monotonic()
-        #: Calls of other priorities that have started.
+        #: Number of calls of other priorities that have started.
         self.started = 0
 
     @property
     def keeps(self) -> int:
-        """Slots that are never lent."""
+        """Slots that are never lent to another lane."""
         return self.limit if self.lane.min is None else min(self.lane.min, self.limit)
 
     @property
     def most(self) -> int:
-        """Calls that may run at once, borrowed slots included."""
+        """Calls that may run at once, including borrowed slots."""
         return max(self.limit, self.lane.max or 0)
 
     def owed(self) -> int:
-        """Return the slots that are to stay free for this lane."""
+        """Return the slots that must stay free for this lane."""
         return max(0, self.keeps - len(self.taken)) if self.served else 0
 
     def has_room_for_others(self) -> bool:
@@ -74,7 +73,7 @@ class LaneSlots:
         return len(self.taken) - len(self.low) < self.limit and not self.held
 
     def fullness(self) -> tuple[bool, float]:
-        """Return what lanes are ordered by when slots are short: the smallest goes first."""
+        """Return the sort key of lanes when slots are scarce: the lowest gets the next slot."""
         taken = len(self.taken)
         return taken >= self.keeps, taken / self.limit
 
@@ -84,12 +83,12 @@ class WorkerSlots:
 
     Args:
         lanes: The lanes of the app.
-        size: Returns how many calls the pool takes at once, now.
+        size: Returns how many calls the pool runs at once, now.
         p95: Returns the 95th percentile of a lane's durations, seconds; ``None`` before its
             first call.
-        wake: Asked, from any thread, to have :meth:`due` looked at soon.
-        priority: Returns that of a call; ``None`` where the app has none.
-        aging: Longest that a busy lane starts no call of low priority, seconds.
+        wake: Called, from any thread, to have :meth:`due` run soon.
+        priority: Returns the priority of a call; ``None`` if the app has no priorities.
+        aging: Longest time in which a busy lane starts no call of low priority, seconds.
         capacity: Calls that the worker may run at once, over all its lanes.
     """
 
@@ -112,13 +111,13 @@ class WorkerSlots:
         #: Calls that the worker may run at once, over all its lanes.
         self.capacity = capacity
         self._total = 0
-        #: Those of the lanes that keep calls.
+        #: The lanes that hold calls.
         self._holding: dict[str, LaneSlots] = {}
         # Calls end in pool threads, and begin in the event loop.
         self._lock = threading.Lock()
 
     def take(self, request: Delivery) -> bool:
-        """Reserve a slot for *request*; without one, keep it until :meth:`due` yields it."""
+        """Reserve a slot for *request*; if none is free, hold it until :meth:`due` yields it."""
         slots = self.lanes[request.lane.name]
         with self._lock:
             if request in slots.taken:
@@ -134,7 +133,7 @@ class WorkerSlots:
         return False
 
     def release(self, request: Delivery) -> None:
-        """Give the slot of *request* back, if it has one; kept calls may be due then."""
+        """Release the slot of *request*, if it has one; held calls may be due then."""
         slots = self.lanes[request.lane.name]
         with self._lock:
             if request not in slots.taken:
@@ -146,7 +145,7 @@ class WorkerSlots:
             self._wake()
 
     def due(self) -> Iterator[Delivery]:
-        """Yield the kept calls that may run now, each with its slot reserved."""
+        """Yield the held calls that may run now, each with a reserved slot."""
         while True:
             with self._lock:
                 slots = self._next()
@@ -159,7 +158,7 @@ class WorkerSlots:
             yield request
 
     def give_up_held(self, lane: str | None = None) -> list[Delivery]:
-        """Return the calls that are kept, of one lane or of all, and keep them no more."""
+        """Remove and return the held calls, of one lane or of all."""
         with self._lock:
             names = list(self._holding) if lane is None else [lane]
             given_up = [request for name in names for request in self.lanes[name].held]
@@ -174,7 +173,7 @@ class WorkerSlots:
         return int(min(self.lanes[lane.name].limit, self.capacity))
 
     def set_limit(self, lane: str, limit: int) -> None:
-        """Let *limit* calls of *lane* run at once; those above it run to their end."""
+        """Let *limit* calls of *lane* run at once; running calls above it finish."""
         self.lanes[lane].limit = limit
         self._wake()
 
@@ -184,7 +183,7 @@ class WorkerSlots:
             return [request for slots in self.lanes.values() for request in slots.taken]
 
     def full(self) -> list[tuple[str, list[Delivery]]]:
-        """Return the lanes that could start no call now, each with the calls that it runs."""
+        """Return the lanes that can start no call now, each with the calls that it runs."""
         with self._lock:
             full = [s for s in self.lanes.values() if s.taken and not self._may_take(s)]
             return [(slots.lane.name, list(slots.taken)) for slots in full]
@@ -194,7 +193,7 @@ class WorkerSlots:
         return Counter({name: len(slots.taken) for name, slots in self.lanes.items()})
 
     def held(self) -> Counter[str]:
-        """Return the calls that are kept until a slot is free, by lane."""
+        """Return the number of held calls, by lane."""
         return Counter({name: len(slots.held) for name, slots in self.lanes.items()})
 
     def low_is_due(self, lane: str) -> bool:
@@ -202,7 +201,7 @@ class WorkerSlots:
         return monotonic() - self.lanes[lane].low_at > self._aging
 
     def _pick(self, slots: LaneSlots) -> Delivery:
-        """Take the kept call whose turn it is: by priority, and by arrival within each."""
+        """Remove and return the next held call: by priority, then by arrival."""
         if self._priority is None:
             return slots.held.popleft()
         order = [Priority.HIGH, Priority.NORMAL, Priority.LOW]
@@ -231,7 +230,7 @@ class WorkerSlots:
             return False
         if taken < slots.keeps:
             return True
-        # What other lanes never lend stays free for them.
+        # The slots that other lanes never lend stay free for them.
         owed = sum(other.owed() for other in self.lanes.values() if other is not slots)
         if self._total + owed >= size:
             return False
@@ -242,7 +241,7 @@ class WorkerSlots:
         return p95 is not None and p95 <= BORROW_SECONDS
 
     def _next(self) -> LaneSlots | None:
-        """Return the lane whose turn it is: below what it keeps, else the least full, first."""
+        """Return the next lane: one below the slots it keeps, else the least full one."""
         if not self._holding:
             return None
         ready = [slots for slots in self._holding.values() if self._may_take(slots)]

@@ -1,11 +1,10 @@
-"""Calls of low priority: when a worker turns to them, on each broker.
+"""Decides when a worker fetches calls of low priority, on each broker.
 
-A broker serves strictly by priority, and would leave low calls waiting for as long as others
-come. Once per ``budgets_priority_aging`` a busy lane therefore starts one all the same.
+A broker serves strictly by priority, so calls of low priority starve while others arrive. A busy
+lane therefore starts one of them once per ``budgets_priority_aging``.
 
-Covers: on Redis, the order in which a lane's lists are asked; on RabbitMQ, when the queue of low
-calls is consumed. Which of the calls in hand goes next is
-:mod:`celery_budgets.worker.lanes.lane_slots`.
+Covers: on Redis, the order in which a lane's lists are read; on RabbitMQ, when the queue of low
+priority is consumed. :mod:`celery_budgets.worker.lanes.lane_slots` selects among received calls.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 
 __all__ = ["LOOK", "AgingSteps", "LowPriorityQueues"]
 
-#: How often it is looked whether a lane is idle, seconds.
+#: Interval of checks whether a lane is idle, seconds.
 LOOK = 0.1
-#: How long a lane must have had room for other calls, seconds: from an acknowledgement to the next
-#: delivery a busy broker may take its time.
+#: How long a lane must have had free slots to be idle, seconds: a busy broker may take a while
+#: between an acknowledgement and the next delivery.
 IDLE_SECONDS = 1.0
-#: Why a queue of low calls is paused (worker.consuming).
+#: The reason for pausing a queue of low priority (worker.lanes.queue_pauses).
 _REASON = "priority"
 
 
 class AgingSteps(list[int]):
-    """The steps of a Redis channel, low ones first where a low call is due.
+    """The priority steps of a Redis channel, in reverse order while a low call is due.
 
-    kombu.transport.redis.Channel goes through ``priority_steps`` for each BRPOP, and Redis takes
-    from the first list in it that has something. Where it sorts a message in it searches by
-    index (``Channel.priority``), and that order stays ascending.
+    kombu.transport.redis.Channel iterates over ``priority_steps`` for each BRPOP, and Redis pops
+    from the first list that is not empty. To publish a message, kombu searches by index
+    (``Channel.priority``), for which the order stays ascending.
 
     Args:
-        steps: Those of the channel.
-        is_due: Says whether a low call is due.
+        steps: The steps of the channel.
+        is_due: Returns whether a low call is due.
     """
 
     def __init__(self, steps: Iterable[int], is_due: Callable[[], bool]) -> None:
@@ -53,25 +52,25 @@ class AgingSteps(list[int]):
 
 
 class LowPriorityQueues:
-    """The queues of low calls of one worker, on RabbitMQ: paused while their lane is busy.
+    """The queues of low priority on RabbitMQ, which are paused while their lane is busy.
 
     Args:
         lanes: The lanes that the worker serves.
         consuming: Pauses and resumes queues.
-        slots: Knows what runs, and when a low call is due.
+        slots: The slots of the worker, which determine when a low call is due.
     """
 
     def __init__(self, lanes: Iterable[Lane], consuming: QueuePauses, slots: WorkerSlots) -> None:
         self._lanes = list(lanes)
         self._consuming = consuming
         self._slots = slots
-        #: How many had started, and when that was seen to have changed last, by lane.
+        #: By lane: the number of started calls, and when it was last seen to change.
         self._started: dict[str, tuple[int, float]] = {}
         for lane in self._lanes:
             consuming.withhold(low_queue(lane.queue), _REASON)
 
     def look(self) -> None:
-        """Consume the low calls of the lanes that are idle, or owe one; call each LOOK seconds."""
+        """Consume low calls of lanes that are idle or have one due; called every LOOK seconds."""
         if not self._consuming.connected:
             return
         for lane in self._lanes:
@@ -84,7 +83,7 @@ class LowPriorityQueues:
                 self._consuming.pause([queue], _REASON)
 
     def _is_idle(self, lane: str) -> bool:
-        """Return whether the broker has had a slot to fill with other calls, and filled none."""
+        """Return whether the broker has not filled a free slot with other calls for long."""
         slots = self._slots.lanes[lane]
         started, since = self._started.get(lane, (-1, 0.0))
         if started != slots.started or not slots.has_room_for_others():

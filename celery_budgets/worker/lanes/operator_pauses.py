@@ -1,7 +1,7 @@
 """The lanes that an operator has paused in this worker: ``celery lanes pause`` and ``resume``.
 
-Running calls finish. What waits goes back to the broker, for other workers; or stays here
-unacknowledged until the lane is resumed, where the broker counts deliveries.
+Running calls finish. Waiting calls are requeued at the broker, for other workers; if the broker
+counts deliveries, they stay here unacknowledged until the lane is resumed.
 
 Runs in the worker's event loop. See also: :mod:`celery_budgets.worker.lanes.queue_pauses`, which
 keeps the queues paused through a reconnect, and :mod:`celery_budgets.worker.memory.admission`,
@@ -30,7 +30,7 @@ __all__ = ["REASON", "OperatorPauses"]
 
 logger = logging.getLogger(__name__)
 
-#: Why queues are paused here, and deliveries held.
+#: The reason under which this module pauses queues and holds deliveries.
 REASON = "operator"
 
 
@@ -41,8 +41,8 @@ class OperatorPauses:
         consumer: The Celery consumer.
         consuming: Pauses and resumes its queues.
         lanes: The lanes of the app.
-        slots: What waits for a slot is turned away too.
-        held: Where deliveries are kept until their lane is resumed.
+        slots: The slots, whose waiting calls are turned away too.
+        held: Holds deliveries until their lane is resumed.
     """
 
     def __init__(
@@ -61,26 +61,26 @@ class OperatorPauses:
         self._paused: set[str] = set()
 
     def is_paused(self, lane: Lane) -> bool:
-        """Return whether an operator has paused *lane* here."""
+        """Return whether an operator has paused *lane* on this worker."""
         return lane.name in self._paused
 
     def pause(self, lane: Lane) -> None:
-        """Start no further call of *lane*, also after a reconnect, until :meth:`resume`."""
+        """Start no new calls of *lane*, also after a reconnect, until :meth:`resume`."""
         self._paused.add(lane.name)
         # Not here, as in celery.worker.control.cancel_consumer: kombu may be in the middle of
         # reading from Redis, and would forget the queue after a consumer has been added again.
         self._consumer.call_soon(self._settle, lane)
 
     def resume(self, lane: Lane) -> None:
-        """Consume *lane* again, unless there is another reason not to; start what was kept."""
+        """Consume *lane* again, unless it is paused for another reason; start its held calls."""
         self._paused.discard(lane.name)
         self._consumer.call_soon(self._go_on, lane, self._held.take(REASON, lane))
 
     def turn_away(self, request: Delivery) -> bool:
-        """Hand back or keep *request* where its lane is paused; return whether it is."""
+        """Requeue or hold *request* if its lane is paused; return whether it is."""
         if request.lane.name not in self._paused:
             return False
-        # Handed back to a queue that somebody consumes here all the same it would come at once.
+        # Requeued to a queue that is consumed here after all, it would return at once.
         if self._is_consumed(request.lane) or must_hold(self._consumer, request):
             self._held.hold(REASON, request)
         else:
@@ -89,7 +89,7 @@ class OperatorPauses:
         return True
 
     def look(self) -> None:
-        """Put right what has changed since, such as by `celery control add_consumer`."""
+        """Restore the pauses after changes such as `celery control add_consumer`."""
         for lane in self._consuming.lanes_of(self._lanes):
             if self.is_paused(lane):
                 if self._is_consumed(lane):
@@ -98,7 +98,7 @@ class OperatorPauses:
                 self._go_on(lane, [])
 
     def _settle(self, lane: Lane) -> None:
-        """Take nothing of *lane* from the broker, and turn away what has been taken."""
+        """Stop consuming *lane*, and turn away its waiting calls."""
         if not self.is_paused(lane) or not self._consuming.connected:
             return
         self._consuming.pause(self._queues(lane), REASON)
@@ -111,9 +111,9 @@ class OperatorPauses:
             self.turn_away(request)
 
     def _go_on(self, lane: Lane, held: list[Delivery]) -> None:
-        """Take *lane* from the broker again; start what was *held*, or keep it where it is paused.
+        """Consume *lane* again; start the *held* calls, or hold them again if it is paused.
 
-        Without a connection the next :meth:`look` does it.
+        Without a connection, the next :meth:`look` does it.
         """
         if not self.is_paused(lane) and self._consuming.connected:
             self._consuming.resume(REASON, self._queues(lane))

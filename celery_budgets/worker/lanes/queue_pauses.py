@@ -1,10 +1,10 @@
-"""Which queues this worker consumes, and for what reasons it does not consume the others.
+"""Pauses and resumes the queues of a worker, each for one or several reasons.
 
 A queue is paused by ``cancel_task_queue`` and resumed by ``add_task_queue``: that survives a
-reconnect, and no message is lost by it on any broker. Never prefetch 0 (it means unlimited), a
-patched ``can_consume`` (loses what BRPOP has fetched) or ``Reject(requeue=True)`` (spins).
+reconnect, and loses no message on any broker. Never prefetch 0 (it means unlimited), a patched
+``can_consume`` (loses what BRPOP has fetched) or ``Reject(requeue=True)`` (spins).
 
-Several may have a reason to pause the same queue: it is consumed again when the last is gone.
+A queue may be paused for several reasons: it is consumed again when the last one is removed.
 Runs in the worker's event loop.
 """
 
@@ -19,7 +19,7 @@ __all__ = ["QueuePauses"]
 
 
 class QueuePauses:
-    """The queues of one consumer.
+    """The pauses of one consumer's queues.
 
     Args:
         consumer: The Celery consumer; it need not be connected.
@@ -27,17 +27,17 @@ class QueuePauses:
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
-        #: Why each paused queue is paused, by its name.
+        #: The reasons for which each queue is paused, by its name.
         self.paused: dict[str, set[str]] = {}
-        #: What the worker was started with.
+        #: The queues that the worker was started with.
         self.wanted = frozenset(consumer.app.amqp.queues.consume_from)
         self._celery_add = consumer.add_task_queue
 
     def attach(self) -> None:
         """Replace Consumer.add_task_queue, also for celery.worker.control.add_consumer.
 
-        Before 5.7 a known queue is consumed again by it, and is not among those that are consumed:
-        a second pause would pass over it, and a new connection would leave it out.
+        Before 5.7 it consumes a known queue again without adding it to ``consume_from``: a second
+        pause would ignore it, and a new connection would leave it out.
         """
         self._consumer.add_task_queue = self._add
 
@@ -48,11 +48,11 @@ class QueuePauses:
         self._celery_add(queue, *args, **kwargs)
 
     def queues_of(self, lanes: Lanes, lane: Lane) -> list[str]:
-        """Return the queues of *lane* that this worker is to consume, paused ones too."""
+        """Return the queues of *lane* that this worker should consume, including paused ones."""
         return [queue for queue in self._known() if lanes.of_queue(queue) == lane]
 
     def lanes_of(self, lanes: Lanes) -> list[Lane]:
-        """Return those of *lanes* that this worker serves, paused ones too."""
+        """Return those of *lanes* that this worker serves, including paused ones."""
         served = [lanes.of_queue(queue) for queue in self._known()]
         return [lane for lane in lanes.values() if lane in served]
 
@@ -62,27 +62,27 @@ class QueuePauses:
 
     @property
     def connected(self) -> bool:
-        """Is there a consumer to pause?"""
+        """Whether there is a consumer to pause."""
         return self._consumer.task_consumer is not None
 
     def pause(self, queues: Iterable[str], reason: str) -> None:
-        """Consume none of *queues* until :meth:`resume` is told of the same *reason*."""
+        """Stop consuming *queues* until :meth:`resume` is called with the same *reason*."""
         consumed = self._consumer.app.amqp.queues.consume_from
         for queue in list(queues):
-            # Noted first: cancelling forgets the queue even where the connection is lost by
-            # then, and nobody else would know that it has to be consumed again.
+            # Recorded first: cancelling removes the queue even if the connection is lost by
+            # then, and only this record shows that it has to be consumed again.
             self.paused.setdefault(queue, set()).add(reason)
             if queue in consumed:
                 self._consumer.cancel_task_queue(queue)
 
     def withhold(self, queue: str, reason: str) -> None:
-        """Do not begin to consume *queue*, before there is a consumer; :meth:`resume` begins."""
+        """Pause *queue* before there is a consumer; :meth:`resume` begins to consume it."""
         self._consumer.app.amqp.queues.deselect(queue)
         self.paused.setdefault(queue, set()).add(reason)
         self.wanted |= {queue}
 
     def resume(self, reason: str, queues: Iterable[str] | None = None) -> None:
-        """Take *reason* back, for *queues* or for all; consume what no other reason pauses."""
+        """Remove *reason*, for *queues* or all; consume those without another reason again."""
         chosen = list(self.paused) if queues is None else list(queues)
         for queue in chosen:
             reasons = self.paused.get(queue, set())
@@ -95,7 +95,7 @@ class QueuePauses:
                 reasons.discard(reason)
 
     def drift(self) -> dict[str, list[str]]:
-        """Return what somebody else has changed: queues ``added`` and queues ``cancelled``."""
+        """Return the queues that other tools have ``added`` and ``cancelled``."""
         consumed = set(self._consumer.app.amqp.queues.consume_from)
         return {
             "added": sorted(consumed - self.wanted),

@@ -1,10 +1,10 @@
-"""Calls that wait for a result of their own full lane: noticed, and warned about once.
+"""Warns once of calls that wait for a result of their own full lane.
 
-Such a call keeps the slot that the awaited call may need: when all slots of a lane are taken by
-them, nothing goes on until a time limit ends one.
+Such a call keeps the slot that the awaited call may need: if they take all slots of a lane, it is
+deadlocked until a time limit ends one.
 
-Runs in the worker's event loop. See also: :mod:`celery_budgets.sending.results`, by which a call
-says that it waits.
+Runs in the worker's event loop. See also: :mod:`celery_budgets.sending.results`, which records
+that a call waits.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 class SelfWaiting:
-    """Looks for them in one worker.
+    """Detects such calls in one worker.
 
     Args:
-        slots: Knows which lanes are full, and of what.
-        flights: Reads what the process of a call has written of it; ``None`` where there is none.
+        slots: The slots of the worker.
+        flights: Reads the flight records; ``None`` if the pool has no processes.
     """
 
     def __init__(self, slots: WorkerSlots, flights: FlightReader | None) -> None:
@@ -38,7 +38,7 @@ class SelfWaiting:
         self._told: set[tuple[str, str]] = set()
 
     def look(self) -> None:
-        """Warn of what is new, by lane and task."""
+        """Warn of new ones, by lane and task."""
         for lane, taken in self._slots.full():
             for task in sorted(set(self._waiting(taken))):
                 if (lane, task) not in self._told:

@@ -1,9 +1,9 @@
-"""The safety net below all slots: a call that the pool no longer runs is settled, and said aloud.
+"""Recovers slots of calls that the pool no longer runs, as a safety net.
 
-Every end of a call comes from the pool, by a callback. Where one does not come (a fault of ours,
-of Celery's, or of a program's own pool), the call would hold its slot for ever. So what has a slot
-is compared with what the pool has, every few seconds; what is missing twice is settled as
-``worker_lost``. In a worker without such a fault it does nothing.
+The pool reports the end of a call by a callback. If a callback is missing (a fault of ours, of
+Celery's, or of a program's own pool), the call would hold its slot for ever. So the calls that hold
+a slot are compared with the jobs of the pool every few seconds; a call without a job in two
+comparisons is logged and settled as ``worker_lost``. Without such a fault nothing happens.
 
 Runs in the worker's event loop.
 """
@@ -28,7 +28,7 @@ __all__ = ["SlotRecovery"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks: twice this, at most, and the slot is back.
+#: Seconds between two comparisons: a slot is recovered after at most twice this.
 EVERY = 5.0
 
 
@@ -36,10 +36,10 @@ class SlotRecovery:
     """Finds calls that hold a slot and have no job in the pool.
 
     Args:
-        slots: Who has a slot.
-        roster: The calls in hand; recovered slots are counted there.
-        is_waiting: Returns whether a call waits for its place in the pool, or was dropped from
-            the pool's books and may run all the same.
+        slots: The slots of the worker.
+        roster: The calls of the worker, which counts recovered slots.
+        is_waiting: Returns whether a call waits for a place in the pool, or was dropped by the
+            pool and may still run.
         clock: Returns monotonic seconds.
     """
 
@@ -58,7 +58,7 @@ class SlotRecovery:
         self._missing: set[Delivery] = set()
 
     def look(self) -> None:
-        """Settle the calls that were missing at the last look, and still are."""
+        """Settle the calls whose jobs were missing at the last comparison, and still are."""
         now = self._clock()
         if now - self._looked_at < EVERY:
             return
@@ -70,7 +70,7 @@ class SlotRecovery:
         self._missing = missing - self._missing
 
     def lose_connection(self) -> None:
-        """Begin anew: Celery drops jobs when the connection is lost, and says so elsewhere."""
+        """Reset: Celery drops jobs when the connection is lost, and reports that elsewhere."""
         self._missing.clear()
         self._looked_at = self._clock()
 
@@ -85,17 +85,17 @@ class SlotRecovery:
         )  # fmt: skip
         error = WorkerLostError("The pool has lost this call: nobody told of its end.")
         request.end_killed(error, Outcome.WORKER_LOST)
-        # Whatever it holds by now: one that was terminated had its outcome before.
+        # Releases the slot of a terminated call, too, which had its outcome before.
         request.comes_back()
         self._roster.recovered(request)
         self._slots.release(request)
 
 
 def _job_of(request: Delivery) -> Any:
-    """Return what the pool gave for a call; ``None`` before it has got it, or once it has none.
+    """Return the pool's job of a call; ``None`` if it has none.
 
-    Kept on the request where its calls run in this process (worker.settling.contain); Celery keeps
-    a weak reference (celery.worker.request.create_request_cls).
+    Stored on the request if calls run in this process (worker.calls.settling.contain); else Celery
+    keeps a weak reference (celery.worker.request.create_request_cls).
     """
     if request.job is not None:
         return request.job
@@ -104,7 +104,7 @@ def _job_of(request: Delivery) -> Any:
 
 
 def _runs(job: Any) -> bool:
-    """Return whether a pool still has *job*; of a pool that nobody knows, that it has.
+    """Return whether a pool still has *job*; True for an unknown kind of pool.
 
     Reads billiard.pool.ApplyResult, the future of celery.concurrency.thread.ApplyResult, and
     gevent's greenlet.

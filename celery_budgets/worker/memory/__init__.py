@@ -1,4 +1,4 @@
-"""The memory guard of a worker: whether it admits calls, by the memory that it takes.
+"""The memory guard of a worker, which admits calls depending on the memory in use.
 
 Runs in the worker main process, in its event loop.
 """

@@ -1,7 +1,7 @@
-"""What a consumer does as its gate says: pause, resume, turn calls away, let one through.
+"""Carries out the decisions of the memory gate: pause, resume, turn calls away, admit one.
 
 Runs in the worker's event loop. See also: :mod:`celery_budgets.worker.memory.gate`, which decides,
-and :mod:`celery_budgets.worker.lanes.queue_pauses`, by which queues are paused.
+and :mod:`celery_budgets.worker.lanes.queue_pauses`, which pauses queues.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Admission:
     Args:
         consumer: The Celery consumer.
         consuming: Pauses and resumes its queues.
-        gate: Decides.
-        roster: The calls in hand; rejections are counted there.
-        slots: What waits for a slot is turned away too.
-        held: Where deliveries are kept until the gate opens.
-        fail: Calls are failed at once instead of left at the broker.
+        gate: The gate.
+        roster: The calls of the worker, which counts rejections.
+        slots: The slots, whose waiting calls are turned away too.
+        held: Holds deliveries until the gate opens.
+        fail: Whether calls are failed at once instead of left at the broker.
         renew: Replaces the processes that hold the memory.
-        keeps_calls: Does the pool have a queue of its own?
+        keeps_calls: Whether the pool has a queue of its own.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class Admission:
         self._renew = renew
         self._let = 0
         self._keeps_calls = keeps_calls
-        #: The call that was let through last.
+        #: The call that was admitted last while the gate was closed.
         self._passing: Delivery | None = None
 
     def running(self) -> int:
-        """Return the calls that run or are on their way into the pool."""
+        """Return the number of calls that run or have been passed to the pool."""
         return len(state.reserved_requests) - len(self._held)
 
     def act(self, decision: Decision) -> None:
-        """Do what the gate has decided, and put right what has changed since."""
+        """Carry out *decision*, and restore pauses that were changed since."""
         if decision is Decision.RENEW:
             self._let = 0
             self._renew()
@@ -103,9 +103,9 @@ class Admission:
         return True
 
     def admit_start(self, request: Delivery) -> bool:
-        """Return whether a call that the pool had to keep waiting may start now.
+        """Return whether a call that waited in the pool may start now.
 
-        Only a pool of threads keeps calls; from the others they come here at once.
+        Only a pool of threads queues calls; other pools start them at once.
         """
         if self.gate.is_open or request is self._passing or not self._keeps_calls:
             return True
@@ -113,7 +113,7 @@ class Admission:
         return False
 
     def turn_away(self, request: Delivery) -> None:
-        """Fail *request*, hand it back, or hold it."""
+        """Fail, requeue or hold *request*."""
         reason = self.gate.by.gauge.name if self.gate.by is not None else "max_worker_rss"
         if not self._fail and must_hold(self._consumer, request):
             self._held.hold(MEMORY, request)
@@ -126,7 +126,7 @@ class Admission:
             request.hand_back()
 
     def lose_connection(self) -> None:
-        """Forget the call that was to be let through; it comes again."""
+        """Forget the call that was to be admitted; its message is redelivered."""
         self._let = 0
 
     def _pause(self) -> None:

@@ -1,8 +1,8 @@
-"""The gate: whether a worker admits calls, by the memory that it takes.
+"""The memory gate: decides whether a worker admits calls.
 
 Three steps, once per :data:`TICK`: observe (read the gauges), decide (below), act
-(:mod:`celery_budgets.worker.memory.admission`). It closes above a limit and opens below a lower
-level, so that a worker at its limit does not flap.
+(:mod:`celery_budgets.worker.memory.admission`). It closes above a limit and opens at a lower
+level, so that a worker at its limit does not oscillate.
 
 Does not cover: the memory of a single call (:mod:`celery_budgets.execution.limits.watchdog`).
 """
@@ -22,15 +22,15 @@ __all__ = ["TICK", "Decision", "Gate", "Gauge", "Reading"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the memory of a worker.
+#: Seconds between two readings of the memory of a worker.
 TICK = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """One thing that is measured, and its two levels in bytes."""
+    """One measured quantity and its two levels, bytes."""
 
-    #: The setting it belongs to: ``max_worker_rss``, or ``max_rss`` where calls share a process.
+    #: The setting it belongs to: ``max_worker_rss``, or ``max_rss`` if calls share a process.
     name: str
     #: Above this the gate closes.
     limit: int
@@ -41,33 +41,33 @@ class Gauge:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a gauge showed, bytes."""
+    """A reading of a gauge, bytes."""
 
     gauge: Gauge
     used: int
 
 
 class Decision(Enum):
-    """What follows from a look at the memory."""
+    """The decision after a reading."""
 
-    KEEP = auto()  #: everything stays as it is
+    KEEP = auto()  #: change nothing
     CLOSE = auto()  #: admit no more calls
     OPEN = auto()  #: admit calls again
-    LET_ONE = auto()  #: stay closed, but admit one call: nothing else will change anything
+    LET_ONE = auto()  #: stay closed, but admit one call, since waiting does not help
     RENEW = auto()  #: replace the processes that hold the memory
 
 
 class Gate:
-    """Decides; it does not know Celery.
+    """Decides, independently of Celery.
 
-    A closed gate waits for the calls that run. When nothing has run for *max_pause* and memory
-    is still above the level, the processes are replaced, since only they can hold it. Where
-    that did not help, or nothing ran in them yet, the memory is not theirs: then calls are let
-    through one at a time, because a worker that does nothing for ever helps nobody.
+    A closed gate waits for the running calls. If no call has run for *max_pause* and memory is
+    still above the level, the processes are replaced, since they may hold it. If that does not
+    help, or no call has run in them yet, the memory is not theirs: then calls are admitted one
+    at a time, so that the worker does not stay blocked for ever.
 
     Args:
-        gauges: What is measured.
-        max_pause: Longest time closed with nothing running, seconds.
+        gauges: The gauges to read.
+        max_pause: Longest time closed while no call runs, seconds.
         clock: Returns monotonic seconds.
     """
 
@@ -84,9 +84,9 @@ class Gate:
         self.by: Reading | None = None
         #: Epoch seconds of the last change.
         self.since = time()
-        #: Has no call run in the processes since they were started?
+        #: Whether no call has run in the processes since they were started.
         self.fresh = True
-        #: What was read last.
+        #: The last readings.
         self.last: tuple[Reading, ...] = ()
         self._idle_at: float | None = None
         self._renewed_at = 0.0
@@ -94,7 +94,7 @@ class Gate:
 
     @property
     def is_open(self) -> bool:
-        """Are calls admitted?"""
+        """Whether calls are admitted."""
         return self.by is None
 
     def observe(self) -> tuple[Reading, ...]:
@@ -103,11 +103,11 @@ class Gate:
         return self.last
 
     def decide(self, readings: tuple[Reading, ...], running: int) -> Decision:
-        """Return what to do.
+        """Return the decision.
 
         Args:
-            readings: What :meth:`observe` has just returned.
-            running: Calls that run now.
+            readings: The result of :meth:`observe`.
+            running: Number of running calls.
         """
         if self.by is None:
             over = next((r for r in readings if r.used > r.gauge.limit), None)

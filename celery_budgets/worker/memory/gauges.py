@@ -1,4 +1,4 @@
-"""What a worker's gate looks at: the memory of the worker, and that of calls which share it.
+"""The gauges of a worker's gate: the memory of the worker, and of calls in its process.
 
 See also: :mod:`celery_budgets.worker.memory.gate`.
 """
@@ -22,12 +22,12 @@ _DEFAULT_SHARE = 0.9
 
 
 def gauges_of(settings: Settings, lanes: list[Lane], *, shared: bool) -> Iterator[Gauge]:
-    """Yield what the gate looks at.
+    """Yield the gauges of a worker's gate.
 
     Args:
         settings: The settings of the app.
         lanes: The lanes that the worker serves.
-        shared: Do calls share the process of the worker?
+        shared: Whether calls run in the process of the worker.
     """
     yield _worker_gauge(settings)
     if shared and lanes:
@@ -42,7 +42,7 @@ def _worker_gauge(settings: Settings) -> Gauge:
         limit = int(_DEFAULT_SHARE * (group.limit if group is not None else physical_memory()))
     resume = int(limit * settings.budget.rss_warning / settings.budget.max_rss)
     if group is not None:
-        # Whoever takes it: at the group's limit the kernel kills any of its processes.
+        # Of all processes in it: at the group's limit the kernel may kill any of them.
         return Gauge("max_worker_rss", limit, resume, lambda: group.use() or 0)
     tree = ProcessTree(os.getpid())
     return Gauge("max_worker_rss", limit, resume, lambda: tree.size(resume))

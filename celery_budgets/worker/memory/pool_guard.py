@@ -1,10 +1,10 @@
-"""The second line for memory: the worker samples its pool processes, about once a second.
+"""The second line for memory limits: the worker samples its pool processes once a second.
 
-The watchdog in each process is the first line and looks ten times as often, but it is a Python
+The watchdog in each process is the first line and samples ten times as often, but it is a Python
 thread: a call in C code that keeps the interpreter lock stops it.
 
-Physical limit: between two samples memory is not seen. In a second C code can touch some 5 to
-10 GB; what must never be exceeded needs a cgroup or RLIMIT_AS around the worker as well.
+Physical limit: between two samples memory is not seen. In a second C code can touch 5 to 10 GB; a
+limit that must never be exceeded needs a cgroup or RLIMIT_AS around the worker as well.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _STOP_SECONDS = 0.05
 
 
 class PoolGuard:
-    """Kills pool processes whose call is above its hard limit.
+    """Kills pool processes whose call is above its hard memory limit.
 
     Args:
         pids: Returns the process ids of the pool.
-        flights: Reads what each process has written down of its call.
-        roster: The calls in hand, with their budgets.
-        rss_of: Returns the RSS of a process, bytes; ``None`` when it is gone.
+        flights: Reads the flight record of each process.
+        roster: The running calls, with their budgets.
+        rss_of: Returns the RSS of a process, bytes; ``None`` if it has ended.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PoolGuard:
         self._rss_of = rss_of
 
     def look(self) -> None:
-        """Look at every pool process once."""
+        """Check every pool process once."""
         for pid in self._pids():
             request = self._request_of(pid)
             if request is None:
@@ -70,13 +70,13 @@ class PoolGuard:
                 self._kill(pid, request.id, rss)
 
     def _request_of(self, pid: int, task_id: str | None = None) -> Any:
-        """Return the call that runs in process *pid*; ``None`` where its body has ended."""
+        """Return the call that runs in process *pid*; ``None`` if its body has ended."""
         flight = self._flights.current(pid)
         if flight is None or flight.ended:
             return None
         if task_id is not None and not flight.is_of(task_id):
             return None
-        # Twins share their id: one that has begun elsewhere is not the one in this process.
+        # Twins share their id: exclude those that run in another process.
         candidates = [
             request
             for request in list(self._roster.in_hand.values())
@@ -85,9 +85,9 @@ class PoolGuard:
         return min(candidates, key=lambda request: request.worker_pid is None, default=None)
 
     def _kill(self, pid: int, task_id: str, rss: int) -> None:
-        """Kill the process in the middle of its call, or not at all.
+        """Kill the process if its call still runs.
 
-        Stopped first: a body that ends between the look and the kill has a result on its way.
+        It is stopped first: a body that ended just before the kill would lose its result.
         """
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Giving back the memory that no call uses: with the processes that hold it.
+"""Frees memory that no call uses, by replacing the processes that hold it.
 
 See also: :mod:`celery_budgets.worker.memory.gate`, which decides when.
 """
@@ -17,18 +17,18 @@ __all__ = ["EXIT_CODE", "give_memory_back"]
 
 logger = logging.getLogger(__name__)
 
-#: Exit code of a worker that left to give its memory back (``EX_OSERR``).
+#: Exit code of a worker that exits to free its memory (``EX_OSERR``).
 EXIT_CODE = 71
 
 
 def give_memory_back(consumer: Any, gate: Gate, *, prefork: bool, embedded: bool) -> None:
-    """Replace the pool processes, or let the worker leave where calls run in it itself.
+    """Replace the pool processes, or stop the worker if calls run in its own process.
 
     Args:
         consumer: The Celery consumer.
-        gate: Told that no call has run in the new processes.
-        prefork: Do calls run in processes of their own?
-        embedded: Does the worker run in a thread of a program, which it may not end?
+        gate: The gate, which is marked as having new processes.
+        prefork: Whether calls run in pool processes.
+        embedded: Whether the worker runs in a thread of a program, which it must not end.
     """
     gate.fresh = True
     if prefork:
@@ -37,7 +37,7 @@ def give_memory_back(consumer: Any, gate: Gate, *, prefork: bool, embedded: bool
             "above its limit", len(pool_pids(consumer.pool)), gate.max_pause,
         )  # fmt: skip
         for process in list(consumer.pool._pool._pool):
-            # As billiard.pool.Pool.shrink does with idle ones; the pool starts new ones.
+            # As billiard.pool.Pool.shrink ends idle ones; the pool starts new ones.
             process.terminate_controlled()
     elif not state.should_stop and not embedded:
         logger.critical(

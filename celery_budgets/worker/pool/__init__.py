@@ -1,4 +1,5 @@
-"""What the pool runs: the limits of its calls, its size, threads that it has given up.
+"""Extensions of Celery's pools: time limits, size, abandoned threads, child processes.
 
-Runs in the worker main process; reaches into billiard's and Celery's pools, and says where.
+Runs in the worker main process. It accesses internals of billiard's and Celery's pools; each
+place names them.
 """

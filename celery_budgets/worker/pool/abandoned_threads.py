@@ -1,8 +1,8 @@
-"""Threads that run on past their hard limit: given up, counted, and in the end left behind.
+"""Abandons threads that run on past their hard limit, and stops the worker if there are too many.
 
-A thread cannot be killed. Its call is over for everybody else: the caller has its result and
-the pool has another thread. When too many run on, the worker takes no more work, finishes what
-it has and exits with :data:`EXIT_CODE`, for its supervisor to start it anew.
+A thread cannot be killed. Its call ends nevertheless: the result is stored and the pool gets
+another thread. If there are too many such threads, the worker stops consuming, finishes its
+running calls and exits with :data:`EXIT_CODE`, so that its supervisor restarts it.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = ["EXIT_CODE", "AbandonedThreads"]
 
 logger = logging.getLogger(__name__)
 
-#: Exit code of a worker that left because of abandoned threads (``EX_TEMPFAIL``).
+#: Exit code of a worker that exits because of abandoned threads (``EX_TEMPFAIL``).
 EXIT_CODE = 75
 
 
 class AbandonedThreads:
-    """Gives up calls of one worker whose threads run on.
+    """Abandons calls of one worker whose threads run on past the hard limit.
 
     Args:
-        worker: The Celery worker; its pool may not be there yet.
-        roster: The calls that the worker has in hand.
-        most: Abandoned threads that the worker lives with.
-        embedded: Does the worker run in a thread of a program, which it may not end?
+        worker: The Celery worker; its pool may not exist yet.
+        roster: The calls of the worker.
+        most: Abandoned threads above which the worker stops.
+        embedded: Whether the worker runs in a thread of a program, which it must not end.
     """
 
     def __init__(self, worker: Any, roster: Roster, most: int, *, embedded: bool) -> None:
@@ -50,20 +50,20 @@ class AbandonedThreads:
         self._embedded = embedded
         self._lock = threading.Lock()
         self._running_on: set[int] = set()
-        #: Threads that have come back, each waiting to be needed.
+        #: Threads that have ended their body, each waiting to be reused.
         self._parked: list[tuple[threading.Thread, threading.Event]] = []
         signals.worker_shutdown.connect(self._part, sender=worker)
 
     @property
     def count(self) -> int:
-        """Threads that run on now."""
+        """Abandoned threads that still run."""
         return len(self._running_on)
 
     def abandon(self, call: Call) -> None:
-        """End *call* for everybody but its thread; from the watchdog, which must not block."""
+        """End *call* while its thread runs on; called by the watchdog, which must not block."""
         request = self._roster.in_hand.get((call.task_id, call.due_at))
         if request is not None:
-            # Before its thread can come back and tell of another end.
+            # Before its thread can return and report another end.
             request.given_up = True
         with self._lock:
             self._running_on.add(id(call))
@@ -74,10 +74,10 @@ class AbandonedThreads:
         ).start()  # fmt: skip
 
     def returned(self, call: Call) -> None:
-        """Count the thread of *call* no more, and keep it until the pool needs one again.
+        """Stop counting the thread of *call*, and park it until the pool needs one again.
 
-        Called in that very thread, whose place is taken. Back in the pool it would be one thread
-        more than there are slots, and a thread cannot be told to end.
+        Called in that thread, which was replaced. In the pool it would be one thread more than
+        there are slots, and a single pool thread cannot be ended.
         """
         with self._lock:
             if id(call) not in self._running_on:
@@ -100,10 +100,10 @@ class AbandonedThreads:
             self._leave(count)
 
     def _replace(self, thread_id: int) -> None:
-        """Give the pool a thread in place of one that nothing waits for any more.
+        """Give the pool a thread in place of an abandoned one.
 
-        Reaches into concurrent.futures.ThreadPoolExecutor: it has no way to let a thread go,
-        and both its shutdown and the interpreter's would wait for it for ever.
+        Accesses internals of concurrent.futures.ThreadPoolExecutor: it cannot release a thread,
+        and both its shutdown and the interpreter's would join that thread for ever.
         """
         executor = self._worker.pool.executor
         for thread in list(executor._threads):
@@ -129,11 +129,11 @@ class AbandonedThreads:
         state.should_stop = EXIT_CODE
 
     def _part(self, **_: Any) -> None:
-        """At the end of a shutdown, leave without joining threads that run on."""
+        """At the end of a shutdown, exit without joining abandoned threads."""
         if self._embedded or not (self._running_on or self._parked):
             return
         spans.flush(1.0)
-        # What an exit would do, but for the threads.
+        # As a normal exit does, except for joining threads.
         atexit._run_exitfuncs()
         logging.shutdown()
         sys.stdout.flush()

@@ -1,10 +1,10 @@
-"""Ends the processes that a call has started, where the worker or the kernel has killed the call.
+"""Ends the child processes of a call that the worker or the kernel has killed.
 
-After a call that has ended by itself, well or not, they are left alone, as are those of tasks
-without a budget and of those with ``children="leave"``.
+Children of a call that has returned or raised are left alone, as are those of tasks without a
+budget and of tasks with ``children="leave"``.
 
 Runs in the worker main process, prefork only. See also:
-:mod:`celery_budgets.execution.child_tracking`, which writes them down in the process of the call.
+:mod:`celery_budgets.execution.child_tracking`, which records them in the process of the call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Children:
-    """Stands in front of what ends a process of the pool, and of what notices that one is gone.
+    """Wraps the methods by which the pool ends a process, or detects that one has died.
 
     Args:
         task_pool: A ``celery.concurrency.prefork.TaskPool`` that has started.
@@ -33,11 +33,11 @@ class Children:
     def __init__(self, task_pool: Any, flights: FlightReader) -> None:
         self._task_pool, self._pool = task_pool, task_pool._pool
         self._flights = flights
-        #: By pid of a process that somebody has asked to end: its call, and the children of that.
+        #: By pid of a process that was signalled: its call, and the children of the call.
         self._noted: dict[int, tuple[Flight, set[Child]]] = {}
 
     def attach(self) -> None:
-        """Replace four methods, each by one that calls it.
+        """Replace four methods, each by a wrapper.
 
         billiard.pool.TimeoutHandler._trywaitkill ends a process at the hard limit, TaskPool.
         terminate_job for a revocation, TaskPool.on_terminate all of them at a cold shutdown.
@@ -56,18 +56,18 @@ class Children:
         )  # fmt: skip
 
     def kill(self, process: Any) -> None:
-        """Kill a process at the hard limit, and what its call has started."""
+        """Kill a process at the hard limit, and the children of its call."""
         self._note(process.pid)
         self._celery_kill(process)
         self._end(process.pid)
 
     def terminate_job(self, pid: int, *args: Any, **kwargs: Any) -> None:
-        """Send a process the signal of a revocation; its children end once it is gone."""
+        """Send a process the signal of a revocation; its children are ended after its death."""
         self._note(pid)
         self._celery_terminate_job(pid, *args, **kwargs)
 
     def terminate(self) -> None:
-        """Kill all processes, and what their calls have started."""
+        """Kill all processes, and the children of their calls."""
         pids = [process.pid for process in getattr(self._pool, "_pool", ()) if process.pid]
         for pid in pids:
             self._note(pid)
@@ -78,12 +78,12 @@ class Children:
                 self._end(pid)
 
     def gone(self, process: Any) -> None:
-        """End what the call of a dead process has started."""
+        """End the children of the call of a dead process."""
         self._end(process.pid)
         self._celery_flush(process)
 
     def _note(self, pid: int) -> None:
-        """Look what is below a process, which nobody can tell any more once it is dead."""
+        """Record the children of a process, which cannot be found once it is dead."""
         try:
             flight = self._flight(pid)
             if flight is not None:
@@ -93,7 +93,7 @@ class Children:
             logger.exception("budgets.children_unknown pid=%s: they may live on", pid)
 
     def _flight(self, pid: int) -> Flight | None:
-        """Return the record of the call in the middle of which a process is, or was."""
+        """Return the flight record of the call that a process runs, or was running."""
         flight = self._flights.current(pid)
         over = flight is None or flight.ended or flight.leaves_children
         return None if over else flight
@@ -105,7 +105,7 @@ class Children:
             if flight is None:
                 return
             if noted is None or noted.started_at != flight.started_at:
-                children = set()  # of an earlier call, which took the signal and went on
+                children = set()  # of an earlier call, which survived the signal
             count = end(children | self._flights.children(pid, flight))
         except Exception:
             logger.exception("budgets.children_unknown pid=%s: they may live on", pid)

@@ -1,11 +1,11 @@
-"""The processes of a prefork pool: which take calls, and whether those that should do come up.
+"""Monitors the processes of a prefork pool: how many are up, and which fail to start.
 
-Celery kills a process that has not told within ``worker_proc_alive_timeout`` (4 s) that it is up,
-and starts another: where ``worker_process_init`` takes longer, for ever. It does so only with those
-that replace others, so such a worker begins well and dies with its first kill.
+Celery kills a process that does not report within ``worker_proc_alive_timeout`` (4 s) that it is
+up, and starts another: if ``worker_process_init`` takes longer, for ever. It does so only with
+replacement processes, so such a worker starts well and fails after its first kill.
 
-Covers: counting them, and noticing those that stay away. Does not cover: how long one takes to
-start, which it says itself (:mod:`celery_budgets.execution.slow_start`).
+Covers: counting them, and detecting missing ones. Does not cover: slow starts, which a process
+logs itself (:mod:`celery_budgets.execution.slow_start`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class PoolProcesses:
-    """Looks at the processes of one asynchronous pool, about once a second.
+    """Monitors the processes of one asynchronous pool, about once a second.
 
     Args:
         asynpool: A ``celery.concurrency.asynpool.AsynPool`` that has started.
@@ -33,34 +33,34 @@ class PoolProcesses:
     def __init__(self, asynpool: Any, clock: Callable[[], float] = monotonic) -> None:
         self._pool = asynpool
         self._clock = clock
-        #: By its place in the pool, since when no process there has been seen to be up.
+        #: By index in the pool, since when no process there has been up.
         self._away: dict[int, float] = {}
         self._pids: set[int] = set()
-        #: Processes that were started, those of the worker's start among them, as far as seen.
+        #: Processes that were seen to start, including those at the worker's start.
         self.starts = 0
         self._told = False
 
     @property
     def alive_timeout(self) -> float:
-        """Seconds in which one that replaces another has to be up, or is killed."""
+        """Seconds within which a replacement process has to be up, or is killed."""
         return float(self._pool._proc_alive_timeout)
 
     @property
     def size(self) -> int:
-        """How many there should be."""
+        """How many processes there should be."""
         return int(self._pool._processes)
 
     def up(self) -> int:
-        """Return how many take calls: Celery's index has those that have said so."""
+        """Return how many take calls: those that have reported to Celery."""
         return sum(self._is_up(process) for process in list(self._pool._pool))
 
     def missing(self) -> int:
-        """Return how many places have had no process that is up for longer than it may take."""
+        """Return how many places have had no running process for longer than the timeout."""
         now = self._clock()
         return sum(now - since > self.alive_timeout for since in list(self._away.values()))
 
     def look(self) -> None:
-        """Notice who is up and who stays away, and log when that begins and when it is over."""
+        """Update which processes are up; log when some are missing, and when they are back."""
         now, processes = self._clock(), list(self._pool._pool)
         pids = {process.pid for process in processes}
         self.starts += len(pids - self._pids)
@@ -68,12 +68,12 @@ class PoolProcesses:
         places = {process.index for process in processes}
         away = {process.index for process in processes if not self._is_up(process)}
         if len(processes) < self.size:
-            away |= set(self._away) - places  # killed just now, and not replaced yet
+            away |= set(self._away) - places  # just killed, and not replaced yet
         self._away = {place: self._away.get(place, now) for place in away}
         self._tell()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a worker says of them when it is asked."""
+        """Return the counts for the worker's report."""
         return {
             "size": self.size, "up": self.up(), "missing": self.missing(), "starts": self.starts,
             "alive_timeout": self.alive_timeout,

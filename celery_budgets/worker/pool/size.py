@@ -1,7 +1,7 @@
-"""A pool: its kind, its processes, how many calls it runs at once, and giving it more slots.
+"""Reads the kind, the processes and the size of a pool, and grows it.
 
-There is no way back: Celery cannot take slots from a pool while calls run in all of them
-(billiard.pool.Pool.shrink raises, the other pools count below zero). Limits hold without it.
+It never shrinks one: Celery cannot remove slots from a pool while calls run in all of them
+(billiard.pool.Pool.shrink raises, other pools count below zero). Lower limits do not need it.
 
 Runs in the worker main process.
 """
@@ -24,7 +24,7 @@ def pool_name(pool_class: Any) -> str:
 
 
 def pool_pids(pool: Any) -> list[int]:
-    """Return the pids of the processes of *pool*; none where calls run in the worker itself."""
+    """Return the pids of the processes of *pool*; empty if calls run in the worker itself."""
     processes = getattr(getattr(pool, "_pool", None), "_pool", None) or ()
     return [process.pid for process in processes if process.pid]
 
@@ -32,28 +32,28 @@ def pool_pids(pool: Any) -> list[int]:
 def slots_of(pool: Any) -> int:
     """Return how many calls *pool* runs at once; 0 before it has started and after its end.
 
-    ``num_processes`` of Celery's pool, but for gevent, where Celery 5.5 says how many run now.
+    ``num_processes`` of Celery's pool; except on gevent, where that is the running calls in 5.5.
     """
     greenlets = getattr(pool, "_pool", None)
     return int(getattr(greenlets, "size", getattr(pool, "num_processes", 0)))
 
 
 def grow(pool: Any, kind: str, slots: int) -> None:
-    """Give *pool*, of the named *kind*, that many more slots, for calls from now on."""
+    """Add *slots* to *pool*, which is of the named *kind*."""
     if kind == "threads":
         _add_threads(pool, slots)
         return
     pool.grow(slots)
     if kind == "prefork":
-        # Otherwise its processes start with the next look of a timer, up to 5 s later.
+        # Otherwise a timer starts its processes, up to 5 s later.
         pool.maintain_pool()
 
 
 def _add_threads(pool: Any, slots: int) -> None:
     """Let a pool of threads have more of them; each starts with the first call that needs it.
 
-    Celery's has no ``grow``. Reaches into concurrent.futures.ThreadPoolExecutor, which compares
-    ``_max_workers`` with its threads at each submission.
+    Celery's has no ``grow``. Accesses internals of concurrent.futures.ThreadPoolExecutor, which
+    compares ``_max_workers`` with its threads at each submission.
     """
     pool.executor._max_workers += slots
     pool.limit += slots

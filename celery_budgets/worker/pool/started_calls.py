@@ -1,13 +1,14 @@
-"""Calls that have begun when a worker stops, and when its connection to the broker is lost.
+"""Detects started calls before Celery drops unaccepted ones, at a stop or a lost connection.
 
-Celery drops then every call that no process has accepted (celery.concurrency.asynpool.AsynPool.
-flush, 5.7): its message comes again. One that is written to a process already begins all the
-same. It would run twice, also one that must not, and its process would wait 30 s before it
-leaves, for somebody to read its result (billiard.pool.Worker._ensure_messages_consumed). So what
-the processes say is read first, until it is known which calls have begun. Celery 5.5 drops those
-that run too, at a reconnect; they are put back.
+Celery then drops every call that no process has accepted (celery.concurrency.asynpool.AsynPool.
+flush, 5.7), since its message is redelivered. A call that is already written to a process begins
+nevertheless: it would run twice, even if it must not, and its process would wait 30 s at its exit
+for its result to be read (billiard.pool.Worker._ensure_messages_consumed). So the messages of the
+processes are read first, until it is known which calls have begun. At a reconnect, Celery 5.5
+drops running calls too; they are restored.
 
-See also: :mod:`celery_budgets.worker.lanes.dropped_calls`, for a process that says nothing in time.
+See also: :mod:`celery_budgets.worker.lanes.dropped_calls`, for a process that does not report in
+time.
 
 Runs in the worker main process.
 """
@@ -25,12 +26,12 @@ __all__ = ["StartedCalls"]
 
 logger = logging.getLogger(__name__)
 
-#: Longest that a process may take to begin with a call that is written to it, seconds.
+#: Longest time for a process to begin a call that is written to it, seconds.
 BEGIN_SECONDS = 1.0
 
 
 class StartedCalls:
-    """Stands in front of what a pool does before its calls come again from the broker.
+    """Wraps ``TaskPool.flush`` to detect started calls.
 
     Args:
         pool: A ``celery.concurrency.prefork.TaskPool`` that has started; it calls
@@ -44,27 +45,27 @@ class StartedCalls:
         self._celery_flush = pool.flush
 
     def attach(self) -> None:
-        """Replace TaskPool.flush, where a process does not ask before it begins (synack)."""
+        """Replace TaskPool.flush, unless a process asks before it begins a call (synack)."""
         if not self._pool.synack:
             self._task_pool.flush = self.flush
 
     def flush(self) -> None:
-        """Hear which calls have begun, then let Celery drop those that have not."""
+        """Find out which calls have begun, then let Celery drop the others."""
         deadline = monotonic() + BEGIN_SECONDS
         while (jobs := self._on_their_way()) and (left := deadline - monotonic()) > 0:
             self._turn(jobs, left)
-        # Before the jobs of a process that has ended are dropped: else its pipes go on to the
-        # next one, with what was written to them (AsynPool.on_partial_read).
+        # Before the jobs of an ended process are dropped: else its successor inherits its
+        # pipes, with what was written to them (AsynPool.on_partial_read).
         self._pool.maintain_pool()
         running = {number: job for number, job in self._pool._cache.items() if job._accepted}
         self._celery_flush()
         self._keep(running)
 
     def _on_their_way(self) -> list[Any]:
-        """Return the jobs that a process has, or has the beginning of, and has not accepted.
+        """Return the jobs that are fully or partly written to a process and not accepted.
 
-        Only those that it takes next: where the scheduling is not fair (``optimization="fast"``)
-        there may be others behind the one that it runs, which wait for long.
+        Only the next one of each process: without fair scheduling (``optimization="fast"``) there
+        may be others behind the one that it runs, which wait for long.
         """
         jobs = list(self._pool._cache.values())
         busy = {job._worker_pid for job in jobs if job._accepted}
@@ -75,12 +76,12 @@ class StartedCalls:
         ]  # fmt: skip
 
     def _turn(self, jobs: list[Any], seconds: float) -> None:
-        """Wait for the processes of *jobs*; read and write what can be, a message each.
+        """Wait for the processes of *jobs*; read and write one message per ready descriptor.
 
-        Mirrors kombu.asynchronous.hub.Hub.create_loop, for those descriptors alone.
+        Mirrors kombu.asynchronous.hub.Hub.create_loop. Differs: only for these descriptors.
         """
         readers = {job._write_to.outqR_fd for job in jobs}
-        # The worker has an end of each pipe that a process writes, and so sees no end of it.
+        # By sentinel: the worker holds the write end of each pipe too, and so never reads EOF.
         ends = {job._write_to._popen.sentinel for job in jobs}
         writing = {
             job._write_to.inqW_fd: writer for job in jobs
@@ -96,7 +97,7 @@ class StartedCalls:
             self._go_on(descriptor, read, arguments)
 
     def _go_on(self, descriptor: int, work: Any, arguments: tuple[Any, ...] = ()) -> None:
-        """Read or write one message; *work* is a generator in the middle of one."""
+        """Read or write one message; *work* is the generator of a partly processed one."""
         try:
             if isgenerator(work):
                 next(work, None)
@@ -107,7 +108,7 @@ class StartedCalls:
             logger.exception("budgets.begun_unknown: a call that has begun may run twice")
 
     def _keep(self, running: dict[int, Any]) -> None:
-        """Put back the calls that run, with the processes that they keep busy."""
+        """Restore the running calls, and the processes that they occupy."""
         for number, job in running.items():
             if not job.ready():
                 self._pool._cache.setdefault(number, job)

@@ -1,10 +1,10 @@
-"""The limits of running calls on prefork, kept by the worker main process with one timer.
+"""Enforces the time limits of running calls on prefork, with one timer in the worker main process.
 
-Celery arms a timer for each call that the pool has accepted and cancels it at the end of the
-call; its event loop keeps a cancelled timer until it would have been due. Here one timer looks at
-the calls that run, when the first of them is due. It leaves a call alone that was extended, until
-its new deadline; it does not kill one whose body has ended, while the result is on the way; and
-the slot of a dead process comes back at once.
+Celery starts a timer for each call that the pool has accepted and cancels it at the end of the
+call; its event loop keeps a cancelled timer until it would have been due. Here one timer checks
+all running calls, when the first of them is due. It spares a call that was extended, until its new
+deadline; it does not kill one whose body has ended while the result is being sent; and a dead
+process is replaced at once.
 
 See also: :mod:`celery_budgets.execution.limits.watchdog`, the second line.
 """
@@ -21,30 +21,30 @@ from celery_budgets.execution.flight.recorder import FlightReader
 
 __all__ = ["TimeLimitTimer"]
 
-#: Seconds after the end of a process at which the pool is looked at again: waitpid may not
-#: see it dead at first, and Celery's own next look comes after 5 s (celery#9588).
+#: Seconds after the end of a process at which the pool is checked again: waitpid may not report
+#: it at first, and Celery's own next check comes after 5 s (celery#9588).
 NUDGES = (0.02, 0.06, 0.12, 0.2, 0.4, 1.0)
-#: Longest that a result may take to arrive after its body has ended, seconds.
+#: Longest time for a result to arrive after its body has ended, seconds.
 RESULT_SECONDS = 60.0
-#: How often a call that was accepted is looked at until it begins, seconds.
+#: Interval of checks whether an accepted call has begun, seconds.
 BEGIN_POLL = 0.1
-#: How often a result on its way is looked for, seconds.
+#: Interval of checks whether a result has arrived, seconds.
 RESULT_POLL = 0.25
-#: Longest until running calls are looked at again, seconds: an earlier look cancels its timer,
+#: Longest interval between two checks of running calls, seconds: an earlier one cancels its timer,
 #: and a cancelled one stays in the event loop until it would have been due.
 LONGEST = 1.0
-#: A look that comes later than this, in seconds, finds an event loop that was held up: it reads
-#: for as long what has come from the processes, as results of calls that are due may be there.
+#: A check later than this, in seconds, means that the event loop was blocked: first it gets as
+#: much time to read from the processes, which may have sent the results of calls that are due.
 LATE = 0.1
-#: Time that the event loop has to itself between many kills, seconds.
+#: Time for the event loop between many kills, seconds.
 TURN = 0.01
 
 
 class TimeLimitTimer:
-    """Stands in front of the timers of one asynchronous pool.
+    """Replaces the timers of one asynchronous pool.
 
     Args:
-        asynpool: A ``celery.concurrency.asynpool.AsynPool`` that has not met its hub yet.
+        asynpool: A ``celery.concurrency.asynpool.AsynPool`` before it is registered with its hub.
         hub: The worker's event loop.
         flights: Reads the records of the pool processes.
     """
@@ -54,12 +54,12 @@ class TimeLimitTimer:
         self._hub = hub
         self._flights = flights
         self._celery_exit = asynpool._event_process_exit
-        #: When the calls are looked at next (monotonic), and the timer that does it.
+        #: Instant of the next check (monotonic), and its timer.
         self._next_look = inf
         self._timer: Any = None
         self._was_late = False
         self._looking = threading.Lock()
-        #: Jobs that have had their soft signal.
+        #: Jobs that were sent their soft signal.
         self._told: set[int] = set()
 
     def attach(self) -> None:
@@ -76,7 +76,7 @@ class TimeLimitTimer:
         self._pool._result_handler.check_timeouts = self.look
 
     def register(self, hub: Any) -> None:
-        """Have the pool tell of calls that it accepts; look at those that run already.
+        """Connect to the pool's callbacks for accepted calls; check calls that run already.
 
         Mirrors AsynPool._create_timelimit_handlers (5.7). billiard.pool.ApplyResult calls
         on_timeout_set when a process has accepted a call; it asks before on_timeout_cancel,
@@ -90,7 +90,7 @@ class TimeLimitTimer:
         self._look_at(monotonic() + LATE)
 
     def on_accepted(self, result: Any, soft: float | None, hard: float | None) -> None:
-        """Look at a call when it is due, at the latest."""
+        """Schedule a check no later than the call's first limit."""
         first = soft or hard
         if first:
             due = result._time_accepted + first
@@ -98,7 +98,7 @@ class TimeLimitTimer:
                 self._look_at(due)
 
     def _look_at(self, when: float) -> None:
-        """Look at the calls at *when* (monotonic), or earlier."""
+        """Schedule a check at *when* (monotonic) or earlier."""
         if when >= self._next_look:
             return
         self._disarm()
@@ -112,10 +112,10 @@ class TimeLimitTimer:
         self._timer, self._next_look = None, inf
 
     def look(self) -> None:
-        """Do what is due for the calls that run, and find out when to look again.
+        """Enforce the limits that are due, and schedule the next check.
 
         At a stop timers fire in a thread (celery.concurrency.prefork.TaskPool.on_stop), and the
-        pool asks too: one of them is enough.
+        pool calls this too: only one of them proceeds.
         """
         if self._looking.acquire(blocking=False):
             try:
@@ -136,7 +136,7 @@ class TimeLimitTimer:
         self._told &= jobs.keys()
         running = [job for job in jobs.values() if job._worker_pid]
         if running:
-            # Also where settling one of them fails, with a connection that is lost.
+            # Even if settling one of them fails because the connection is lost.
             self._look_at(now + LONGEST)
         for result in running:
             act = self._settle if monotonic() <= now + LATE else self._due_at
@@ -144,10 +144,10 @@ class TimeLimitTimer:
         self._give_turn(now)
 
     def _give_turn(self, began: float) -> None:
-        """Let the event loop have its turn before the next look, where this one has killed.
+        """Let the event loop run before the next check, if this one has killed.
 
-        A kill takes a tenth of a second. That the next look would be late is known, then, and no
-        reason to hold it off further.
+        A kill takes a tenth of a second, so the next check is late for a known reason, which must
+        not postpone it further.
         """
         now = monotonic()
         if now > began + LATE and self._next_look < now + TURN:
@@ -155,7 +155,7 @@ class TimeLimitTimer:
             self._look_at(now + TURN)
 
     def _settle(self, result: Any, now: float) -> float:
-        """Do what is due for one call; return when there may be more to do (monotonic)."""
+        """Enforce the limits of one call that are due; return the next instant (monotonic)."""
         soft_at = self._soft_at(result, now)
         if soft_at <= now:
             self._told.add(result._job)
@@ -180,7 +180,7 @@ class TimeLimitTimer:
         flight = self._flight(result)
         if flight is not None:
             return inf if flight.ended else flight.soft_deadline
-        # Accepted, but not begun: its process still imports, and the signal would hit that.
+        # Accepted, but not begun: the signal would interrupt imports of its process.
         return now + BEGIN_POLL if _is_budgeted(result) else at
 
     def _hard_at(self, result: Any, now: float) -> float:
@@ -191,7 +191,7 @@ class TimeLimitTimer:
         if flight is None:
             return at
         if flight.ended and now < flight.hard_deadline + RESULT_SECONDS:
-            # The result is stored or on its way: killing now would lose it.
+            # The result is being stored or sent: killing now would lose it.
             return now + RESULT_POLL
         return flight.hard_deadline
 
@@ -199,7 +199,7 @@ class TimeLimitTimer:
         return self._flights.read(result._worker_pid, result.correlation_id or "")
 
     def on_process_exit(self, hub: Any, process: Any) -> None:
-        """Let Celery replace the process, and look again until it has.
+        """Let Celery replace the process, and check again until it has.
 
         Mirrors AsynPool._event_process_exit (5.7) where calls are due.
         """
@@ -210,9 +210,9 @@ class TimeLimitTimer:
         self._nudge()
 
     def _calls_are_due(self) -> bool:
-        """Return whether calls are looked at now: to start a process first would make them late.
+        """Return whether a check is due, which starting a process first would delay.
 
-        Not where that look is long overdue: its timer may be lost until the next reconnect.
+        False if it is long overdue: its timer may be lost until the next reconnect.
         """
         return -LONGEST < self._next_look - monotonic() <= TURN
 
@@ -222,14 +222,14 @@ class TimeLimitTimer:
 
     def _maintain(self) -> None:
         if self._calls_are_due():
-            return  # it is asked again
+            return  # it is called again
         pool = self._pool
         if len(pool._pool) < pool._processes or not all(p._is_alive() for p in pool._pool):
             pool.maintain_pool()
         self._forget_the_gone()
 
     def _forget_the_gone(self) -> None:
-        """Drop records that nothing asks for any more: their process and their call are gone."""
+        """Remove records whose process and call have both ended."""
         wanted = {process.pid for process in self._pool._pool}
         wanted |= {job._worker_pid for job in self._pool._cache.values()}
         for pid in self._flights.pids():
@@ -238,5 +238,5 @@ class TimeLimitTimer:
 
 
 def _is_budgeted(result: Any) -> bool:
-    """Return whether a job of the pool is a call whose process keeps a record of it."""
+    """Return whether a job of the pool is a budgeted call, which has a flight record."""
     return hasattr(getattr(result._timeout_callback, "__self__", None), "end_killed")

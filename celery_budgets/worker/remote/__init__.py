@@ -1,4 +1,4 @@
-"""What operators ask a worker and tell it, and what it tells of itself.
+"""Remote control commands, the report of a worker, and its metrics.
 
 Runs in the worker main process, in its event loop.
 """

@@ -1,7 +1,7 @@
-"""Remote control: what an operator can ask a worker and tell it.
+"""Remote control commands of this package: ``inspect budgets``, ``control cancel_scope`` and so on.
 
-Registered for every worker of a process in which this module is imported; a worker whose app
-has no budgets answers as plain Celery does, and says so where only budgets are asked for.
+Importing this module registers them for every worker of the process. A worker whose app has no
+budgets answers like plain Celery, or with an error to commands that are only about budgets.
 
 Every ``celery`` command imports this module, for what ``celery inspect`` may ask. So each
 function here imports what it needs of the worker, which has it anyway.
@@ -49,7 +49,7 @@ def budgets(state: Any, scope: str | None = None, **_: Any) -> Any:
 
 @control_command(args=[("scope", str), ("running", strtobool)], signature="<scope> [running=False]")
 def cancel_scope(state: Any, scope: str = "", running: bool = False, **_: Any) -> Any:
-    """Tell worker(s) to revoke all calls of a request scope, and end those that run if asked."""
+    """Tell worker(s) to revoke all calls of a request scope, and optionally end running ones."""
     if not scope:
         return nok("cancel_scope: name a scope")
     from celery_budgets.worker.calls.scopes import cancel
@@ -69,8 +69,8 @@ def time_limit(
 ) -> Any:
     """Tell worker(s) to modify the time limit for task by type.
 
-    Differs from celery.worker.control.time_limit for budgeted tasks: it takes effect on every
-    call that starts from now on, whatever limit its message carries, or says why not.
+    Differs from celery.worker.control.time_limit for budgeted tasks: it applies to every call
+    that starts from now on, even if its message has limits, or replies why it cannot.
     """
     task = state.app.tasks.get(task_name)
     if not isinstance(task, BudgetedTask):
@@ -94,7 +94,7 @@ def time_limit(
 
 
 def _refusal(app: Any, task: BudgetedTask, soft: float | None, hard: float | None) -> str | None:
-    """Return why the limits cannot be had, or ``None``."""
+    """Return why the limits are not possible, or ``None``."""
     try:
         budget = task.budget_in(task.home())
         changes = {"timeout": soft, "hard_timeout": hard}

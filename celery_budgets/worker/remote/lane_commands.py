@@ -1,8 +1,8 @@
-"""Remote control of lanes: what ``celery lanes set``, ``pause`` and ``resume`` tell workers.
+"""Remote control commands for lanes, which ``celery lanes set``, ``pause`` and ``resume`` send.
 
-Registered as :mod:`celery_budgets.worker.remote.commands` is; `celery control` has them too. Each
-is judged in the worker, which alone knows what it serves and how large its pool is. What they
-need of the worker they import when they are run.
+Registered like :mod:`celery_budgets.worker.remote.commands`; available in `celery control`, too.
+The worker validates them, since only it knows its lanes and the size of its pool. The modules of
+the worker are imported when a command runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def _for_served_lane(command: Callable[..., str]) -> Callable[..., Any]:
-    """Give *command* the runtime and a lane of this worker; answer what it returns or refuses."""
+    """Wrap *command*: pass it the runtime and a lane, and reply its result or its refusal."""
 
     @wraps(command)
     def answered(state: Any, lane: str = "", **arguments: Any) -> Any:
@@ -42,10 +42,10 @@ def _for_served_lane(command: Callable[..., str]) -> Callable[..., Any]:
 
 
 def _served(runtime: WorkerRuntime, name: str) -> Lane:
-    """Return the lane *name*, which this worker serves.
+    """Return the lane *name* of this worker.
 
     Raises:
-        ConfigurationError: There is no such lane, or another worker serves it.
+        ConfigurationError: There is no such lane, or this worker does not serve it.
     """
     lanes = runtime.settings.lanes
     lane = lanes[name]
@@ -61,7 +61,7 @@ def _served(runtime: WorkerRuntime, name: str) -> Lane:
 @control_command(args=[("lane", str), ("concurrency", int)], signature="<lane> <concurrency>")
 @_for_served_lane
 def lane_limit(runtime: WorkerRuntime, lane: Lane, concurrency: Any = None, **_: Any) -> str:
-    """Tell worker(s) how many calls of a lane to run at once, until they end."""
+    """Tell worker(s) how many calls of a lane to run at once, until they restart."""
     before = runtime.slots.limit_of(lane)
     runtime.limits.set(lane, concurrency)
     return f"lane {lane.name}: concurrency {concurrency} instead of {before}"
@@ -70,7 +70,7 @@ def lane_limit(runtime: WorkerRuntime, lane: Lane, concurrency: Any = None, **_:
 @control_command(args=[("lane", str)], signature="<lane>")
 @_for_served_lane
 def pause_lane(runtime: WorkerRuntime, lane: Lane, **_: Any) -> str:
-    """Tell worker(s) to start no further call of a lane until it is resumed."""
+    """Tell worker(s) to start no new calls of a lane until it is resumed."""
     if runtime.pauses.is_paused(lane):
         return f"lane {lane.name}: is paused already"
     runtime.pauses.pause(lane)
@@ -82,7 +82,7 @@ def pause_lane(runtime: WorkerRuntime, lane: Lane, **_: Any) -> str:
 @control_command(args=[("lane", str)], signature="<lane>")
 @_for_served_lane
 def resume_lane(runtime: WorkerRuntime, lane: Lane, **_: Any) -> str:
-    """Tell worker(s) to go on with a lane that was paused."""
+    """Tell worker(s) to resume a paused lane."""
     if not runtime.pauses.is_paused(lane):
         return f"lane {lane.name}: is not paused"
     runtime.pauses.resume(lane)

@@ -1,4 +1,4 @@
-"""Where the metrics of a worker come from: the roster and the sizes of its processes."""
+"""Collects the metrics of a worker from its roster and the sizes of its processes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 #: Task names that get labels of their own; all further ones share "other".
 MOST_TASKS = 200
 _KILLS = ("hard_time_limit", "memory_limit", "worker_lost")
-#: Why a gate holds calls back: the settings that its gauges belong to.
+#: The reasons of the gate for rejections: the settings of its gauges.
 _REASONS = ("max_rss", "max_worker_rss")
 
 
 class MetricsSource:
-    """Reads the samples of one worker, and joins them to the exporters that are wanted.
+    """Reads the samples of one worker, and connects them to the configured exporters.
 
     Args:
-        runtime: What the worker is made of.
+        runtime: The runtime of the worker.
         about: Its (version, name, pool), for ``build_info``.
-        pool_pids: Returns the pids of its pool processes; none where calls run in the worker.
+        pool_pids: Returns the pids of its pool processes; empty if calls run in the worker.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class MetricsSource:
         self._about = about
         self._pool_pids = pool_pids
         self._tasks: set[str] = set()
-        #: The port on which Prometheus is answered; ``None`` where it is not.
+        #: The port that serves Prometheus; ``None`` if none does.
         self.port: int | None = None
 
     def start(self, settings: Settings) -> None:
-        """Join the exporters that the settings and the program ask for; never fail a worker."""
+        """Start the exporters that the settings and the program configure; never raise."""
         record = metrics.export_to_meter(lambda: list(self.read()))
         if record is not None:
             self._roster.tally.listeners.append(_recorder(record, self.label))
@@ -81,7 +81,7 @@ class MetricsSource:
         return task
 
     def read(self) -> Iterator[Sample]:
-        """Yield every sample as it is now."""
+        """Yield all current samples."""
         yield from self._calls()
         yield from self._slots()
         yield from self._memory()
@@ -103,7 +103,7 @@ class MetricsSource:
         yield from self._lanes_ended(statistics.lanes)
 
     def _lanes_ended(self, ended: Mapping[str, CallStatistics]) -> Iterator[Sample]:
-        """Yield counts by lane, from 0: Prometheus sees no increase where a counter begins at 1."""
+        """Yield counts by lane, from 0: Prometheus sees no increase if a counter begins at 1."""
         for lane in {lane.name for lane in self._lanes} | set(ended):
             calls = ended.get(lane) or CallStatistics()
             yield Sample("time_limits", (lane, "soft"), calls.soft_limit_exceeded)

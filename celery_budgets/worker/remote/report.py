@@ -1,7 +1,7 @@
-"""What a worker says of itself when it is asked.
+"""The report of a worker on itself.
 
-In short for ``inspect stats``, which Flower prints on its worker page, and in full for
-``inspect budgets``, which :mod:`celery_budgets.sending.remote_control` adds up over all workers.
+In short for ``inspect stats``, which Flower shows on its worker page, and in full for
+``inspect budgets``, which :mod:`celery_budgets.sending.remote_control` collects from all workers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Report:
 
     Args:
         worker: The worker controller.
-        runtime: What it is made of.
-        enforces: What its pool can enforce, in words, by limit.
+        runtime: The runtime of the worker.
+        enforces: How its pool enforces each limit, as text.
     """
 
     def __init__(self, worker: Any, runtime: WorkerRuntime, enforces: Mapping[str, str]) -> None:
@@ -41,7 +41,7 @@ class Report:
         self._started_at = monotonic()
 
     def in_short(self) -> dict[str, Any]:
-        """Return limits and counts; small, because Flower asks often."""
+        """Return limits and counts; small, because Flower polls often."""
         statistics = self._roster.tally.statistics()
         return {
             **self._about,
@@ -67,7 +67,7 @@ class Report:
         }
 
     def in_full(self) -> dict[str, Any]:
-        """Return the state of now: slots, memory in bytes, uptime in seconds."""
+        """Return the current state: slots, memory in bytes, uptime in seconds."""
         runtime, tally = self._runtime, self._roster.tally
         runtime.look()
         return {
@@ -86,7 +86,7 @@ class Report:
         }
 
     def _slots(self) -> int:
-        """Return how many calls the pool takes at once now: an operator may have changed it."""
+        """Return how many calls the pool runs at once now, which an operator may have changed."""
         return slots_of(self._worker.pool) or int(self._runtime.slots.capacity)
 
     def _lanes_in_full(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Report:
         sizes = {pid: memory.rss_of(pid) for pid in pool_pids(self._worker.pool)}
         return {
             "worker_rss": memory.rss(),
-            # JSON has no numbers as keys.
+            # Keys in JSON are text.
             "pool_rss": {str(pid): size for pid, size in sizes.items() if size is not None},
             "max_worker_rss": self._settings.max_worker_rss,
         }

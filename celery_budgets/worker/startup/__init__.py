@@ -1,4 +1,4 @@
-"""What is looked at before a worker takes its first call: refuse, or warn, with the remedy.
+"""Checks before a worker takes its first call: they refuse to start it, or warn.
 
 Runs in the worker main process, and in ``celery lanes check``.
 """

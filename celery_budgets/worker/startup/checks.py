@@ -1,4 +1,4 @@
-"""What is looked at before a worker takes its first call: refuse, or warn, with the remedy.
+"""Checks a worker before its first call: refuses to start it, or warns, with the remedy.
 
 Covers: queues, concurrency, autoscale, pool, broker timeouts, memory at the start.
 Does not cover: the values of the settings themselves (:mod:`celery_budgets.config.settings`).
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 #: RabbitMQ closes the channel of a message that stays unacknowledged this long, seconds.
 RABBITMQ_CONSUMER_TIMEOUT = 1800.0
-#: Above this a lane on RabbitMQ is warned about, seconds.
+#: Margin below it, from which on a lane on RabbitMQ is warned about, seconds.
 _RABBITMQ_MARGIN = 300.0
 _SLOTS_OF_ONE = frozenset({"solo"})
 
@@ -50,10 +50,10 @@ def capacity(lanes: Lanes, consumed: Iterable[Lane]) -> int:
 
 
 def check_queues(settings: Settings, wanted: Iterable[str], declared: Iterable[str]) -> None:
-    """Refuse a worker that is asked for a queue of no lane and of nobody else.
+    """Refuse a worker that is to consume an undeclared queue.
 
     Raises:
-        WorkerRefused: Names the queues that there are.
+        WorkerRefused: Names the declared queues.
     """
     known = {lane.queue for lane in settings.lanes.values()} | set(declared)
     missing = [queue for queue in wanted if queue not in known]
@@ -135,13 +135,13 @@ def _task_problems(app: Any, settings: Settings) -> Iterator[str]:
 
 
 def task_class_problems(task: BudgetedTask) -> Iterator[str]:
-    """Yield what classes of the program's keep messages of *task* from this package."""
+    """Yield a problem for each class of *task* by which messages would bypass this package."""
     yield from strategy_problems(type(task))
     yield from request_problems(task)
 
 
 def longest_hard_limit(app: Any, lanes: Lanes, chosen: Iterable[Lane]) -> tuple[float, str]:
-    """Return the longest hard time limit in the *chosen* lanes, seconds, and whose it is."""
+    """Return the longest hard time limit in the *chosen* lanes, seconds, and its owner."""
     picked = list(chosen)
     limits = [(lane.budget.hard_time_limit, f"lane {lane.name!r}") for lane in picked]
     for name, task in app.tasks.items():
@@ -150,14 +150,14 @@ def longest_hard_limit(app: Any, lanes: Lanes, chosen: Iterable[Lane]) -> tuple[
                 lane = task.home()
                 budget = task.budget_in(lane)
             except ConfigurationError:
-                continue  # told where tasks are looked at
+                continue  # the check of tasks reports it
             if lane in picked and budget is not lane.budget:
                 limits.append((budget.hard_time_limit, f"task {name!r}"))
     return max(limits, default=(0.0, "no lane"), key=lambda limit: limit[0])
 
 
 def visibility_problem(app: Any, lanes: Lanes, chosen: Iterable[Lane]) -> str | None:
-    """Return what is wrong where a Redis broker hands a running call out a second time."""
+    """Return the problem if a Redis broker would redeliver running calls, or ``None``."""
     visible = visibility_timeout(app)
     if visible is None or renews(app):
         return None
@@ -184,7 +184,7 @@ def _memory_problems(worker: Any, consumed: list[Lane]) -> Iterator[str]:
 
 
 def python_problem(version: tuple[int, ...] = sys.version_info[:3]) -> str | None:
-    """Return what is wrong with this Python: one whose garbage collector keeps memory for long."""
+    """Return the problem of a Python whose garbage collector keeps memory long, or ``None``."""
     if not (3, 14, 0) <= version <= (3, 14, 4):
         return None
     return (

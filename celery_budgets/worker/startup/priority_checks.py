@@ -1,6 +1,6 @@
-"""What would defeat priorities, looked at before a worker takes its first call.
+"""Checks for anything that would defeat priorities, before a worker takes its first call.
 
-See also: :mod:`celery_budgets.config.queues`, which looks at the queues that the program declares.
+See also: :mod:`celery_budgets.config.queues`, which checks the queues that the program declares.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ __all__ = ["priority_problems"]
 
 logger = logging.getLogger(__name__)
 
-#: AMQP's reply to a declaration that does not go with the queue that there is.
+#: AMQP's reply to a declaration that contradicts the existing queue.
 _PRECONDITION_FAILED = 406
 
 
 def priority_problems(app: Any, lanes: Iterable[Lane]) -> Iterator[str]:
-    """Yield what keeps calls of high priority from being first, each with its remedy.
+    """Yield each obstacle to serving high priority first, with its remedy.
 
     Args:
-        app: The Celery app; its broker is asked.
+        app: The Celery app; connects to its broker.
         lanes: The lanes that the worker serves.
     """
     broker = Broker.of(app)
@@ -48,7 +48,7 @@ def _step_problems(app: Any) -> Iterator[str]:
     if steps is None:
         return
     numbers = [number_of(priority, Broker.REDIS) for priority in Priority]
-    # As kombu.transport.redis.Channel.priority does: the highest step that is not above it.
+    # As in kombu.transport.redis.Channel.priority: the highest step that is not above it.
     lists = [max((step for step in steps if step <= number), default=None) for number in numbers]
     if [level_of(step, Broker.REDIS) for step in lists if step is not None] != list(Priority):
         yield (
@@ -58,7 +58,7 @@ def _step_problems(app: Any) -> Iterator[str]:
 
 
 def _queue_problems(app: Any, lanes: Iterable[Lane]) -> Iterator[str]:
-    """Declare the queues as the worker will; a broker that has them otherwise says no."""
+    """Declare the queues as the worker will; a broker refuses if they differ."""
     for lane in lanes:
         try:
             with app.connection_for_read() as connection:

@@ -1,4 +1,4 @@
-"""The error of a worker that must not start."""
+"""The error that refuses the start of a worker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["WorkerRefused"]
 
 
 class WorkerRefused(ConfigurationError, ClickException):
-    """A worker that must not start; on the command line it is one line and exit code 1."""
+    """A worker must not start; the command line shows the message and exits with code 1."""
 
     def __init__(self, *problems: str) -> None:
         ClickException.__init__(self, "\n".join(problems))

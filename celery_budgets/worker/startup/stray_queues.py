@@ -1,7 +1,7 @@
-"""Queues that messages may go to, and no worker of a lane consumes: found, and named.
+"""Finds queues to which messages may be sent and that no worker of a lane consumes.
 
-Covers: the default queue that ``Budgets(app)`` has replaced, where messages wait that were sent
-before, or by a program without this package; queues of routes and of beat that nobody declares.
+Covers: the default queue that ``Budgets(app)`` has replaced, which may hold messages sent before,
+or by a program without this package; undeclared queues of routes and of beat.
 
 Runs in the worker main process, and in ``celery lanes check``.
 """
@@ -20,7 +20,7 @@ __all__ = ["abandoned_problems", "tell_of_abandoned", "undeclared_problems"]
 
 logger = logging.getLogger(__name__)
 
-#: Where Celery sends what no configuration names a queue for.
+#: Celery's default queue.
 _CELERY = "celery"
 
 
@@ -68,11 +68,11 @@ def abandoned_problems(app: Any, consumed: Iterable[str]) -> Iterator[str]:
     """Yield a problem for each default queue without a lane that holds messages.
 
     Args:
-        app: The Celery app; its broker is asked, over a connection of its own.
-        consumed: Queues that are served all the same.
+        app: The Celery app; connects to its broker, on a new connection.
+        consumed: Queues that are consumed nevertheless.
 
     Raises:
-        Exception: The broker does not answer, by whatever its transport raises.
+        Exception: The broker does not answer; the type depends on its transport.
     """
     served = {lane.queue for lane in settings_of(app).lanes.values()} | set(consumed)
     for name in sorted({_CELERY, app.conf.task_default_queue} - served):
@@ -95,7 +95,7 @@ def _waiting(app: Any, name: str) -> int:
 
 
 def tell_of_abandoned(app: Any) -> None:
-    """Log what :func:`abandoned_problems` finds for this worker; never fail or hold it up."""
+    """Log the results of :func:`abandoned_problems`, without failing or delaying the worker."""
     consumed = set(app.amqp.queues.consume_from)
 
     def ask() -> None:
