@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from kombu.transport import redis
 from redis.exceptions import NoScriptError
 
 from celery_budgets.worker.transport.scripts import HAND_BACK, MOST_AT_ONCE, UNDECODABLE, Script
@@ -13,6 +14,10 @@ from celery_budgets.worker.transport.scripts import HAND_BACK, MOST_AT_ONCE, UND
 __all__ = ["Commands", "tell_of_undecodable"]
 
 logger = logging.getLogger(__name__)
+
+
+#: What older versions of redis-py ask for and newer ones warn of, as kombu has noted it.
+_COMMAND_NAME = () if getattr(redis, "_REDIS_GET_CONNECTION_WITHOUT_ARGS", True) else ("_",)
 
 
 class Commands:
@@ -36,7 +41,7 @@ class Commands:
     def ask(self, *command: Any) -> Any:
         """Return the reply to *command*."""
         pool = self.pool
-        connection = pool.get_connection()
+        connection = pool.get_connection(*_COMMAND_NAME)
         try:
             connection.send_command(*command)
             return connection.read_response()
