@@ -14,6 +14,7 @@ from kombu import Connection, Consumer, Queue
 from kombu.asynchronous import Hub
 from kombu.transport import redis as kombu_redis
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from celery_budgets.worker.transport.commands import Commands
 from celery_budgets.worker.transport.connecting import connect_by
@@ -329,7 +330,7 @@ def test_what_a_lost_connection_could_not_tell_the_next_one_does(redis_url, redi
     first.ack()
 
     def fails(*args):
-        raise kombu_redis.exceptions.ConnectionError("away")
+        raise RedisConnectionError("away")
 
     with monkeypatch.context() as context:
         context.setattr(FetchingChannel, "ask", fails)
