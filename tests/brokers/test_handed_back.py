@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from tests.support.marks import first_of
 from tests.support.outage import Outage
 from tests.support.waiting import wait_until
 from tests.support.workers import Servers
@@ -42,7 +43,7 @@ def in_hand(app):
 POOLS = ("prefork", "threads", "gevent")
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", first_of(*POOLS))
 def test_a_warm_stop_hands_back_at_once(worker, app, pool):
     """While what runs still runs: that may take long."""
     running = worker(APP, "-P", pool, env=ONE_LANE)
@@ -72,7 +73,7 @@ def test_a_cold_stop_hands_back_what_ran_too(worker, app):
     assert in_hand(app) == 0
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", first_of(*POOLS))
 def test_after_a_lost_connection_all_run_once_and_in_order(worker, app, redis_url, pool):
     """What was in hand was acknowledged, or has gone back, by the next connection."""
     broker = Outage(redis_url)

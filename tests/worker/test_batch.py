@@ -140,6 +140,7 @@ def test_ending_early_leaves_nothing_queued_behind(worker, app, end):
     assert waiting_in(app, QUEUE) == 0
 
 
+@pytest.mark.slow
 def test_ending_early_can_wait_for_what_runs(worker, app):
     """When close returns, nothing of the batch is left at all."""
     running = start(worker, "-c", "2")
@@ -195,6 +196,7 @@ def test_twins_in_one_batch_share_a_result(worker, app):
     assert app.app.AsyncResult(items[0].task_id).state == "SUCCESS"
 
 
+@pytest.mark.slow
 def test_results_can_be_forgotten_as_they_are_read(worker, app):
     start(worker)
     items = list(app.budgets.batch([app.square.s(2)] * 5, forget=True))
@@ -202,6 +204,7 @@ def test_results_can_be_forgotten_as_they_are_read(worker, app):
     assert {app.app.AsyncResult(item.task_id).state for item in items} == {"PENDING"}
 
 
+@pytest.mark.slow
 def test_a_backend_that_cannot_push_is_asked(worker, load_app, servers, tmp_path):
     """Results in files."""
     results = f"file://{tmp_path}"

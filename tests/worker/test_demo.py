@@ -217,6 +217,7 @@ def test_a_second_ctrl_c_does_not_wait(demo: Callable[..., Demo]) -> None:
     assert "Traceback" not in run.text
 
 
+@pytest.mark.slow
 def test_a_worker_that_refuses_ends_the_run_with_its_log(
     demo: Callable[..., Demo], sources: Path
 ) -> None:

@@ -200,6 +200,7 @@ def test_sigterm_waits_for_the_running_call(up):
     running.wait_nothing_left()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_again(up):
     """The other lane's worker is left alone, and the lane serves as before."""
     running = up("--embedded-broker")

@@ -61,6 +61,7 @@ def folder_of(running):
     return wait_until(found, "a pool process has its record mapped")
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_takes_its_records_along(joined):
     """The folder in memory is gone after a warm stop."""
     running, _ = joined("stopped")

@@ -164,7 +164,6 @@ def test_without_the_guard_memory_is_only_measured(worker, load_app):
         ("out_of_memory", MemoryLimitExceeded, "memory_limit"),
         ("killed", WorkerLostError, "worker_lost"),
         ("under_rlimit", MemoryLimitExceeded, "memory_limit"),
-        everyday=2,
     ),
 )
 def test_other_ends_for_memory_end_one_call(lane, load_app, name, error, outcome):

@@ -43,6 +43,7 @@ def test_a_worker_that_shares_its_process_leaves_for_its_supervisor(worker, load
     assert waiting.get(timeout=20) == "left", running.tail()
 
 
+@pytest.mark.slow
 def test_a_call_that_waits_for_a_thread_goes_back_to_the_broker(worker, load_app):
     """Acknowledged early and prefetched, but not started when the gate closed."""
     app = load_app(APP)

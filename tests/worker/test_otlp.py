@@ -124,6 +124,7 @@ def test_a_collector_that_is_down_is_counted(worker, load_app):
     wait_until(failures, "a failure is counted", timeout=30, detail=running.tail)
 
 
+@pytest.mark.slow
 def test_only_the_worker_sends_metrics(worker, load_app, collector):
     """A process that was forked after the first export sends none of its own, nor do calls stop."""
     endpoint, received = collector

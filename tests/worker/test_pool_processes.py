@@ -74,6 +74,7 @@ def test_a_lane_without_processes_is_critical_until_they_are_back(running, slow)
     worker.wait_for_log("budgets.pool_processes_back up=1 of=1")
 
 
+@pytest.mark.slow
 def test_one_process_of_several_that_stays_away_is_a_warning(running):
     """The others take the calls."""
     module, worker = running("2")

@@ -124,6 +124,7 @@ def test_cancelling_ends_what_runs_where_that_is_asked(worker, app):
     assert counted.outcomes == Counter(revoked=6)
 
 
+@pytest.mark.slow
 def test_a_worker_with_a_state_database_remembers_what_is_cancelled(
     worker, load_app, servers, tmp_path
 ):

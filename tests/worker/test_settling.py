@@ -64,6 +64,7 @@ def test_settings_of_the_app_count_as_well(worker, load_app):
     check(running, module, [("plain", "hang", again), ("plain", "die", again)])
 
 
+@pytest.mark.slow
 def test_a_thread_past_its_hard_limit_is_settled_so_too(worker, load_app):
     cases = [case for case in CASES if case[1] == "hang"]
     check(worker(APP, "-Q", "lane", "-P", "threads"), load_app(APP), cases)

@@ -39,6 +39,7 @@ def complete(statistics):
     return statistics if statistics.total.total == CALLS * len(LANES) else None
 
 
+@pytest.mark.slow
 def test_statistics_equal_what_the_calls_wrote_down(worker, load_app):
     """Two workers, five lanes: counts are the sum, p95 is within 2 % of the exact one."""
     app = load_app(APP)

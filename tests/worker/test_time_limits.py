@@ -111,7 +111,7 @@ def each_broker(request, redis_database):
     return Servers(broker=request.getfixturevalue("rabbitmq_server"), backend=redis)
 
 
-@pytest.fixture(scope="module", params=first_of(*WHAT_HAPPENS, everyday=2))
+@pytest.fixture(scope="module", params=first_of(*WHAT_HAPPENS))
 def running(request, each_broker, tmp_path_factory):
     """A worker of each pool in turn."""
     workers = Workers(each_broker, tmp_path_factory.mktemp("workers"))

@@ -80,6 +80,7 @@ def test_extending_a_budget_holds_off_both_limits(lane, load_app):
     assert 0 < remaining < 0.6  # 1.0 + 1.5 - 2.0
 
 
+@pytest.mark.slow
 def test_an_extended_budget_still_ends(lane, load_app):
     """Beyond max_timeout nothing is granted, and the moved limit is enforced."""
     limits = load_app(APP)
@@ -160,6 +161,7 @@ def test_the_failure_of_a_killed_call_is_told_once(worker, load_app, broker_url)
     assert running.log.count("budgets.call_ended outcome=hard_time_limit") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_call_may_run_again_as_often_as_its_task_says(worker, load_app, broker_url):
     """max_kills=2: three runs, three kills, and then the failure is final."""
     limits = load_app(APP)
