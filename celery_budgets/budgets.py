@@ -155,11 +155,11 @@ class Budgets:
         if settings.tracing:
             spans.instrument(settings.span_sample_rate)
         from celery_budgets.execution import slow_start
-        from celery_budgets.execution.memory import recycling as recycle
+        from celery_budgets.execution.memory import recycling
 
         slow_start.warn_of_slow_start(app)
         if settings.memory_guard:
-            recycle.install(app)
+            recycling.install(app)
 
     def statistics(self, timeout: float = 1.0) -> Statistics:
         """Return the statistics of the calls on all workers, each since its start.

@@ -95,7 +95,7 @@ def _both(theirs: Any) -> Any:
     inner = type("Heard", (BudgetedRequest,), {name: _heard(name) for name in names})
     both: Any = type(theirs.__name__, (theirs, inner), {"__module__": theirs.__module__})
     for name in names:
-        setattr(both, name, _telling(both, name))
+        setattr(both, name, _reporting(both, name))
 
     def init_subclass(cls: Any, /, **kwargs: Any) -> None:
         """Wrap what Celery's subclass overrides, even if theirs does not call ``super()``."""
@@ -106,7 +106,7 @@ def _both(theirs: Any) -> Any:
     return both
 
 
-def _telling(both: Any, name: str) -> Callable[..., Any]:
+def _reporting(both: Any, name: str) -> Callable[..., Any]:
     """Return their method, wrapped so that this package's method is always called.
 
     Its own errors are logged and not passed to Celery, which would lose the call's thread.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
+import re
+import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -249,3 +252,61 @@ def test_an_object_writes_its_own_attributes(module):
 def test_what_is_secret_is_not_committed():
     """A developer's .env may hold passwords; docker compose reads it from here."""
     assert ".env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
+#: A module that a text mentions: `celery_budgets.room.module`, or `room.module` in brackets.
+_MENTIONED = re.compile(r"\bcelery_budgets(?:\.\w+)+|(?<![\w./`])(?:[a-z_]+\.){1,3}\w+(?![\w(/])")
+#: What is written like a module and is none: files, hosts, and attributes of objects.
+_ENDINGS = {"py", "md", "yml", "json", "toml", "svg", "log", "sock", "low", "undecodable"}
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """Every comment and docstring of a file."""
+    source = path.read_text(encoding="utf-8")
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def mentions(text: str) -> Iterator[str]:
+    """The modules of this package that *text* mentions, each by its full name and what is in it."""
+    rooms = {module.split(".")[1] for module in INSIDE}
+    for match in _MENTIONED.finditer(text):
+        name = match.group()
+        first, *more = name.split(".")
+        if more[-1] in _ENDINGS:
+            continue
+        if first == DOOR and more[0] in rooms:
+            yield name
+        elif first in rooms and not text[: match.start()].endswith("celery."):
+            yield f"{DOOR}.{name}"
+
+
+def exists(name: str) -> bool:
+    """Return whether *name* is a module, or what a module has."""
+    module = name
+    while module not in MODULES:
+        module = module.rpartition(".")[0]
+    found = importlib.import_module(module)
+    for part in name[len(module) + 1 :].split(".") if module != name else ():
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_that_a_text_mentions_exists(module):
+    """With what is said to be in it: a text goes along when a module moves."""
+    named = {name for text in texts_of(MODULES[module]) for name in mentions(text)}
+    assert [name for name in sorted(named) if not exists(name)] == []
+
+
+@pytest.mark.parametrize("text", ["worker.settling.contain", "see celery_budgets.worker.consuming"])
+def test_the_check_of_texts_sees_a_module_that_has_gone(text):
+    """By its full name, and below the package."""
+    (name,) = mentions(text)
+    assert not exists(name)

@@ -8,8 +8,7 @@ from types import ModuleType
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from celery_budgets.execution.limits import interrupts as interrupt
-from celery_budgets.execution.limits import solo_interrupt
+from celery_budgets.execution.limits import interrupts, solo_interrupt
 from tests.support.apps import Servers, fresh_app
 from tests.support.marks import ON_RABBITMQ, first_of
 from tests.support.waiting import wait_until
@@ -65,9 +64,9 @@ WHAT_HAPPENS = {
     },
 }
 ENFORCES = {
-    "prefork": interrupt.ProcessInterrupt,
-    "threads": interrupt.ThreadInterrupt,
-    "gevent": interrupt.GreenletInterrupt,
+    "prefork": interrupts.ProcessInterrupt,
+    "threads": interrupts.ThreadInterrupt,
+    "gevent": interrupts.GreenletInterrupt,
     "solo": solo_interrupt.MainThreadInterrupt,
 }
 KINDS = ("sleeping", "busy", "swallowing", "in_c_code")

@@ -137,11 +137,11 @@ class FlightRecorder:
 
     def end(self, call: Call) -> None:
         """Record the usage of *call* at its end; its span stays recorded."""
-        begun, self._call = self._call, None
+        former, self._call = self._call, None
         if self._map is None:
             record = self._local.pop((call.task_id, call.thread_id), None)
             self._keep(call, with_its_end(record or pack(call), call))
-        elif begun is call:
+        elif former is call:
             self._map[HOW_IT_WENT] = pack_how_it_went(call)
         else:
             self._map[:SIZE] = with_its_end(pack(call), call)

@@ -67,8 +67,8 @@ class LanesStep(bootsteps.StartStopStep):
         self._runtime = runtime = WorkerRuntime(c, self._wake)
         keep(c.app, runtime)
         self._roster, self.slots = runtime.roster, runtime.slots
-        self._consuming = consuming = runtime.queue_pauses
-        consuming.attach()
+        self._queue_pauses = queue_pauses = runtime.queue_pauses
+        queue_pauses.attach()
         self._waits = SelfWaiting(self.slots, runtime.flights)
         self._untracked = DroppedCalls(self.slots, runtime.flights)
         self._recovery = SlotRecovery(self.slots, self._roster, self._is_waiting)
@@ -82,7 +82,7 @@ class LanesStep(bootsteps.StartStopStep):
             slots.served = slots.lane in served
         self._low: LowPriorityQueues | None = None
         if self._broker is Broker.RABBITMQ:
-            self._low = LowPriorityQueues(served, consuming, self.slots)
+            self._low = LowPriorityQueues(served, queue_pauses, self.slots)
         _restore_consumer(c.app)
         #: Whether Celery's own consumer suffices, if a channel's prefetch count can be changed.
         self._alone = len(queues) == 1 and self._broker is None
@@ -234,7 +234,7 @@ class LanesStep(bootsteps.StartStopStep):
     def _withheld(self) -> list[Any]:
         """Return the queues of lanes that are not consumed now, which purge includes."""
         known = self._consumer.app.amqp.queues
-        return [known[name] for name in self._consuming.paused]
+        return [known[name] for name in self._queue_pauses.paused]
 
     def _disarm(self, c: Any) -> None:
         while self._timer_entries:

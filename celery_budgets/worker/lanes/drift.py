@@ -36,13 +36,13 @@ class Drift:
     Args:
         consumer: The Celery consumer.
         slots: The slots that the pool should have.
-        consuming: The pauses of its queues.
+        queue_pauses: The pauses of its queues.
     """
 
-    def __init__(self, consumer: Any, slots: WorkerSlots, consuming: QueuePauses) -> None:
+    def __init__(self, consumer: Any, slots: WorkerSlots, queue_pauses: QueuePauses) -> None:
         self._consumer = consumer
         self._slots = slots
-        self._consuming = consuming
+        self._queue_pauses = queue_pauses
         #: The differences at the last :meth:`look`.
         self._known: tuple[Difference, ...] = ()
 
@@ -59,7 +59,7 @@ class Drift:
     def differences(self) -> Iterator[Difference]:
         """Yield the current differences."""
         yield from self._of_pool()
-        changed = self._consuming.drift()
+        changed = self._queue_pauses.drift()
         for queue in changed.get("added", ()):
             yield Difference(
                 f"queue {queue} is consumed, and was not at the start",

@@ -32,16 +32,16 @@ class LaneLimits:
         consumer: The Celery consumer.
         lanes: The lanes of the app.
         slots: The limits in force.
-        consuming: The queues of the worker, to find the lanes that it serves.
+        queue_pauses: The queues of the worker, to find the lanes that it serves.
     """
 
     def __init__(
-        self, consumer: Any, lanes: Lanes, slots: WorkerSlots, consuming: QueuePauses
+        self, consumer: Any, lanes: Lanes, slots: WorkerSlots, queue_pauses: QueuePauses
     ) -> None:
         self._consumer = consumer
         self._lanes = lanes
         self._slots = slots
-        self._consuming = consuming
+        self._queue_pauses = queue_pauses
         #: The only lane of the worker, if it uses Celery's own consumer with a changed limit.
         self._lone: Lane | None = None
 
@@ -78,7 +78,7 @@ class LaneLimits:
 
     def _limits(self) -> dict[str, int]:
         """Return the limits in force of the lanes that this worker serves."""
-        served = self._consuming.lanes_of(self._lanes)
+        served = self._queue_pauses.lanes_of(self._lanes)
         return {lane.name: self._slots.lanes[lane.name].limit for lane in served}
 
     def _refusal(self, lane: Lane, limit: int) -> str | None:
@@ -126,7 +126,7 @@ class LaneLimits:
         """Adjust the prefetch count of *lane* to its limit."""
         consumer = self._consumer.task_consumer
         if isinstance(consumer, LaneConsumer):
-            for queue in self._consuming.queues_of(self._lanes, lane):
+            for queue in self._queue_pauses.queues_of(self._lanes, lane):
                 consumer.recount(queue)
         elif list(self._limits()) == [lane.name]:
             self._lone = lane

@@ -56,31 +56,33 @@ class LowPriorityQueues:
 
     Args:
         lanes: The lanes that the worker serves.
-        consuming: Pauses and resumes queues.
+        queue_pauses: Pauses and resumes queues.
         slots: The slots of the worker, which determine when a low call is due.
     """
 
-    def __init__(self, lanes: Iterable[Lane], consuming: QueuePauses, slots: WorkerSlots) -> None:
+    def __init__(
+        self, lanes: Iterable[Lane], queue_pauses: QueuePauses, slots: WorkerSlots
+    ) -> None:
         self._lanes = list(lanes)
-        self._consuming = consuming
+        self._queue_pauses = queue_pauses
         self._slots = slots
         #: By lane: the number of started calls, and when it was last seen to change.
         self._started: dict[str, tuple[int, float]] = {}
         for lane in self._lanes:
-            consuming.withhold(low_queue(lane.queue), _REASON)
+            queue_pauses.withhold(low_queue(lane.queue), _REASON)
 
     def look(self) -> None:
         """Consume low calls of lanes that are idle or have one due; called every LOOK seconds."""
-        if not self._consuming.connected:
+        if not self._queue_pauses.connected:
             return
         for lane in self._lanes:
             queue = low_queue(lane.queue)
-            waits = _REASON in self._consuming.paused.get(queue, ())
+            waits = _REASON in self._queue_pauses.paused.get(queue, ())
             wanted = self._is_idle(lane.name) or self._slots.low_is_due(lane.name)
             if wanted and waits:
-                self._consuming.resume(_REASON, [queue])
+                self._queue_pauses.resume(_REASON, [queue])
             elif not wanted and not waits:
-                self._consuming.pause([queue], _REASON)
+                self._queue_pauses.pause([queue], _REASON)
 
     def _is_idle(self, lane: str) -> bool:
         """Return whether the broker has not filled a free slot with other calls for long."""

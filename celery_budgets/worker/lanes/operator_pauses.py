@@ -39,7 +39,7 @@ class OperatorPauses:
 
     Args:
         consumer: The Celery consumer.
-        consuming: Pauses and resumes its queues.
+        queue_pauses: Pauses and resumes its queues.
         lanes: The lanes of the app.
         slots: The slots, whose waiting calls are turned away too.
         held: Holds deliveries until their lane is resumed.
@@ -48,13 +48,13 @@ class OperatorPauses:
     def __init__(
         self,
         consumer: Any,
-        consuming: QueuePauses,
+        queue_pauses: QueuePauses,
         lanes: Lanes,
         slots: WorkerSlots,
         held: HeldDeliveries,
     ) -> None:
         self._consumer = consumer
-        self._consuming = consuming
+        self._queue_pauses = queue_pauses
         self._lanes = lanes
         self._slots = slots
         self._held = held
@@ -90,7 +90,7 @@ class OperatorPauses:
 
     def look(self) -> None:
         """Restore the pauses after changes such as `celery control add_consumer`."""
-        for lane in self._consuming.lanes_of(self._lanes):
+        for lane in self._queue_pauses.lanes_of(self._lanes):
             if self.is_paused(lane):
                 if self._is_consumed(lane):
                     self._settle(lane)
@@ -99,9 +99,9 @@ class OperatorPauses:
 
     def _settle(self, lane: Lane) -> None:
         """Stop consuming *lane*, and turn away its waiting calls."""
-        if not self.is_paused(lane) or not self._consuming.connected:
+        if not self.is_paused(lane) or not self._queue_pauses.connected:
             return
-        self._consuming.pause(self._queues(lane), REASON)
+        self._queue_pauses.pause(self._queues(lane), REASON)
         if not self.is_paused(lane):
             return  # resumed meanwhile: py-amqp reads on until RabbitMQ has confirmed
         waiting = self._held.take(REASON, lane)
@@ -115,13 +115,13 @@ class OperatorPauses:
 
         Without a connection, the next :meth:`look` does it.
         """
-        if not self.is_paused(lane) and self._consuming.connected:
-            self._consuming.resume(REASON, self._queues(lane))
+        if not self.is_paused(lane) and self._queue_pauses.connected:
+            self._queue_pauses.resume(REASON, self._queues(lane))
         for request in held:
             self._consumer.on_task_request(request)
 
     def _queues(self, lane: Lane) -> list[str]:
-        return self._consuming.queues_of(self._lanes, lane)
+        return self._queue_pauses.queues_of(self._lanes, lane)
 
     def _is_consumed(self, lane: Lane) -> bool:
         consumed = self._consumer.app.amqp.queues.consume_from

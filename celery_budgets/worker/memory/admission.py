@@ -37,7 +37,7 @@ class Admission:
 
     Args:
         consumer: The Celery consumer.
-        consuming: Pauses and resumes its queues.
+        queue_pauses: Pauses and resumes its queues.
         gate: The gate.
         roster: The calls of the worker, which counts rejections.
         slots: The slots, whose waiting calls are turned away too.
@@ -50,7 +50,7 @@ class Admission:
     def __init__(
         self,
         consumer: Any,
-        consuming: QueuePauses,
+        queue_pauses: QueuePauses,
         gate: Gate,
         roster: Roster,
         slots: WorkerSlots,
@@ -62,7 +62,7 @@ class Admission:
     ) -> None:
         self.gate = gate
         self._consumer = consumer
-        self._consuming = consuming
+        self._queue_pauses = queue_pauses
         self._roster = roster
         self._slots = slots
         self._held = held
@@ -130,11 +130,11 @@ class Admission:
         self._let = 0
 
     def _pause(self) -> None:
-        if self.gate.is_open or not self._consuming.connected:
+        if self.gate.is_open or not self._queue_pauses.connected:
             return
         if not self._fail:
             consumed = self._consumer.app.amqp.queues.consume_from
-            self._consuming.pause([*consumed, *self._consuming.paused], MEMORY)
+            self._queue_pauses.pause([*consumed, *self._queue_pauses.paused], MEMORY)
         for request in take_waiting(self._consumer, self._slots):
             self.turn_away(request)
 
@@ -145,7 +145,7 @@ class Admission:
         self._consume()
 
     def _let_one(self) -> None:
-        if self._let or not self._consuming.connected:
+        if self._let or not self._queue_pauses.connected:
             return
         logger.warning(
             "budgets.gate_lets_one_through: nothing runs and memory does not fall; "
@@ -159,5 +159,5 @@ class Admission:
             self._consume()
 
     def _consume(self) -> None:
-        if self._consuming.connected:
-            self._consuming.resume(MEMORY)
+        if self._queue_pauses.connected:
+            self._queue_pauses.resume(MEMORY)

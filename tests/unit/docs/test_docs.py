@@ -20,10 +20,9 @@ import yaml
 
 import celery_budgets
 from celery_budgets.cli import lanes
-from celery_budgets.config import broker_limits as ceiling
+from celery_budgets.config import broker_limits
 from celery_budgets.config.setting_fields import FIELDS
-from celery_budgets.execution.limits import interrupts as interrupt
-from celery_budgets.execution.limits import watchdog
+from celery_budgets.execution.limits import interrupts, watchdog
 from celery_budgets.model import headers, reasons
 from celery_budgets.model.budget import Budget, BudgetFields
 from celery_budgets.model.lane import Lane
@@ -35,7 +34,7 @@ from celery_budgets.telemetry import spans
 from celery_budgets.telemetry.metrics import METRICS
 from celery_budgets.units import format_size, parse_duration, parse_size
 from celery_budgets.worker.memory import gauges, replacement
-from celery_budgets.worker.pool import abandoned_threads as threads
+from celery_budgets.worker.pool import abandoned_threads
 from celery_budgets.worker.startup import checks
 from tests.support.pages import ALL, DOCS, FACTS, PAGES, PROSE, check_command, script, table
 from tests.support.places import ROOT
@@ -270,9 +269,9 @@ def test_the_exit_codes():
     """Those of the code."""
     told = [(row[0], row[1]) for row in table("exit code", "of", "why")]
     assert told == [
-        (str(interrupt.EXIT_CODE), "a pool process"),
+        (str(interrupts.EXIT_CODE), "a pool process"),
         (str(replacement.EXIT_CODE), "a worker"),
-        (str(threads.EXIT_CODE), "a worker"),
+        (str(abandoned_threads.EXIT_CODE), "a worker"),
         ("1", "a worker"),
     ]
 
@@ -288,14 +287,14 @@ def test_the_reasons_of_a_rejection():
 
 def test_numbers():
     """Of the code, in words around them that say which ones they are."""
-    grace = interrupt.ProcessInterrupt
+    grace = interrupts.ProcessInterrupt
     prose = " ".join(PROSE.split())
     for words in (
         f"acts {grace.soft_grace:g} s (soft) and {grace.hard_grace:g} s (hard) later",
         f"every {watchdog.TICK:g} s, and up to every {watchdog.FASTEST_TICK:g} s",
         f"within {spans.BATCH_MILLISECONDS / 1000:g} s after a call",
-        f"less {ceiling.MARGIN:g} s",
-        f"({ceiling.KOMBU_VISIBILITY_TIMEOUT:g} s by default)",
+        f"less {broker_limits.MARGIN:g} s",
+        f"({broker_limits.KOMBU_VISIBILITY_TIMEOUT:g} s by default)",
         f"(RabbitMQ, {checks.RABBITMQ_CONSUMER_TIMEOUT:g} s)",
         f"({format_size(Budget().hard_rss)}) | the process is killed",
     ):

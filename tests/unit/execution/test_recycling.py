@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from billiard import pool as billiard_pool
 
-from celery_budgets.execution.memory import recycling as recycle
+from celery_budgets.execution.memory import recycling
 from celery_budgets.execution.memory.recycling import Recycling, largest_size
 from celery_budgets.model.budget import Budget
 from celery_budgets.units import KIB, MIB
@@ -54,9 +54,9 @@ class Process:
 def process(monkeypatch):
     """Stand in for this process and its watchdog."""
     process = Process()
-    monkeypatch.setattr(recycle.memory, "rss", process.rss)
-    monkeypatch.setattr(recycle, "watchdog", lambda: process)
-    monkeypatch.setattr(recycle, "_give_back", process.give_back)
+    monkeypatch.setattr(recycling.memory, "rss", process.rss)
+    monkeypatch.setattr(recycling, "watchdog", lambda: process)
+    monkeypatch.setattr(recycling, "_give_back", process.give_back)
     return process
 
 

@@ -10,7 +10,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_budgets import Budget
 from celery_budgets.execution.call import Call
-from celery_budgets.execution.limits import interrupts as module
+from celery_budgets.execution.limits import interrupts
 from celery_budgets.execution.limits.interrupts import ProcessInterrupt
 from celery_budgets.model.budget import TimeLimits
 
@@ -21,7 +21,7 @@ def process(monkeypatch):
     before = signal.getsignal(signal.SIGUSR1)
     made = SimpleNamespace(interrupt=ProcessInterrupt(), terminated=False, call=call())
     recorder = SimpleNamespace(is_terminated=lambda one: made.terminated)
-    monkeypatch.setattr(module, "recorder", lambda: recorder)
+    monkeypatch.setattr(interrupts, "recorder", lambda: recorder)
     yield made
     signal.signal(signal.SIGUSR1, before)
 

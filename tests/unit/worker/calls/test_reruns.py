@@ -8,7 +8,7 @@ import pytest
 
 from celery_budgets.model.headers import HEADER_KILLS
 from celery_budgets.model.outcomes import Outcome
-from celery_budgets.worker.calls import reruns as offenders
+from celery_budgets.worker.calls import reruns
 from celery_budgets.worker.calls.reruns import KillReruns
 
 
@@ -72,7 +72,7 @@ def test_an_old_kill_is_forgotten(kill, clock):
     """After an hour without another."""
     task = Task()
     assert [kill(task, 1) for _ in range(2)] == [True, True]
-    clock.now = offenders.REMEMBERED_SECONDS
+    clock.now = reruns.REMEMBERED_SECONDS
     assert kill(task, 1)
 
 
@@ -86,7 +86,7 @@ def test_a_call_that_may_not_run_twice_is_not_sent_anew(kill, attribute):
 
 def test_the_table_is_bounded(monkeypatch, kill):
     """The signature that was killed longest ago goes first."""
-    monkeypatch.setattr(offenders, "REMEMBERED", 2)
+    monkeypatch.setattr(reruns, "REMEMBERED", 2)
     task = Task()
     for value in (1, 1, 2, 3):
         kill(task, value)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from celery_budgets import Lane
-from celery_budgets.worker.lanes import dropped_calls as untracked
+from celery_budgets.worker.lanes import dropped_calls
 from celery_budgets.worker.lanes.dropped_calls import DroppedCalls
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
@@ -36,7 +36,7 @@ class Flights:
 def bench(monkeypatch):
     """A lane of one slot, taken by a call that was dropped; time is ours."""
     now = [100.0]
-    monkeypatch.setattr(untracked, "monotonic", lambda: now[0])
+    monkeypatch.setattr(dropped_calls, "monotonic", lambda: now[0])
     slots = WorkerSlots([Lane("a", 1)], lambda: 1, lambda lane: None, lambda: None)
     call = Call()
     assert slots.take(call)

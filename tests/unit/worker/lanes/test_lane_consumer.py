@@ -175,14 +175,14 @@ class Consumer:
 
 def test_a_queue_is_consumed_again_when_the_last_reason_is_gone():
     consumer = Consumer()
-    consuming = QueuePauses(consumer)
-    consuming.pause(["a", "b"], "memory")
-    consuming.pause(["a"], "operator")
-    consuming.resume("memory")
+    queue_pauses = QueuePauses(consumer)
+    queue_pauses.pause(["a", "b"], "memory")
+    queue_pauses.pause(["a"], "operator")
+    queue_pauses.resume("memory")
     assert list(consumer.consumed) == ["b"]
-    consuming.resume("operator", ["a", "b"])
+    queue_pauses.resume("operator", ["a", "b"])
     assert sorted(consumer.consumed) == ["a", "b"]
-    assert consuming.paused == {}
+    assert queue_pauses.paused == {}
 
 
 def test_a_queue_that_is_added_again_is_among_those_that_are_consumed():
@@ -202,9 +202,9 @@ def test_a_queue_that_is_added_again_is_among_those_that_are_consumed():
 
 def test_what_others_change_is_drift_and_what_is_paused_is_not():
     consumer = Consumer()
-    consuming = QueuePauses(consumer)
-    consuming.pause(["a"], "operator")
-    assert consuming.drift() == {"added": [], "cancelled": []}
+    queue_pauses = QueuePauses(consumer)
+    queue_pauses.pause(["a"], "operator")
+    assert queue_pauses.drift() == {"added": [], "cancelled": []}
     del consumer.consumed["b"]
     consumer.consumed["c"] = None
-    assert consuming.drift() == {"added": ["c"], "cancelled": ["b"]}
+    assert queue_pauses.drift() == {"added": ["c"], "cancelled": ["b"]}

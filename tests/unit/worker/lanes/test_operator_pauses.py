@@ -70,13 +70,13 @@ class Worker:
         self.consumer = Consumer(transport)
         self.slots = WorkerSlots(LANES.values(), lambda: 2, lambda _: None, lambda: None)
         self.held = HeldDeliveries()
-        self.consuming = QueuePauses(self.consumer)
+        self.queue_pauses = QueuePauses(self.consumer)
         self.gate = Gate([Gauge("max_worker_rss", 500, 400, lambda: 501)])
         self.admission = Admission(
-            self.consumer, self.consuming, self.gate, SimpleNamespace(), self.slots, self.held,
+            self.consumer, self.queue_pauses, self.gate, SimpleNamespace(), self.slots, self.held,
             fail=False, renew=lambda: None,
         )  # fmt: skip
-        self.pauses = OperatorPauses(self.consumer, self.consuming, LANES, self.slots, self.held)
+        self.pauses = OperatorPauses(self.consumer, self.queue_pauses, LANES, self.slots, self.held)
 
     @property
     def consumed(self):
@@ -154,7 +154,7 @@ def test_a_lane_may_be_resumed_while_the_broker_is_told_of_its_pause():
     for function, args in later:
         function(*args)
     assert sorted(worker.consumed) == ["one", "two"]
-    assert worker.consuming.paused == {}
+    assert worker.queue_pauses.paused == {}
 
 
 def test_a_lost_connection_takes_what_is_kept_and_leaves_the_pause():

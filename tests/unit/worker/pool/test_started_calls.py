@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from celery.concurrency.asynpool import AsynPool
 
-from celery_budgets.worker.pool import started_calls as begun_module
+from celery_budgets.worker.pool import started_calls
 from celery_budgets.worker.pool.started_calls import StartedCalls
 
 
@@ -80,7 +80,7 @@ class Bench:
 
 @pytest.fixture
 def bench(monkeypatch):
-    monkeypatch.setattr(begun_module, "BEGIN_SECONDS", 0.2)
+    monkeypatch.setattr(started_calls, "BEGIN_SECONDS", 0.2)
     bench = Bench()
     yield bench
     for process in bench.processes:
@@ -109,7 +109,7 @@ def test_a_process_that_says_nothing_is_not_waited_for_long(bench):
 
 def test_a_process_that_dies_is_not_waited_for(bench, monkeypatch):
     """The worker has the other end of its pipe too, and sees no end of file."""
-    monkeypatch.setattr(begun_module, "BEGIN_SECONDS", 60)
+    monkeypatch.setattr(started_calls, "BEGIN_SECONDS", 60)
     process = bench.process()
     bench.job(1, process)
     threading.Timer(0.1, process.die).start()
@@ -119,7 +119,7 @@ def test_a_process_that_dies_is_not_waited_for(bench, monkeypatch):
 @pytest.mark.parametrize("why", ["not written", "behind another", "dead", "accepted"])
 def test_what_does_not_begin_now_is_not_waited_for(bench, monkeypatch, why):
     """It is dropped at once, as Celery does."""
-    monkeypatch.setattr(begun_module, "BEGIN_SECONDS", 60)
+    monkeypatch.setattr(started_calls, "BEGIN_SECONDS", 60)
     process = bench.process()
     job = bench.job(1, process)
     if why == "not written":

@@ -12,7 +12,7 @@ from celery.concurrency.asynpool import AsynPool, ResultHandler
 from kombu.asynchronous.timer import Timer
 
 from celery_budgets.execution.flight.record import Flight, Reason
-from celery_budgets.worker.pool import time_limits as deadlines_module
+from celery_budgets.worker.pool import time_limits
 from celery_budgets.worker.pool.time_limits import (
     BEGIN_POLL,
     LATE,
@@ -126,7 +126,7 @@ class Bench:
 
     def __init__(self, monkeypatch):
         self.clock = SimpleNamespace(now=1000.0)
-        monkeypatch.setattr(deadlines_module, "monotonic", lambda: self.clock.now)
+        monkeypatch.setattr(time_limits, "monotonic", lambda: self.clock.now)
         self.pool, self.flights = FakePool(self.clock), FakeFlights()
         self.hub = FakeHub(self.clock)
         TimeLimitTimer(self.pool, self.hub, self.flights).attach()

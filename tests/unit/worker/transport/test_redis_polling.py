@@ -11,7 +11,7 @@ from kombu import Connection, Consumer, Exchange, Queue
 from kombu.asynchronous import Hub
 from kombu.transport.redis import MultiChannelPoller
 
-from celery_budgets.worker.transport import redis_polling as polling
+from celery_budgets.worker.transport import redis_polling
 from celery_budgets.worker.transport.redis_polling import reduce_polling
 from tests.support.waiting import wait_until
 
@@ -80,7 +80,7 @@ def retold_seconds():
 
 @pytest.fixture
 def turned(redis_url, monkeypatch, retold_seconds):
-    monkeypatch.setattr(polling, "RETOLD_SECONDS", retold_seconds)
+    monkeypatch.setattr(redis_polling, "RETOLD_SECONDS", retold_seconds)
     made = Turned(redis_url)
     made.turn()
     yield made
@@ -147,7 +147,7 @@ def test_a_socket_that_the_loop_does_not_read_is_read_again(turned, reads):
     turned.gets("critic")
 
 
-@pytest.mark.parametrize("retold_seconds", [polling.RETOLD_SECONDS])
+@pytest.mark.parametrize("retold_seconds", [redis_polling.RETOLD_SECONDS])
 def test_what_a_child_took_out_of_the_shared_epoll_is_back_in_a_second(turned):
     """As one that starts a worker in a task, whose loop is the inherited one (Hub.close)."""
     turned.turn()
