@@ -1,4 +1,4 @@
-"""``WorkerRuntime``: all that this package keeps of one worker, and in which order it is used.
+"""``WorkerRuntime``: the parts of one worker, and the order in which they are used.
 
 Made when Celery makes the worker's consumer, before anything is started; from then on nothing of
 it is missing. The bootsteps (:mod:`celery_budgets.worker.bootsteps`) bind it to Celery.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerRuntime", "keep", "runtime_of"]
 
-#: How long a percentile is used before it is read anew, seconds.
+#: How long a percentile is cached, seconds.
 _P95_SECONDS = 5.0
 
 
@@ -55,7 +55,7 @@ class WorkerRuntime:
 
     Args:
         consumer: The Celery consumer, which knows its worker.
-        wake: Asked, from any thread, to have calls started soon that have waited for a slot.
+        wake: Called, from any thread, to start calls soon that have waited for a slot.
     """
 
     def __init__(self, consumer: Any, wake: Callable[[], None]) -> None:
@@ -68,13 +68,13 @@ class WorkerRuntime:
         #: Reads the records of pool processes; ``None`` where calls run in this process. Made
         #: before the pool forks, so that each process finds the folder in its environment.
         self.flights = FlightReader() if self.pool_kind == "prefork" else None
-        #: What it says of itself when it is asked; there once the worker has started.
+        #: Its report for remote control; set once the worker has started.
         self.report: Any = None
-        #: Those of the pool; ``None`` where it has none.
+        #: The processes of the pool; ``None`` if it has none.
         self.processes: PoolProcesses | None = None
-        #: Threads that run on past their hard limit; ``None`` where the pool has no threads.
+        #: Threads that run on past their hard limit; ``None`` if the pool has no threads.
         self.threads: AbandonedThreads | None = None
-        #: Does the worker run in a thread of a program, which it may not end?
+        #: Whether the worker runs in a thread of a program, which it must not end.
         self.embedded = False
         #: Limits set by `celery control time_limit`: (soft, hard) by task name, seconds.
         self.overrides: dict[str, tuple[float | None, float | None]] = {}
@@ -129,7 +129,7 @@ class WorkerRuntime:
         return not self.pauses.turn_away(request) and self.slots.take(request)
 
     def admits(self, request: Delivery) -> bool:
-        """Return whether a call that has its slot goes to the pool; what refuses it, settles it."""
+        """Return whether a call with a slot may go to the pool; a check that refuses it settles it."""
         return (
             not is_settled(request)
             and not revoke_if_cancelled(request)
@@ -138,11 +138,11 @@ class WorkerRuntime:
         )
 
     def admits_start(self, request: Delivery) -> bool:
-        """Return whether a call that the pool had to keep waiting may start now."""
+        """Return whether a call that waited in the pool may start now."""
         return self.admission.admit_start(request)
 
     def terms(self, request: Delivery) -> tuple[Any, ...]:
-        """Return what the process of *request* is told, at the moment that it gets its slot."""
+        """Return the terms of *request*, at the moment that it gets its slot."""
         lane, limits, active = request.lane, request.limits, self.roster.active
         if not self.settings.tracing:
             # Only spans say how full the lanes are.
@@ -154,12 +154,12 @@ class WorkerRuntime:
         )  # fmt: skip
 
     def flight_of(self, request: Delivery) -> Flight | None:
-        """Return what the process of *request* wrote down of it."""
+        """Return the flight record of *request*."""
         return flight_in(self._record_of(request), request.id)
 
     @property
     def telemetry_failures(self) -> int:
-        """Spans and records that could not be made, here and in the pool processes."""
+        """Spans and records that could not be created, here and in the pool processes."""
         elsewhere = self.flights.failures() if self.flights is not None else 0
         return self.roster.failures + elsewhere
 
@@ -169,7 +169,7 @@ class WorkerRuntime:
         return self.threads.count if self.threads is not None else 0
 
     def look(self) -> None:
-        """Note what alerts are about: failures since the last look, processes that stay away."""
+        """Update the counts for alerts: failures since the last call, missing processes."""
         self.roster.tally.recent.follow("telemetry_failures", self.telemetry_failures)
         if self.processes is not None:
             self.processes.look()
@@ -219,7 +219,7 @@ _RUNTIME = "_celery_budgets_runtime"
 
 
 def keep(app: Any, runtime: WorkerRuntime) -> None:
-    """Make *runtime* that of the worker of *app*: of the last one where it has had several."""
+    """Set *runtime* as that of the worker of *app*; replaces that of an earlier worker."""
     app.__dict__[_RUNTIME] = runtime
 
 

@@ -69,7 +69,7 @@ def lanes() -> str:
             (
                 f"`{lane.name}`",
                 str(lane.concurrency),
-                ", ".join(f"`{tool}`" for tool in lane.tools) or "all that no other lane names",
+                ", ".join(f"`{tool}`" for tool in lane.tools) or "all other tasks",
             )
             for lane in DEFAULT_LANES
         ),

@@ -25,7 +25,7 @@ _BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, as
 
 
 def review(path: str) -> list[Finding]:
-    """Return what there is to say about a Python file, by line.
+    """Return the findings about a Python file, by line.
 
     Raises:
         OSError: The file cannot be read.
