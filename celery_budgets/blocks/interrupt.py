@@ -59,7 +59,7 @@ class BlockInterrupt(Interrupt):
     judges_late = True
 
     def sent(self, call: Call, error: BaseException) -> bool:
-        """Return whether *error* is an interrupt of *call*, and not of somebody else."""
+        """Return whether *error* is our interrupt of *call*, and no other exception."""
         return False
 
 
@@ -95,7 +95,7 @@ class ThreadBlockInterrupt(BlockInterrupt):
                 raise_in(call, HardLimitReached, self.hard)
 
     def sent(self, call: Call, error: BaseException) -> bool:
-        """Return whether *error* is an interrupt of *call*, and not of somebody else."""
+        """Return whether *error* is our interrupt of *call*, and no other exception."""
         return isinstance(error, SoftTimeLimitExceeded | HardLimitReached) and is_of(call, error)
 
 

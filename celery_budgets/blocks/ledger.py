@@ -80,7 +80,7 @@ class Ledger:
                 logs.print_json_lines()
         except Exception:
             failures.count()
-            logger.exception("budgets.telemetry_failed: blocks are told of by less than wanted")
+            logger.exception("budgets.telemetry_failed: blocks are reported only in part")
 
     def _record_values(
         self, record: Callable[[str, Any, Any], None], facts: Mapping[str, Any]

@@ -86,7 +86,7 @@ def _of_calls(recent: Mapping[str, int], lately: str) -> Iterator[Alert]:
         )
     redelivered = recent.get("redelivered")
     if redelivered:
-        yield Alert("warning", f"{redelivered} handed out again while they ran {lately}")
+        yield Alert("warning", f"{redelivered} redelivered while they ran {lately}")
     rejected = recent.get("rejected")
     if rejected:
         yield Alert("info", f"{rejected} not admitted {lately}")

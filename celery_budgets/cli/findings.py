@@ -252,7 +252,7 @@ def not_renewing(lanes: Lanes, app: Any, lane: Lane | None) -> list[Finding]:
     chosen = [lane] if lane is not None else list(lanes.values())
     longest, whose = longest_hard_limit(app, lanes, chosen)
     text = (
-        f"{', '.join(names)}: they do not renew what they have in hand (plain Celery, an earlier "
+        f"{', '.join(names)}: they do not renew their deliveries (plain Celery, an earlier "
         "version, or budgets_redis_transport='kombu')"
     )
     if longest < visible:

@@ -52,12 +52,12 @@ METRICS: dict[str, Metric] = {
     ),
     "time_limits": Metric("counter", "{call}", ("lane", "kind"), "Calls over a time limit"),
     "kills": Metric(
-        "counter", "{call}", ("lane", "reason"), "Calls killed, lost, or ended for memory"
+        "counter", "{call}", ("lane", "reason"), "Calls killed, lost, or over a memory limit"
     ),
     "rejections": Metric("counter", "{call}", ("lane", "reason"), "Calls not admitted"),
     "lane_active": Metric("gauge", "{call}", ("lane",), "Calls that run now"),
     "lane_limit": Metric("gauge", "{call}", ("lane",), "Calls that may run at once"),
-    "lane_waiting": Metric("gauge", "{call}", ("lane",), "Calls in hand that do not run yet"),
+    "lane_waiting": Metric("gauge", "{call}", ("lane",), "Calls received and not started"),
     "global_active": Metric("gauge", "{call}", (), "Calls that run now, over all lanes"),
     "global_limit": Metric("gauge", "{call}", (), "Calls that may run at once over all lanes"),
     "memory_rss_bytes": Metric("gauge", "By", ("process",), "RSS: worker, or largest pool process"),
@@ -71,9 +71,7 @@ METRICS: dict[str, Metric] = {
     "pool_process_starts": Metric("counter", "{process}", (), "Pool processes started"),
     "abandoned_threads": Metric("gauge", "{thread}", (), "Threads past their hard limit"),
     "slots_recovered": Metric("counter", "{slot}", (), "Slots taken back from lost calls"),
-    "redelivered": Metric(
-        "counter", "{call}", ("lane",), "Calls handed out again while they were in hand"
-    ),
+    "redelivered": Metric("counter", "{call}", ("lane",), "Calls redelivered before they ended"),
     "telemetry_failures": Metric("counter", "{failure}", (), "Spans or records not made"),
     "build_info": Metric("gauge", "1", ("version", "worker", "pool"), "What runs here"),
 }

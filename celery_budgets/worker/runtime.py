@@ -129,7 +129,7 @@ class WorkerRuntime:
         return not self.pauses.turn_away(request) and self.slots.take(request)
 
     def admits(self, request: Delivery) -> bool:
-        """Return whether a call with a slot may go to the pool; a check that refuses it settles it."""
+        """Return whether a call with a slot may go to the pool; a refusing check settles it."""
         return (
             not is_settled(request)
             and not revoke_if_cancelled(request)

@@ -93,7 +93,7 @@ class ProcessTree:
         Args:
             enough: A sum of RSS up to this is returned instead: PSS is never more, and reading
                 RSS costs a hundredth.
-            certain: A result above this is always read anew, even if the last reading is recent.
+            certain: A result above this is always read again, even if the last reading is recent.
         """
         pids = self._members()
         most = sum(memory.rss_of(pid) or 0 for pid in pids)

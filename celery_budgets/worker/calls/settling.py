@@ -175,7 +175,7 @@ def _as_on_prefork(exc: BaseException) -> ExceptionInfo:
         try:
             return ExceptionInfo()
         except BaseException:
-            told = BudgetsError(f"{words}: its own code fails where it is told of")
+            told = BudgetsError(f"{words}: its own code fails when it is reported")
     try:
         raise told from None
     except Exception:

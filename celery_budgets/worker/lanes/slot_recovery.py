@@ -83,7 +83,7 @@ class SlotRecovery:
             "budgets.slot_recovered task=%s task_id=%s lane=%s: the pool has no job for this call",
             request.name, request.id, request.lane.name,
         )  # fmt: skip
-        error = WorkerLostError("The pool has lost this call: nobody told of its end.")
+        error = WorkerLostError("The pool has lost this call: it did not report its end.")
         request.end_killed(error, Outcome.WORKER_LOST)
         # Releases the slot of a terminated call, too, which had its outcome before.
         request.comes_back()
