@@ -51,6 +51,7 @@ def test_a_closed_gate_leaves_everything_to_its_neighbour(worker, app, broker_ur
     assert paused.log.count("budgets.gate_closed") == paused.log.count("budgets.gate_opened") == 1
 
 
+@pytest.mark.slow
 def test_early_acknowledged_calls_survive_a_closing_gate(worker, app, broker_url):
     """What was prefetched and not started goes back; nothing is lost and nothing runs twice."""
     running = worker(APP, "-Q", "early,roomy", "-c", "2", env={"MAX_WORKER_RSS": FAT})

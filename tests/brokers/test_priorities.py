@@ -54,6 +54,7 @@ def test_what_names_no_priority_is_normal_by_its_own_name_too(worker, together):
     assert ran(together) == ["high", "named high", "None", "name", "low"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lane", ["forecast_model", pytest.param("file_write", marks=pytest.mark.slow)]
 )

@@ -71,6 +71,7 @@ def test_results_come_in_order_with_their_failures(worker, app):
     assert total.outcomes == {"succeeded": 54, "failed": 6}
 
 
+@pytest.mark.slow
 def test_finished_calls_behind_a_slow_one_are_bounded(worker, app):
     """Four unfinished, and four that have ended and wait: not one more is sent."""
     start(worker)

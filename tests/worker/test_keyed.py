@@ -249,6 +249,7 @@ def test_no_call_is_lost_between_two_lines(worker, app, point):
     assert app.redis().exists(f"died:{point}"), running.tail()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", first_of("prefork", "threads"))
 def test_a_holder_is_held_to_its_limits_beside_its_twins(worker, load_app, servers, pool):
     """They share its id, and do not hide it from those who end it at the hard limit."""

@@ -286,6 +286,7 @@ def test_piped_top_prints_a_table_per_interval(two, servers):
     assert "Traceback" not in rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", first_of("prefork", "threads"))
 def test_an_alert_about_a_kill_goes_away(worker, load_app, pool):
     """Here after 3 s; the kill stays in the figures since the start."""

@@ -145,6 +145,7 @@ def test_up_serves_every_lane_and_ctrl_c_stops_all(up):
     running.wait_nothing_left()
 
 
+@pytest.mark.slow
 def test_options_after_two_dashes_reach_each_worker(up):
     """Here: events on, and a pool of threads, which says its name and has no processes."""
     running = up("--embedded-broker", "--", "-E", "-P", "threads")

@@ -195,6 +195,7 @@ def test_a_spike_that_was_given_back_replaces_nothing(worker, load_app):
     assert "budgets.process_leaves" not in running.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", first_of("memory", "lost"))
 def test_a_repeat_offender_is_final(worker, load_app, broker_url, how):
     """max_kills=2: three runs of the first message; the same call sent anew gets one more."""

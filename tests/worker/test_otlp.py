@@ -83,6 +83,7 @@ def test_spans_go_to_each_exporter_that_is_named(worker, load_app, collector):
     assert "/v1/metrics" not in received
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "value"),
     first_of(("OTEL_TRACES_SAMPLER", "always_off"), ("OTEL_TRACES_EXPORTER", "none")),

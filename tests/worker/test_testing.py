@@ -120,6 +120,7 @@ def test_the_guide(tmp_path):
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_an_app_that_the_plugin_makes(tmp_path):
     """With its trap for those who use the current app, and a task that comes after the worker."""
     conftest = 'pytest_plugins = ("celery.contrib.pytest",)\n' + PARAMETERS
