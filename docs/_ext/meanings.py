@@ -47,6 +47,8 @@ SPAN_EVENTS = {
 }
 
 LOG_EVENTS = {
+    "budgets.acknowledged_later": "An acknowledgement could not be sent to Redis. The thread that "
+    "renews deliveries sends it.",
     "budgets.all_renew": "All workers on this Redis renew their unacknowledged deliveries again.",
     "budgets.batch_not_revoked": "A batch ended early, and the broker did not take the request to "
     "revoke its waiting calls; they will run.",
@@ -144,6 +146,8 @@ LOG_EVENTS = {
     "budgets.renewal_back": "The worker renews its deliveries again.",
     "budgets.renewal_failed": "The worker could not renew its deliveries. It retries, and logs "
     "this once.",
+    "budgets.requeued_later": "A message could not be returned to Redis. It is redelivered after "
+    "the visibility timeout.",
     "budgets.request_class_failed": "A method of your `Request` class raised. The call is settled "
     "nevertheless.",
     "budgets.rerun_failed": "The broker did not take the re-run of a killed call. The kill is "

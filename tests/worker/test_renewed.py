@@ -233,7 +233,7 @@ def test_a_thousand_calls_of_three_visibility_timeouts(worker, load_app, redis_u
         assert time.monotonic() - killed < 5 + 15
         for result in results:
             result.get(timeout=120)
+        assert Counter(counted(module.app, "begun", names)) == {1: 500, 2: 500}, first.tail(400)
         nothing_in_hand(module.app)
-    assert Counter(counted(module.app, "begun", names)) == {1: 500, 2: 500}
     assert counted(module.app, "ended", names) == [1] * 1000
     assert "budgets.redelivered" not in first.log

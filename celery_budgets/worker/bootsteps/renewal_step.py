@@ -17,11 +17,13 @@ from celery_budgets.config.broker_limits import renews, visibility_timeout
 from celery_budgets.config.settings import settings_of
 from celery_budgets.worker.calls.overtaken import Overtaken
 from celery_budgets.worker.runtime import runtime_of
+from celery_budgets.worker.transport.renewing.channels import on_each_qos
 from celery_budgets.worker.transport.renewing.fleet import Fleet
 from celery_budgets.worker.transport.renewing.in_hand import messages_in_hand
 from celery_budgets.worker.transport.renewing.renewal import Renewal
 from celery_budgets.worker.transport.renewing.sweeping import Sweeping
 from celery_budgets.worker.transport.renewing.unacked_index import UnackedIndex, has_index
+from celery_budgets.worker.transport.renewing.unsent import Unsent
 
 __all__ = ["RenewalStep"]
 
@@ -45,10 +47,16 @@ class RenewalStep(bootsteps.StartStopStep):
         signals.task_received.connect(self._on_received, sender=c)
         overtaken = Overtaken(settings_of(c.app).lanes, runtime_of(c.app).roster, self._requests)
         self.fleet = Fleet(c.hostname)
-        self.renewal = Renewal(timeout, self._in_hand, overtaken.tell, self.fleet.look)
+        unsent = Unsent()
+        self.renewal = Renewal(timeout, self._in_hand, overtaken.tell, self.fleet.look, unsent)
         sweeping = Sweeping(self._may_sweep, c.app.conf.broker_transport_options or {})
         connect = c.connection_for_read
-        c.connection_for_read = lambda **options: sweeping.join(connect(**options))
+
+        def join(qos: Any) -> None:
+            sweeping.join(qos)
+            unsent.join(qos)
+
+        c.connection_for_read = lambda **options: on_each_qos(connect(**options), join)
 
     def start(self, c: Any) -> None:
         """Renew over the new connection; again after each reconnect."""

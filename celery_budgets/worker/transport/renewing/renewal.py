@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from celery_budgets.worker.transport.renewing.in_hand import ARRIVED
 from celery_budgets.worker.transport.renewing.system_thread import SystemThread
+from celery_budgets.worker.transport.renewing.unsent import Unsent
 
 __all__ = ["LONGEST_PERIOD", "Index", "Renewal"]
 
@@ -47,6 +48,10 @@ class Index(Protocol):
         """Set the time of *tags*, of those that are not gone."""
         ...
 
+    def acknowledge(self, tags: list[str]) -> None:
+        """Settle *tags*."""
+        ...
+
     def close(self) -> None:
         """Close the connection."""
         ...
@@ -60,6 +65,7 @@ class Renewal:
         in_hand: Returns its messages by delivery tag.
         on_lost: Told once of a message that was handed out again while it is in hand.
         after: Called after each renewal, with the index.
+        unsent: Acknowledgements that are to be sent as soon as they can be.
         clock: Returns the time as kombu writes it into the index.
     """
 
@@ -69,6 +75,7 @@ class Renewal:
         in_hand: Callable[[], Mapping[str, Any]],
         on_lost: Callable[[Any], None],
         after: Callable[[Any], None] = lambda index: None,
+        unsent: Unsent | None = None,
         clock: Callable[[], float] = time,
     ) -> None:
         self.period = min(timeout / 3, LONGEST_PERIOD)
@@ -76,6 +83,7 @@ class Renewal:
         self._in_hand = in_hand
         self._on_lost = on_lost
         self._after = after
+        self._unsent = unsent or Unsent()
         self._clock = clock
         self._index: Index | None = None
         self._outdated: list[Index] = []
@@ -113,15 +121,30 @@ class Renewal:
         return not stood_still and now - self._back_at > self.period
 
     def stop(self) -> None:
-        """Renew no more."""
+        """Renew no more; wait a little for what is still to be acknowledged."""
         if self._thread is not None:
             self._thread.stop()
+            if self._unsent:
+                self._thread.join(2 * SOON)
 
     def _run(self, thread: SystemThread) -> None:
-        delay = 0.0
-        while not thread.wait(delay):
-            delay = self.tick()
+        due = self._clock()
+        while not thread.wait(min(SOON, max(0.0, due - self._clock()))):
+            now = self._clock()
+            # By the clock, which goes on while the machine is suspended; it may be set back.
+            if now >= due or due - now > self.period:
+                due = now + self.tick()
+            self._send()
+        self._send()
         self._close()
+
+    def _send(self) -> None:
+        if not self._unsent or self._index is None:
+            return
+        try:
+            self._unsent.send(self._index)
+        except Exception as exc:
+            self._fail(exc)
 
     def tick(self) -> float:
         """Renew once; return the seconds until the next time. Never raises."""

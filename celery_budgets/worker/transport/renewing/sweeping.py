@@ -46,40 +46,12 @@ class Sweeping:
         self._clock = clock
         self._next_at = clock()
 
-    def join(self, connection: Any) -> Any:
-        """Have the channels of *connection* look as said, also those to come; return it."""
-        transport = connection.transport
-        create = transport.create_channel
-
-        def create_channel(connected: Any) -> Any:
-            channel = create(connected)
-            self._join_channel(channel)
-            return channel
-
-        transport.create_channel = create_channel
-        # A transport that is connected has made one already.
-        for channel in transport.channels:
-            self._join_channel(channel)
-        return connection
-
-    def _join_channel(self, channel: Any) -> None:
-        if not channel.ack_emulation or "QoS" in vars(channel):
-            return  # without an index, or the one that was there, handed out now
+    def join(self, qos: Any) -> None:
+        """Have *qos* look as said."""
         if not self._their_mutex:
-            channel.unacked_mutex_expire = MUTEX
-        if channel._qos is not None:
-            self._join_qos(channel._qos)
-        make = channel.QoS
-
-        def make_qos(*args: Any, **kwargs: Any) -> Any:
-            return self._join_qos(make(*args, **kwargs))
-
-        channel.QoS = make_qos
-
-    def _join_qos(self, qos: Any) -> Any:
+            qos.channel.unacked_mutex_expire = MUTEX
         restore = qos.restore_visible
         qos.restore_visible = lambda **how: self._look(restore, how)
-        return qos
 
     def _look(self, restore: Callable[..., Any], how: dict[str, Any]) -> Any:
         if not self._may():

@@ -28,9 +28,11 @@ class SystemThread:
         # Held until the thread is to stop: to wait for it is to sleep, without an event loop.
         self._over = _original("_thread", "allocate_lock")()
         self._over.acquire()
+        self._ended = _original("_thread", "allocate_lock")()
 
     def start(self) -> None:
         """Begin."""
+        self._ended.acquire()
         _original("_thread", "start_new_thread")(self._main, ())
 
     def wait(self, seconds: float) -> bool:
@@ -45,6 +47,11 @@ class SystemThread:
         if self._over.locked():
             self._over.release()
 
+    def join(self, seconds: float) -> None:
+        """Wait for its end, but no longer than that."""
+        if self._ended.acquire(timeout=seconds):
+            self._ended.release()
+
     def _main(self) -> None:
         try:
             self._run(self)
@@ -53,6 +60,7 @@ class SystemThread:
             if monkey is not None and monkey.is_module_patched("socket"):
                 # To wait for a socket, the thread has got an event loop of its own.
                 sys.modules["gevent"].get_hub().destroy(destroy_loop=True)
+            self._ended.release()
 
 
 def _original(module: str, name: str) -> Any:

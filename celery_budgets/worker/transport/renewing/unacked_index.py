@@ -49,6 +49,7 @@ class UnackedIndex:
         #: Before each key.
         self.prefix = str(channel.global_keyprefix or "")
         self._key = self.prefix + channel.unacked_index_key
+        self._messages = self.prefix + channel.unacked_key
 
     def scores(self, tags: Sequence[str]) -> list[float | None]:
         """Return the time of each of *tags*; ``None`` for those acknowledged or handed out again.
@@ -70,6 +71,18 @@ class UnackedIndex:
         with self.client.pipeline(transaction=False) as pipe:
             for some in _portions(tags):
                 pipe.zadd(self._key, dict.fromkeys(some, score), xx=True)
+            pipe.execute()
+
+    def acknowledge(self, tags: Sequence[str]) -> None:
+        """Remove *tags* and their messages, as kombu.transport.redis.QoS does.
+
+        Raises:
+            redis.exceptions.RedisError: The server does not answer, or refuses.
+        """
+        with self.client.pipeline(transaction=True) as pipe:
+            for some in _portions(tags):
+                pipe.zrem(self._key, *some)
+                pipe.hdel(self._messages, *some)
             pipe.execute()
 
     def close(self) -> None:

@@ -190,17 +190,11 @@ class Sweeps:
     def __init__(self, **options) -> None:
         self.now, self.may, self.looks = 0.0, True, []
         sweeping = Sweeping(lambda: self.may, options, clock=lambda: self.now)
-
-        def make_qos(channel):
-            return SimpleNamespace(restore_visible=lambda **how: self.looks.append(how))
-
-        channel = SimpleNamespace(QoS=None, _qos=None, ack_emulation=True)
-        channel = type("Channel", (), {"QoS": staticmethod(make_qos)})()
-        channel._qos, channel.ack_emulation = None, True
-        transport = SimpleNamespace(channels=[channel], create_channel=lambda connected: channel)
-        sweeping.join(SimpleNamespace(transport=transport))
-        transport.create_channel(None)  # that one was there already
-        self.channel, self.qos = channel, channel.QoS(channel)
+        self.channel = SimpleNamespace()
+        self.qos = SimpleNamespace(
+            channel=self.channel, restore_visible=lambda **how: self.looks.append(how)
+        )
+        sweeping.join(self.qos)
 
     def look(self, at):
         self.now = at

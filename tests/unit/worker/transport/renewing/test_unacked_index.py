@@ -8,9 +8,11 @@ import pytest
 from kombu import Connection
 from kombu.transport.redis import QoS
 
+from celery_budgets.worker.transport.renewing.channels import on_each_qos
 from celery_budgets.worker.transport.renewing.in_hand import forget, messages_in_hand
 from celery_budgets.worker.transport.renewing.sweeping import Sweeping
 from celery_budgets.worker.transport.renewing.unacked_index import AT_ONCE, UnackedIndex, has_index
+from celery_budgets.worker.transport.renewing.unsent import Unsent
 
 
 @pytest.fixture(params=["", "mine:"])
@@ -85,11 +87,35 @@ def test_a_connection_without_an_index():
         assert not has_index(connection.default_channel)
 
 
+def test_what_could_not_be_acknowledged_is_later(connection, index):
+    """As where all connections of the channel are in use: on gevent ten calls that end at once."""
+    unsent = Unsent()
+    on_each_qos(connection, unsent.join)
+    first, second, third = deliver(connection, 3)
+    channel = first.channel
+    used = [channel.pool.get_connection() for _ in range(channel.max_connections)]
+    first.ack()
+    second.reject()
+    third.requeue()  # comes again as it is not renewed any more
+    for each in used:
+        channel.pool.release(each)
+    assert messages_in_hand(connection.transport) == {}
+    tags = [each.delivery_tag for each in (first, second, third)]
+    assert None not in index.scores(tags)
+    assert unsent
+    unsent.send(index)
+    assert not unsent
+    found = index.scores(tags)
+    assert found[:2] == [None, None]
+    assert found[2] is not None
+    assert list(channel.client.execute_command("HKEYS", index._messages)) == [tags[2].encode()]
+
+
 def test_kombu_hands_out_again_what_is_old_when_it_is_asked_to_look(connection):
     """By the method that is replaced, called as it is called."""
     looks = []
     sweeping = Sweeping(lambda: looks.append(1) or True, {})
-    sweeping.join(connection)
+    on_each_qos(connection, sweeping.join)
     (message,) = deliver(connection)
     channel = message.channel
     assert isinstance(channel.qos, QoS)
