@@ -106,12 +106,13 @@ def test_c_code_that_keeps_the_interpreter_lock(pool, runs, worker, load_app, re
     module = load_app(APP)
     running = worker(APP, "-P", pool, "-Q", "long", "-c", "1")
     with sweeping(redis_url):
-        result = module.hold.delay("held", 3 * VISIBLE)
+        # For longer than another worker takes to start.
+        result = module.hold.delay("held", 3 * VISIBLE if runs == 1 else 10 * VISIBLE)
         wait_until(lambda: counted(module.app, "begun", ["held"]) == [1], "it runs")
         if runs == 2:
             worker(APP, "-Q", "long", "-c", "1")
         result.get(timeout=60)
-        wait_until(lambda: counted(module.app, "ended", ["held"]) == [runs], "ended", timeout=30)
+        wait_until(lambda: counted(module.app, "ended", ["held"]) == [runs], "ended", timeout=60)
         nothing_in_hand(module.app)
     assert counted(module.app, "begun", ["held"]) == [runs]
     assert "budgets.slot_recovered" not in running.log
@@ -145,7 +146,8 @@ def test_a_worker_that_stood_still_learns_what_was_handed_out_again(
     """Once; and what it says of those calls later does not touch the second delivery."""
     module = load_app(APP)
     stopped = worker(APP, "-P", pool, "-Q", "long", "-c", "1")
-    results = [module.nap.delay(name, 3 * VISIBLE) for name in ("runs", "waits")]
+    # For longer than another worker takes to start: one that ends as it wakes is acknowledged.
+    results = [module.nap.delay(name, 10 * VISIBLE) for name in ("runs", "waits")]
     wait_until(lambda: counted(module.app, "begun", ["runs"]) == [1], "it runs")
     if pool != "solo":
         wait_until(lambda: module.app.backend.client.zcard("unacked_index") > 0, "in hand")
@@ -194,7 +196,7 @@ def test_a_keyed_call_whose_key_another_has_taken_is_stopped(worker, load_app, r
     """After its worker stood still: one run completes, and all callers get its value."""
     module = load_app(APP)
     stopped = worker(APP, "-Q", "long", "-c", "1")
-    result = module.nap.apply_async(("keyed", 3 * VISIBLE), idempotency_key="k")
+    result = module.nap.apply_async(("keyed", 10 * VISIBLE), idempotency_key="k")
     wait_until(lambda: counted(module.app, "begun", ["keyed"]) == [1], "it runs")
     os.killpg(stopped.pid, signal.SIGSTOP)
     try:

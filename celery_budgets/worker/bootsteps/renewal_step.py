@@ -64,11 +64,7 @@ class RenewalStep(bootsteps.StartStopStep):
         if not has_index(channel):
             return
         self._transport = c.connection.transport
-        gossip = c.gossip
-        if gossip.enabled:
-            gossip.on.node_join.add(self.fleet.join)
-            gossip.on.node_leave.add(self.fleet.leave)
-            gossip.on.node_lost.add(self.fleet.lose)
+        self.fleet.listen(c.gossip)
         self.renewal.attach(UnackedIndex(channel, self.renewal.period / 2))
 
     def stop(self, c: Any) -> None:
@@ -82,7 +78,10 @@ class RenewalStep(bootsteps.StartStopStep):
         return messages_in_hand(self._transport)
 
     def _may_sweep(self) -> bool:
-        return not self.fleet.others and self.renewal.is_steady()
+        if self._transport is None:
+            return False  # kombu looks as soon as it is connected: nothing is known of others yet
+        known = self.fleet.is_known and not self.fleet.others
+        return known and self.renewal.is_steady()
 
     def _on_received(self, request: Any, **_: Any) -> None:
         if request.eta is not None:

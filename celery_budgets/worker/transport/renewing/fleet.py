@@ -27,6 +27,9 @@ KEY = "celery-budgets:renewing"
 STALE = 3 * LONGEST_PERIOD
 #: Seconds that a worker has, from its first heartbeat, to say that it renews.
 PATIENCE = 5.0
+#: Seconds after which a worker that listens has heard of all others: they tell of themselves
+#: every 2 s, and have the above.
+HEARD_AFTER = PATIENCE + 3.0
 #: How long a worker is minded that was lost without a word: it may be alive, and busy. Seconds;
 #: kombu.transport.redis.Channel.visibility_timeout.
 MINDED = 3600.0
@@ -46,13 +49,29 @@ class Fleet:
         #: Other workers by the time at which they came, and those that were lost by when.
         self._there: dict[str, float] = {}
         self._gone: dict[str, float] = {}
+        #: Those that have said since they came that they renew: once they die they say it no more,
+        #: and what they had is to be handed out.
+        self._renew: set[str] = set()
         #: Those that do not renew.
         self.others: tuple[str, ...] = ()
+        #: Is it known who is there? Where nobody tells it, nothing is waited for.
+        self.is_known = True
+        self._heard_at = 0.0
+
+    def listen(self, gossip: Any) -> None:
+        """Hear from celery.worker.consumer.gossip.Gossip who comes and goes; once is enough."""
+        if not gossip.enabled or self.join in gossip.on.node_join:
+            return
+        gossip.on.node_join.add(self.join)
+        gossip.on.node_leave.add(self.leave)
+        gossip.on.node_lost.add(self.lose)
+        self.is_known, self._heard_at = False, self._clock() + HEARD_AFTER
 
     def join(self, worker: Any) -> None:
-        """Note a worker that is there. Called by celery.worker.consumer.gossip.Gossip."""
-        self._there.setdefault(worker.hostname, self._clock())
+        """Note a worker that has come."""
+        self._there[worker.hostname] = self._clock()
         self._gone.pop(worker.hostname, None)
+        self._renew.discard(worker.hostname)
 
     def leave(self, worker: Any) -> None:
         """Note that a worker has left, and has given back what it had."""
@@ -67,16 +86,22 @@ class Fleet:
     def look(self, index: Any) -> None:
         """Say that this worker renews, and find out who else does not. In any thread."""
         now = self._clock()
+        try:
+            self._compare(self._said(index, now), now)
+        finally:
+            self.is_known = self.is_known or now >= self._heard_at
+
+    def _said(self, index: Any, now: float) -> set[str]:
         key = index.prefix + KEY
         with index.client.pipeline(transaction=False) as pipe:
             pipe.zadd(key, {self._name: now})
             pipe.expire(key, int(2 * STALE))
             pipe.zremrangebyscore(key, "-inf", now - STALE)
             pipe.zrange(key, 0, -1)
-            said = pipe.execute()[-1]
-        self._compare({name.decode() for name in said}, now)
+            return {name.decode() for name in pipe.execute()[-1]}
 
     def _compare(self, renewing: Iterable[str], now: float) -> None:
+        self._renew.update(renewing)
         for name, at in list(self._gone.items()):
             if now - at > MINDED:
                 self._gone.pop(name, None)
@@ -85,7 +110,7 @@ class Fleet:
             sorted(
                 name
                 for name, since in list(self._there.items())
-                if name not in renewing and now - since > PATIENCE
+                if name not in self._renew and now - since > PATIENCE
             )
         )
         if others != self.others:

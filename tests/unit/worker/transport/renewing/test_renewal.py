@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_budgets.worker.transport.renewing.fleet import MINDED, PATIENCE, Fleet
+from celery_budgets.worker.transport.renewing.fleet import HEARD_AFTER, MINDED, PATIENCE, Fleet
 from celery_budgets.worker.transport.renewing.in_hand import ARRIVED
 from celery_budgets.worker.transport.renewing.renewal import Renewal
 from celery_budgets.worker.transport.renewing.sweeping import EVERY, Sweeping
@@ -262,6 +262,47 @@ def test_one_that_is_lost_without_a_word_is_minded_for_an_hour(fleet):
     assert fleet.others == ("old@h",)
     fleet._compare((), MINDED + 1)
     assert fleet.others == ()
+
+
+class Index:
+    """A server that has heard of nobody."""
+
+    prefix = ""
+
+    def __init__(self) -> None:
+        self.client = self
+
+    def pipeline(self, transaction):
+        raise PermissionError("NOPERM")
+
+
+def test_who_is_there_is_known_after_a_while(fleet):
+    """Before, nothing is handed out: a worker that does not renew may have it."""
+    assert fleet.is_known, "nobody would tell"
+    joined = SimpleNamespace(node_join=set(), node_leave=set(), node_lost=set())
+    fleet.listen(SimpleNamespace(enabled=False, on=joined))
+    assert fleet.is_known
+    fleet.listen(SimpleNamespace(enabled=True, on=joined))
+    assert not fleet.is_known
+    for fleet.now, known in ((HEARD_AFTER - 1, False), (HEARD_AFTER, True)):
+        with pytest.raises(PermissionError):
+            fleet.look(Index())
+        assert fleet.is_known is known
+    fleet.listen(SimpleNamespace(enabled=True, on=joined))  # after a reconnect
+    assert fleet.is_known
+
+
+def test_one_that_renewed_and_died_is_not_minded(fleet):
+    """Its calls are to start elsewhere, although it says no more that it renews."""
+    fleet.join(named("w@h"))
+    fleet._compare({"w@h"}, 1)
+    fleet.lose(named("w@h"))
+    fleet._compare((), PATIENCE + 100)
+    assert fleet.others == ()
+    fleet.now = 200
+    fleet.join(named("w@h"))  # and is there again, as a plain one
+    fleet._compare((), 200 + PATIENCE + 1)
+    assert fleet.others == ("w@h",)
 
 
 def test_one_that_is_replaced_under_its_name_is_minded_no_more(fleet):

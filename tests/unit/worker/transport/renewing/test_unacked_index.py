@@ -8,6 +8,7 @@ import pytest
 from kombu import Connection
 from kombu.transport.redis import QoS
 
+from celery_budgets.worker.transport.commands import _COMMAND_NAME
 from celery_budgets.worker.transport.renewing.channels import on_each_qos
 from celery_budgets.worker.transport.renewing.in_hand import forget, messages_in_hand
 from celery_budgets.worker.transport.renewing.sweeping import Sweeping
@@ -93,7 +94,7 @@ def test_what_could_not_be_acknowledged_is_later(connection, index):
     on_each_qos(connection, unsent.join)
     first, second, third = deliver(connection, 3)
     channel = first.channel
-    used = [channel.pool.get_connection() for _ in range(channel.max_connections)]
+    used = [channel.pool.get_connection(*_COMMAND_NAME) for _ in range(channel.max_connections)]
     first.ack()
     second.reject()
     third.requeue()  # comes again as it is not renewed any more
