@@ -154,8 +154,8 @@ class Block:
             return
         call.interrupt.leave(call)
         self._release(call)  # not the context: garbage is collected inside any open block
-        over = call.over_hard_limit(late=True)
-        self._report.ended(call, _outcome(call, SoftTimeLimitExceeded(), over=over), None)
+        outcome = _outcome(call, SoftTimeLimitExceeded(), over=call.over_hard_limit(late=True))
+        self._report.ended(call, outcome, None)
 
     async def __aexit__(
         self,
@@ -165,8 +165,7 @@ class Block:
     ) -> None:
         """Leave the block like ``with``; turn a cancellation by a limit into its exception."""
         call = self._running()
-        interrupt = call.interrupt
-        assert isinstance(interrupt, CoroutineInterrupt)
+        interrupt = cast("CoroutineInterrupt", call.interrupt)
         interrupt.leave(call)
         try:
             by_limit = interrupt.settle(error)
@@ -293,7 +292,8 @@ class Block:
                 self._give_back(self._call)
         finally:
             self._slots.release(self._slot)
-        self._report.given_up(outcome_of_block(error, self._call), error)
+        call, self._call = self._call, None
+        self._report.given_up(outcome_of_block(error, call), error)
 
 
 def _outcome(call: Call, error: BaseException | None, *, over: bool) -> Outcome:

@@ -16,6 +16,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from celery_budgets import ConfigurationError, RejectedByBudget
 from celery_budgets.blocks.process_slots import process_slots
+from celery_budgets.blocks.report import BlockReport
 from celery_budgets.execution.call import HardLimitReached
 from celery_budgets.execution.context import running_call
 from celery_budgets.execution.limits.watchdog import watchdog
@@ -422,6 +423,21 @@ def test_a_block_whose_exit_was_cut_short_gives_its_slot_back(budgets):
     del block
     assert (slots_of(budgets).active(), running_call()) == (0, None)
     assert call.outcome is Outcome.SOFT_TIME_LIMIT
+    assert budgets.local_statistics().lanes["one"].total == 1
+
+
+def test_a_block_that_could_not_be_entered_counts_once(budgets, monkeypatch):
+    """Its call was made by then."""
+
+    def raise_here(*_):
+        raise ValueError("from a tracer of the program")
+
+    monkeypatch.setattr(BlockReport, "started", raise_here)
+    block = budgets.call("one", timeout=5)
+    with pytest.raises(ValueError, match="tracer"):
+        block.__enter__()
+    del block
+    assert slots_of(budgets).active() == 0
     assert budgets.local_statistics().lanes["one"].total == 1
 
 
