@@ -12,6 +12,7 @@ import time
 import tracemalloc
 import uuid
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from celery import Celery, Task
@@ -19,6 +20,7 @@ from celery.worker.request import Request, create_request_cls
 
 from celery_budgets import BudgetedTask, Budgets
 from celery_budgets.worker.request import BudgetedRequest
+from celery_budgets.worker.runtime import WorkerRuntime, keep
 from tests.benchmarks.ground import Ground
 from tests.benchmarks.measure import Figure, Target, in_turn
 
@@ -54,6 +56,7 @@ def run(ground: Ground) -> list[Figure]:
     few, many = ground.amount(1_000, 100), ground.amount(10_000, 300)
     app = Celery("memory", broker="redis://localhost/0", backend="disabled", set_as_current=False)
     Budgets(app)
+    keep(app, _runtime(app))
     plain = app.task(name="plain", acks_late=True, base=Task)(_nothing)
     budgeted = app.task(name="budgeted", acks_late=True, base=BudgetedTask)(_nothing)
     app.finalize()
@@ -73,6 +76,17 @@ def run(ground: Ground) -> list[Figure]:
 
 def _nothing(*_: Any) -> None:
     pass
+
+
+def _runtime(app: Celery) -> WorkerRuntime:
+    """Return that of a worker whose calls run in itself, with no consumer behind it."""
+    controller = SimpleNamespace(
+        pool_cls="celery.concurrency.solo:TaskPool", concurrency=1, autoscaler=None, semaphore=None
+    )
+    consumer = SimpleNamespace(
+        app=app, controller=controller, pool=Pool(), add_task_queue=_nothing, call_soon=_nothing
+    )
+    return WorkerRuntime(consumer, wake=_nothing)
 
 
 def _bytes_per_call(app: Celery, task: Any, base: type, few: int, many: int) -> float:

@@ -18,6 +18,8 @@ app = Celery("children")
 app.conf.update(
     budgets_max_rss="200MiB",
     worker_pool_start_method=os.environ.get("START_METHOD", "fork"),
+    # Three that are spawned at once import for longer than that on a busy machine (4 s).
+    worker_proc_alive_timeout=30,
 )
 budgets = Budgets(
     app,

@@ -25,6 +25,7 @@ app.conf.update(
     broker_transport_options={"visibility_timeout": 60} if "VISIBILITY" in os.environ else {},
     worker_soft_shutdown_timeout=float(os.environ.get("SOFT_SHUTDOWN", "0")),
     worker_pool_start_method=os.environ.get("START_METHOD", "fork"),
+    worker_proc_alive_timeout=30,  # three that are spawned at once import for long
     # A broker that is away is met again soon, and a result that cannot be stored soon is not.
     broker_connection_retry_on_startup=True,
     redis_socket_connect_timeout=2,

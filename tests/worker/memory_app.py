@@ -36,6 +36,7 @@ app.conf.update(
     budgets_memory_guard="NO_GUARD" not in os.environ,
     worker_soft_shutdown_timeout=float(os.environ.get("SOFT_SHUTDOWN", "0")),
     worker_pool_start_method=os.environ.get("START_METHOD", "fork"),
+    worker_proc_alive_timeout=30,  # three that are spawned at once import for long
     broker_connection_retry_on_startup=True,
     redis_socket_connect_timeout=2,
     result_extended=True,
