@@ -63,6 +63,10 @@ def _children(pid: int) -> list[int]:
         return []
 
 
+def _rss_of_all(pids: list[int]) -> int:
+    return sum(memory.rss_of(pid) or 0 for pid in pids)
+
+
 class ProcessTree:
     """Measures one process and its descendants.
 
@@ -96,7 +100,7 @@ class ProcessTree:
             certain: A result above this is always read again, even if the last reading is recent.
         """
         pids = self._members()
-        most = sum(memory.rss_of(pid) or 0 for pid in pids)
+        most = _rss_of_all(pids)
         if most <= enough:
             return most
         changed = self._chosen and pids != self._measured
@@ -110,7 +114,9 @@ class ProcessTree:
     def _read(self, pids: list[int], most: int) -> int:
         began = self._clock()
         size = sum(pss_of(pid) or 0 for pid in pids)
-        self._last, self._measured = (size, most), pids
+        # On a busy machine that takes long, and memory given back meanwhile is in one of the two
+        # only: with the lower sum, what is taken again later counts as growth.
+        self._last, self._measured = (size, min(most, _rss_of_all(pids))), pids
         ended = self._clock()
         self._next_at = ended + (ended - began) / _SHARE_OF_TIME
         return max(0, min(most, size))

@@ -96,3 +96,21 @@ def test_between_two_readings_growth_counts_at_once(monkeypatch):
     assert tree.size() == 700  # 300 + 400
     sizes["rss"] = 100
     assert tree.size() == 0  # more was given back than the tree had of its own
+
+
+def test_what_is_given_back_during_a_reading_and_taken_again_counts(monkeypatch):
+    """Else a tree above its limit would seem small until the next reading, a minute later."""
+    sizes = {"rss": 500}
+
+    def read_slowly(pid):
+        sizes["rss"] = 150  # it has just let go of what it had
+        return 140
+
+    monkeypatch.setattr(tree_module, "processes_below", lambda pid: [pid])
+    monkeypatch.setattr(tree_module, "pss_of", read_slowly)
+    monkeypatch.setattr(tree_module.memory, "rss_of", lambda pid: sizes["rss"])
+    instants = iter([0.0, 0.0, 0.3, 1.0])
+    tree = ProcessTree(1, clock=lambda: next(instants))
+    assert tree.size() == 140
+    sizes["rss"] = 500
+    assert tree.size() == 490
