@@ -49,7 +49,7 @@ def check(running, module, cases):
             if f"task_id={result.id}" in line and "budgets.call_ended" in line
         ]
         assert seen == [end or outcome for end in ends], (task, fault)
-        assert int(module.app.backend.client.get(f"runs:{result.id}")) == len(ends)
+        assert int(module.app.backend.client.get(f"runs:{result.id}")) == len(ends), (task, fault)
 
 
 def test_a_message_is_settled_as_celery_settings_say(broker_url, worker, load_app):
