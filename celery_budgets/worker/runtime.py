@@ -83,26 +83,19 @@ class WorkerRuntime:
         self.held = HeldDeliveries()
         self._make_lanes(consumer, wake)
         self._make_gate(consumer)
+        end_span = KilledSpan(self.terms, self.roster.count_failure).end
         # The record first: with its slot given back, a process may write of another call.
-        self.roster.on_end = [
-            self._copy_record,
-            self._give_slot_back,
-            self._note,
-            KilledSpan(self.terms, self.roster.count_failure).end,
-        ]
-        self.roster.on_return = [
-            self._copy_record,
-            self._give_slot_back,
-            self.roster.on_end[-1],
-        ]
+        self.roster.on_end = [self._copy_record, self._give_slot_back, self._note, end_span]
+        self.roster.on_return = [self._copy_record, self._give_slot_back, end_span]
 
     def _make_lanes(self, consumer: Any, wake: Callable[[], None]) -> None:
         lanes = self.settings.lanes
         self._read: dict[str, tuple[float, float | None]] = {}
-        broker = Broker.of(consumer.app) if self.settings.priorities else None
+        #: Where its priorities are ordered; ``None`` if the app has none.
+        self.broker = Broker.of(consumer.app) if self.settings.priorities else None
         self.slots = WorkerSlots(
             lanes.values(), self._size, self._p95, wake,
-            partial(_priority_of, broker) if broker is not None else None,
+            partial(_priority_of, self.broker) if self.broker is not None else None,
             self.settings.priority_aging, capacity=consumer.controller.concurrency,
         )  # fmt: skip
         self.queue_pauses = QueuePauses(consumer)

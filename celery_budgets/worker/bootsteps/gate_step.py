@@ -36,8 +36,7 @@ class GateStep(bootsteps.StartStopStep):
         self._timer_entry: Any = None
         self._pool_guard: PoolGuard | None = None
         if runtime.flights is not None:
-            pids = lambda: pool_pids(c.pool)  # noqa: E731  there is no pool yet
-            self._pool_guard = PoolGuard(pids, runtime.flights, runtime.roster)
+            self._pool_guard = PoolGuard(self._pool_pids, runtime.flights, runtime.roster)
 
     def start(self, c: Any) -> None:
         """Start the timer; again after each reconnect, when Celery may have cancelled it."""
@@ -54,6 +53,9 @@ class GateStep(bootsteps.StartStopStep):
         if self._timer_entry is not None:
             c.timer.cancel(self._timer_entry)
             self._timer_entry = None
+
+    def _pool_pids(self) -> list[int]:
+        return pool_pids(self._consumer.pool)
 
     def _tick(self) -> None:
         try:

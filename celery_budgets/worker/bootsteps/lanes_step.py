@@ -57,7 +57,6 @@ class LanesStep(bootsteps.StartStopStep):
         self._consumer = c
         settings = settings_of(c.app)
         self._lanes = settings.lanes
-        self._broker = Broker.of(c.app) if settings.priorities else None
         self._timer_entries: list[Any] = []
         self._woken = False
         self._first_start = True
@@ -66,6 +65,7 @@ class LanesStep(bootsteps.StartStopStep):
         self._awaited: set[Request] = set()
         self._runtime = runtime = WorkerRuntime(c, self._wake)
         keep(c.app, runtime)
+        self._broker = runtime.broker
         self._roster, self.slots = runtime.roster, runtime.slots
         self._queue_pauses = queue_pauses = runtime.queue_pauses
         queue_pauses.attach()

@@ -16,6 +16,7 @@ from celery.worker import state
 from celery_budgets.config.broker_limits import renews, visibility_timeout
 from celery_budgets.config.settings import settings_of
 from celery_budgets.worker.calls.overtaken import Overtaken
+from celery_budgets.worker.calls.roster import members_of
 from celery_budgets.worker.runtime import runtime_of
 from celery_budgets.worker.transport.renewing.channels import on_each_qos
 from celery_budgets.worker.transport.renewing.fleet import Fleet
@@ -89,10 +90,4 @@ class RenewalStep(bootsteps.StartStopStep):
 
     def _requests(self) -> Iterator[Any]:
         for requests in (state.active_requests, state.reserved_requests, self._later):
-            yield from _members(requests)
-
-
-def _members(requests: Any) -> list[Any]:
-    """Return the members of a WeakSet that another thread may change meanwhile."""
-    references = list(getattr(requests, "data", ()))
-    return [request for reference in references if (request := reference()) is not None]
+            yield from members_of(requests)

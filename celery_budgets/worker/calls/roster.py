@@ -27,7 +27,7 @@ from celery_budgets.worker.calls.tally import Tally
 if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
 
-__all__ = ["CallEnd", "Roster"]
+__all__ = ["CallEnd", "Roster", "members_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Roster:
         """Return the deliveries that have not started, by lane."""
         # Celery before 5.7 keeps no set of calls that wait for their ETA.
         sets = (state.reserved_requests, getattr(state, "scheduled_requests", None))
-        held = [request for requests in sets for request in _members(requests)]
+        held = [request for requests in sets for request in members_of(requests)]
         return Counter(
             request.lane.name
             for request in held
@@ -174,7 +174,7 @@ class Roster:
         return self._ended.get(request.message_key)
 
 
-def _members(requests: Any) -> list[Any]:
+def members_of(requests: Any) -> list[Any]:
     """Return the requests in a WeakSet that another thread may change meanwhile.
 
     Iterating over the set could fail; a list of its references is created in one step.
