@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import inspect
 import sys
-import threading
 from time import monotonic
 from typing import ClassVar
 
@@ -21,8 +20,12 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_budgets.errors import MemoryLimitExceeded
 from celery_budgets.execution.call import Call, HardLimitReached
-from celery_budgets.execution.limits.async_exception import is_of, raise_in, take_back
-from celery_budgets.execution.limits.interrupts import GreenletInterrupt, Interrupt
+from celery_budgets.execution.limits.async_exception import is_of, raise_in
+from celery_budgets.execution.limits.interrupts import (
+    AsynchronousInterrupt,
+    GreenletInterrupt,
+    Interrupt,
+)
 
 __all__ = [
     "FROM_OUTSIDE", "BlockInterrupt", "CoroutineInterrupt", "GreenletBlockInterrupt",
@@ -63,7 +66,7 @@ class BlockInterrupt(Interrupt):
         return False
 
 
-class ThreadBlockInterrupt(BlockInterrupt):
+class ThreadBlockInterrupt(AsynchronousInterrupt, BlockInterrupt):
     """A block in a thread: an asynchronous exception, repeated from the hard limit on."""
 
     enforces: ClassVar = {
@@ -71,16 +74,6 @@ class ThreadBlockInterrupt(BlockInterrupt):
         "hard": "in Python code; a thread cannot be killed",
         "memory": "measured over the process",
     }
-
-    def __init__(self) -> None:
-        # Reentrant: garbage collection inside it may close a generator that ends a block.
-        self._lock = threading.RLock()
-
-    def leave(self, call: Call) -> None:
-        """Close the block, then take back an exception that has not arrived yet."""
-        with self._lock:
-            call.open = False
-        take_back(call)
 
     def soft(self, call: Call) -> None:
         """Raise in the thread as soon as it runs Python code."""

@@ -90,7 +90,8 @@ class AsynchronousInterrupt(Interrupt):
     """Base class of interrupts that raise an asynchronous exception in the thread of a call."""
 
     def __init__(self) -> None:
-        # Reentrant: a block in the call may be interrupted at the end of its shield.
+        # Reentrant: a block in the call may be interrupted at the end of its shield, and garbage
+        # collection inside it may close a generator that ends a block.
         self._lock = threading.RLock()
 
     def leave(self, call: Call) -> None:
