@@ -20,6 +20,7 @@ from celery_budgets.execution.call import Terms
 from celery_budgets.execution.flight.record import Flight, flight_in
 from celery_budgets.execution.flight.recorder import FlightReader, recorder
 from celery_budgets.model.priority import Broker, Priority, level_of
+from celery_budgets.worker.backlog.flow import Flow
 from celery_budgets.worker.calls.ended_call import EndedCall
 from celery_budgets.worker.calls.inherited_deadline import in_time
 from celery_budgets.worker.calls.killed_span import KilledSpan
@@ -93,6 +94,8 @@ class WorkerRuntime:
         self._read: dict[str, tuple[float, float | None]] = {}
         #: Where its priorities are ordered; ``None`` if the app has none.
         self.broker = Broker.of(consumer.app) if self.settings.priorities else None
+        #: What it has started, for rates and for how old the messages of a lane are.
+        self.flow = Flow(self.broker)
         self.slots = WorkerSlots(
             lanes.values(), self._size, self._p95, wake,
             partial(_priority_of, self.broker) if self.broker is not None else None,
@@ -162,7 +165,8 @@ class WorkerRuntime:
         return self.threads.count if self.threads is not None else 0
 
     def look(self) -> None:
-        """Update the counts for alerts: failures since the last call, missing processes."""
+        """Update the counts for alerts and rates; called about once a second."""
+        self.flow.look()
         self.roster.tally.recent.follow("telemetry_failures", self.telemetry_failures)
         if self.processes is not None:
             self.processes.look()

@@ -38,7 +38,7 @@ WORKER_FLOORS = (
     ("transport", "delivery"),
     ("calls",),
     ("pool",),
-    ("lanes",),
+    ("lanes", "backlog"),
     ("memory",),
     ("runtime",),
     ("assignment",),
