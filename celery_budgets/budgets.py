@@ -23,6 +23,7 @@ from celery_budgets.model.deadline import Deadline
 from celery_budgets.model.headers import HEADER_DEADLINE
 from celery_budgets.model.lanes import Lane
 from celery_budgets.sending.options import stamp
+from celery_budgets.sending.questions import Questions
 from celery_budgets.sending.remote_control import Inspection
 from celery_budgets.sending.results import group_result
 from celery_budgets.sending.scope import Scope
@@ -32,7 +33,6 @@ from celery_budgets.telemetry import spans
 if TYPE_CHECKING:
     from celery_budgets.batch.batch import Batch, BatchOptions
     from celery_budgets.blocks.block import Block
-    from celery_budgets.telemetry.snapshots import Concurrency, Memory
     from celery_budgets.telemetry.statistics import Statistics
 
 __all__ = ["Budgets"]
@@ -40,7 +40,7 @@ __all__ = ["Budgets"]
 logger = logging.getLogger(__name__)
 
 
-class Budgets:
+class Budgets(Questions):
     """Adds lanes and budgets to a Celery app.
 
     Args:
@@ -59,7 +59,7 @@ class Budgets:
     def __init__(self, app: Any, *, lanes: Iterable[Lane] | None = None) -> None:
         #: The Celery app.
         self.app = getattr(app, "_get_current_object", lambda: app)()
-        self._inspection = Inspection(self.app)
+        super().__init__(Inspection(self.app))
         self._lanes = None if lanes is None else tuple(lanes)
         declare(self.app, self._lanes)
         # The app keeps this object and is freed with it: signals hold only a weak reference.
@@ -161,24 +161,6 @@ class Budgets:
         if settings.memory_guard:
             recycling.install(app)
 
-    def statistics(self, timeout: float = 1.0) -> Statistics:
-        """Return the statistics of the calls on all workers, each since its start.
-
-        Args:
-            timeout: How long workers may take to answer, seconds.
-
-        Returns:
-            The merged statistics; ``silent`` names workers that did not answer, or that run
-            without budgets.
-        """
-        from celery_budgets.telemetry.statistics import Statistics
-
-        answers = self._inspection.ask(timeout)
-        merged = Statistics(answers.silent)
-        for answer in answers.by_worker.values():
-            merged.merge(Statistics.from_json(answer.get("statistics", ())))
-        return merged
-
     def call(
         self,
         lane: str,
@@ -235,28 +217,6 @@ class Budgets:
         from celery_budgets.blocks.ledger import ledger_of
 
         return ledger_of(self.app).snapshot()
-
-    def concurrency(self, timeout: float = 1.0) -> Concurrency:
-        """Return the current slots of all workers: active, limit and waiting per lane.
-
-        Args:
-            timeout: How long workers may take to answer, seconds.
-        """
-        from celery_budgets.telemetry.snapshots import Concurrency
-
-        answers = self._inspection.ask(timeout)
-        return Concurrency.of(answers.by_worker, answers.silent)
-
-    def memory(self, timeout: float = 1.0) -> Memory:
-        """Return the current memory of all workers, bytes, with the levels and the gates.
-
-        Args:
-            timeout: How long workers may take to answer, seconds.
-        """
-        from celery_budgets.telemetry.snapshots import Memory
-
-        answers = self._inspection.ask(timeout)
-        return Memory.of(answers.by_worker, answers.silent)
 
     def scope(
         self,

@@ -1,0 +1,67 @@
+"""``Questions``: what a program may ask of all workers, which ``Budgets`` inherits.
+
+Each question is sent by remote control. See also: :mod:`celery_budgets.sending.remote_control`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from celery_budgets.sending.remote_control import Inspection
+
+if TYPE_CHECKING:
+    from celery_budgets.telemetry.snapshots import Concurrency, Memory
+    from celery_budgets.telemetry.statistics import Statistics
+
+__all__ = ["Questions"]
+
+
+class Questions:
+    """Asks the workers of an app.
+
+    Args:
+        inspection: Sends the questions.
+    """
+
+    def __init__(self, inspection: Inspection) -> None:
+        self._inspection = inspection
+
+    def statistics(self, timeout: float = 1.0) -> Statistics:
+        """Return the statistics of the calls on all workers, each since its start.
+
+        Args:
+            timeout: How long workers may take to answer, seconds.
+
+        Returns:
+            The merged statistics; ``silent`` names workers that did not answer, or that run
+            without budgets.
+        """
+        from celery_budgets.telemetry.statistics import Statistics
+
+        answers = self._inspection.ask(timeout)
+        merged = Statistics(answers.silent)
+        for answer in answers.by_worker.values():
+            merged.merge(Statistics.from_json(answer.get("statistics", ())))
+        return merged
+
+    def concurrency(self, timeout: float = 1.0) -> Concurrency:
+        """Return the current slots of all workers: active, limit and waiting per lane.
+
+        Args:
+            timeout: How long workers may take to answer, seconds.
+        """
+        from celery_budgets.telemetry.snapshots import Concurrency
+
+        answers = self._inspection.ask(timeout)
+        return Concurrency.of(answers.by_worker, answers.silent)
+
+    def memory(self, timeout: float = 1.0) -> Memory:
+        """Return the current memory of all workers, bytes, with the levels and the gates.
+
+        Args:
+            timeout: How long workers may take to answer, seconds.
+        """
+        from celery_budgets.telemetry.snapshots import Memory
+
+        answers = self._inspection.ask(timeout)
+        return Memory.of(answers.by_worker, answers.silent)
