@@ -25,7 +25,13 @@ class Calls(Protocol):
     in_hand: dict[tuple[str, float | None], Any]
 
     def ended(
-        self, request: Any, outcome: Outcome, flight: Flight | None = None, reason: str = ""
+        self,
+        request: Any,
+        outcome: Outcome,
+        flight: Flight | None = None,
+        reason: str = "",
+        *,
+        again: bool = False,
     ) -> None:
         """Give *request* its outcome."""
 

@@ -257,7 +257,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             self.roster.ended(self, Outcome.RETRIED, flight, words)
             self.reject(requeue=True)
             return
-        self.roster.ended(self, outcome, flight, words)
+        self.roster.ended(self, outcome, flight, words, again=again)
         if again:
             self.acknowledge()
         else:

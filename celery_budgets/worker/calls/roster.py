@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter
+from time import time
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from celery.worker import state
 
@@ -27,14 +29,30 @@ from celery_budgets.worker.calls.tally import Tally
 if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
 
-__all__ = ["CallEnd", "Roster", "members_of"]
+__all__ = ["CallEnd", "Ended", "Roster", "SentAgain", "members_of"]
 
 logger = logging.getLogger(__name__)
 
 #: Ended calls that are remembered, to settle a redelivered message.
 REMEMBERED = 10_000
+#: Calls that were sent again and are remembered.
+SENT_AGAIN = 1_000
 #: Outcomes after which a redelivery of the same message is a new attempt.
 _NOT_FINAL = frozenset({Outcome.RETRIED, Outcome.REJECTED})
+
+
+#: How a call ended, and when, seconds since the epoch. A tuple of each call is kept: no class.
+Ended: TypeAlias = tuple[Outcome, float]
+
+
+class SentAgain(NamedTuple):
+    """A call whose message was sent again: a retry, a twin that waits, or a killed call."""
+
+    task_id: str
+    #: Seconds since the epoch.
+    at: float
+    queue: str
+    twin: bool
 
 
 @dataclass(slots=True)
@@ -73,7 +91,9 @@ class Roster:
         self.slots_recovered = 0
         #: Calls that were redelivered before they ended here, by lane.
         self.redelivered: Counter[str] = Counter()
-        self._ended: OrderedDict[tuple[str, float | None], Outcome] = OrderedDict()
+        self._ended: OrderedDict[tuple[str, float | None], Ended] = OrderedDict()
+        #: The last calls whose message was sent again, by the call itself or for it.
+        self._sent_again: deque[SentAgain] = deque(maxlen=SENT_AGAIN)
         # Pool threads, the watchdog and the event loop all report here.
         self._lock = threading.Lock()
 
@@ -118,6 +138,8 @@ class Roster:
         outcome: Outcome,
         flight: Flight | None = None,
         reason: str = "",
+        *,
+        again: bool = False,
     ) -> None:
         """Give *request* its outcome; later reports on the same delivery are ignored.
 
@@ -126,6 +148,7 @@ class Roster:
             outcome: How its call ended.
             flight: Its flight record, if the caller has read it already.
             reason: Why it did not succeed, as text.
+            again: Whether the killed call was sent again.
         """
         with self._lock:
             if request.outcome is not None:
@@ -139,6 +162,10 @@ class Roster:
                 self.active[request.lane.name] -= 1
             lost_and_back = outcome is Outcome.WORKER_LOST and request.task.reject_on_worker_lost
             self._remember(key, outcome, final=not lost_and_back)
+            if again or outcome is Outcome.RETRIED:
+                twin = flight is not None and flight.twin
+                queue = request.delivery_info["routing_key"]
+                self._sent_again.append(SentAgain(key[0], time(), queue, twin=twin))
         self._tell(self.on_end, CallEnd(request, outcome, flight, reason, ran, runs_on))
 
     def comes_back(self, request: Delivery) -> None:
@@ -165,13 +192,26 @@ class Roster:
         if outcome in _NOT_FINAL or not final:
             self._ended.pop(key, None)
             return
-        self._ended[key] = outcome
+        self._ended[key] = outcome, time()
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
 
     def already_ended(self, request: Delivery) -> Outcome | None:
         """Return how the call of a redelivered message ended in this worker, if it did."""
-        return self._ended.get(request.message_key)
+        ended = self._ended.get(request.message_key)
+        return ended[0] if ended is not None else None
+
+    def end_of(self, task_id: str) -> Ended | None:
+        """Return how and when the call *task_id* ended here last, if it is remembered."""
+        with self._lock:
+            ends = [ended for key, ended in self._ended.items() if key[0] == task_id]
+        return max(ends, key=itemgetter(1), default=None)
+
+    def sent_again(self, task_id: str) -> SentAgain | None:
+        """Return when *task_id* was last sent again from here, if it is remembered."""
+        with self._lock:
+            found = [sent for sent in self._sent_again if sent.task_id == task_id]
+        return found[-1] if found else None
 
 
 def members_of(requests: Any) -> list[Any]:
