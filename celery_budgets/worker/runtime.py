@@ -82,6 +82,8 @@ class WorkerRuntime:
         self.reruns = KillReruns()
         self.roster = Roster()
         self.held = HeldDeliveries()
+        #: Deliveries that wait for their ETA.
+        self.awaited: set[Any] = set()
         self._make_lanes(consumer, wake)
         self._make_gate(consumer)
         end_span = KilledSpan(self.terms, self.roster.count_failure).end

@@ -15,8 +15,9 @@ Lives in the worker main process. See also: :mod:`celery_budgets.worker.backlog.
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ __all__ = ["PERIOD", "Flow", "published_of"]
 
 #: Rates are of the last minute, seconds.
 PERIOD = 60.0
+#: Starts of each lane that are remembered.
+LAST = 256
 #: Shortest time between two samples of the counts, seconds.
 STEP = 1.0
 
@@ -61,6 +64,8 @@ class Flow:
         self._broker = broker
         self._clock = clock
         self._started: Counter[str] = Counter()
+        #: When the last calls of each lane have started.
+        self._instants: defaultdict[str, deque[float]] = defaultdict(partial(deque, maxlen=LAST))
         self._watermarks: dict[tuple[str, Priority | None], float] = {}
         #: The counts of the last minute, by when they were read.
         self._samples: deque[tuple[float, Counter[str]]] = deque([(clock(), Counter())])
@@ -72,6 +77,7 @@ class Flow:
         lane = request.lane.name
         with self._lock:
             self._started[lane] += 1
+            self._instants[lane].append(self._clock())
         # What was handed back, or was lost with its worker, left the broker long ago.
         if request.delivery_info.get("redelivered"):
             return
@@ -105,6 +111,17 @@ class Flow:
             since, before = self._samples[0]
             seconds = max(self._clock() - since, STEP)
             return (self._started[lane] - before[lane]) / seconds
+
+    def starts_per_second(self, lane: str, last: int) -> float | None:
+        """Return how fast the *last* calls of *lane* have started, at most :data:`LAST`.
+
+        For a lane that is busy now, and has not been for all of the last minute. ``None`` before
+        its second call.
+        """
+        with self._lock:
+            instants = list(self._instants[lane])[-last:]
+        seconds = instants[-1] - instants[0] if len(instants) > 1 else 0.0
+        return (len(instants) - 1) / seconds if seconds else None
 
     def look(self) -> None:
         """Sample the counts, at most once per second; called about that often."""

@@ -62,8 +62,8 @@ class LanesStep(bootsteps.StartStopStep):
         self._first_start = True
         #: Deliveries that wait for their ETA, by queue: the broker counts them as unacknowledged.
         self._later: Counter[str] = Counter()
-        self._awaited: set[Request] = set()
         self._runtime = runtime = WorkerRuntime(c, self._wake)
+        self._awaited = runtime.awaited
         keep(c.app, runtime)
         self._broker = runtime.broker
         self._roster, self.slots = runtime.roster, runtime.slots

@@ -53,6 +53,16 @@ class HeldDeliveries:
         with self._lock:
             return self._held[reason].pop(0) if self._held[reason] else None
 
+    def of_id(self, task_id: str) -> list[tuple[str, Delivery]]:
+        """Return the held deliveries of *task_id*, each with its reason."""
+        with self._lock:
+            return [
+                (reason, request)
+                for reason, held in self._held.items()
+                for request in held
+                if request.id == task_id
+            ]
+
     def lose_connection(self) -> None:
         """Forget all: the broker redelivers the messages of closed channels."""
         with self._lock:

@@ -196,9 +196,27 @@ class WorkerSlots:
         """Return the number of held calls, by lane."""
         return Counter({name: len(slots.held) for name, slots in self.lanes.items()})
 
+    def held_of_id(self, task_id: str) -> list[tuple[Delivery, int]]:
+        """Return the held calls of *task_id*, each with how many of its lane start before it."""
+        with self._lock:
+            return [
+                (request, self._before(slots, place))
+                for slots in self._holding.values()
+                for place, request in enumerate(slots.held)
+                if request.id == task_id
+            ]
+
     def low_is_due(self, lane: str) -> bool:
         """Return whether *lane* has started no call of low priority for too long."""
         return monotonic() - self.lanes[lane].low_at > self._aging
+
+    def _before(self, slots: LaneSlots, place: int) -> int:
+        """Return how many held calls of a lane start before the one at *place*."""
+        if self._priority is None:
+            return place
+        order = list(Priority)
+        levels = [order.index(self._priority(request)) for request in slots.held]
+        return sum((level, at) < (levels[place], place) for at, level in enumerate(levels))
 
     def _pick(self, slots: LaneSlots) -> Delivery:
         """Remove and return the next held call: by priority, then by arrival."""

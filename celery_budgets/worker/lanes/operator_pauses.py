@@ -11,6 +11,7 @@ which pauses all of them for memory.
 from __future__ import annotations
 
 import logging
+from time import time
 from typing import TYPE_CHECKING, Any
 
 from celery_budgets.model.lanes import Lane, Lanes
@@ -58,22 +59,27 @@ class OperatorPauses:
         self._lanes = lanes
         self._slots = slots
         self._held = held
-        self._paused: set[str] = set()
+        #: When each lane was paused, seconds since the epoch.
+        self._paused: dict[str, float] = {}
 
     def is_paused(self, lane: Lane) -> bool:
         """Return whether an operator has paused *lane* on this worker."""
         return lane.name in self._paused
 
+    def paused_at(self, lane: Lane) -> float | None:
+        """Return when an operator has paused *lane*, seconds since the epoch; ``None`` if not."""
+        return self._paused.get(lane.name)
+
     def pause(self, lane: Lane) -> None:
         """Start no new calls of *lane*, also after a reconnect, until :meth:`resume`."""
-        self._paused.add(lane.name)
+        self._paused.setdefault(lane.name, time())
         # Not here, as in celery.worker.control.cancel_consumer: kombu may be in the middle of
         # reading from Redis, and would forget the queue after a consumer has been added again.
         self._consumer.call_soon(self._settle, lane)
 
     def resume(self, lane: Lane) -> None:
         """Consume *lane* again, unless it is paused for another reason; start its held calls."""
-        self._paused.discard(lane.name)
+        self._paused.pop(lane.name, None)
         self._consumer.call_soon(self._go_on, lane, self._held.take(REASON, lane))
 
     def turn_away(self, request: Delivery) -> bool:

@@ -91,3 +91,17 @@ def test_departures_are_of_the_last_minute():
     clock.now += 60
     flow.look()
     assert flow.departures_per_second("critic") == 0
+
+
+def test_how_fast_the_last_calls_have_started():
+    """Whatever was before; a burst after an idle minute counts as it is."""
+    clock = Clock()
+    flow = Flow(clock=clock)
+    assert flow.starts_per_second("critic", 20) is None
+    flow.started(call())
+    assert flow.starts_per_second("critic", 20) is None
+    clock.now += 100
+    for _ in range(30):
+        clock.now += 0.1
+        flow.started(call())
+    assert flow.starts_per_second("critic", 20) == pytest.approx(10)

@@ -211,3 +211,17 @@ def test_a_lane_is_full_where_it_could_start_no_call():
     assert sorted(lane for lane, _ in bench.slots.full()) == ["a", "b"]
     bench.slots.release(second)
     assert bench.slots.full() == []
+
+
+def test_how_many_are_before_a_held_call():
+    """In order of arrival; by priority where the app has some."""
+    for priorities, before in ((False, [0, 1, 2]), (True, [1, 2, 0])):
+        bench = Bench(Lane("a", 1), priorities=priorities)
+        bench.fill("a", 1)
+        held = [Call("a", level) for level in (Priority.NORMAL, Priority.LOW, Priority.HIGH)]
+        for number, call in enumerate(held):
+            call.id = f"c{number}"
+            assert not bench.slots.take(call)
+        found = [bench.slots.held_of_id(call.id) for call in held]
+        assert found == [[(call, place)] for call, place in zip(held, before, strict=True)]
+    assert bench.slots.held_of_id("c9") == []
