@@ -13,7 +13,8 @@ from click_didyoumean import DYMGroup
 
 # Importing them registers `celery inspect budgets` and the control commands with the command line.
 import celery_budgets.worker.remote.commands
-import celery_budgets.worker.remote.lane_commands  # noqa: F401
+import celery_budgets.worker.remote.lane_commands
+import celery_budgets.worker.remote.why  # noqa: F401
 from celery_budgets.errors import BudgetsError
 
 __all__ = ["lanes"]
@@ -26,6 +27,7 @@ COMMANDS = {
     "up": "up",
     "status": "status",
     "top": "top",
+    "why": "why",
     "set": "set_limit",
     "pause": "pause",
     "resume": "resume",

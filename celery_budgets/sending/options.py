@@ -22,6 +22,7 @@ from celery_budgets.model.deadline import Deadline
 from celery_budgets.model.headers import HEADER_DEADLINE, HEADER_DUE_AT, HEADER_IDEMPOTENCY_KEY
 from celery_budgets.model.outcomes import Outcome
 from celery_budgets.model.priority import Broker, Priority, low_queue, number_of
+from celery_budgets.sending import sent
 from celery_budgets.sending.scope import admit, join_scope, take_back
 
 __all__ = ["inherit", "not_sent", "options_for", "stamp"]
@@ -151,8 +152,8 @@ def _header(seconds: Any, factor: float) -> list[float] | None:
     return None if seconds is None else list(Deadline.after(seconds, factor))
 
 
-def stamp(headers: Any = None, properties: Any = None, **_: Any) -> None:
-    """Add the headers for scope, due time and deadline to a message.
+def stamp(headers: Any = None, properties: Any = None, routing_key: str = "", **_: Any) -> None:
+    """Add the headers for scope, due time and deadline to a message, and remember it.
 
     A receiver of Celery's signal ``before_task_publish``, which is sent for every message.
     """
@@ -161,7 +162,9 @@ def stamp(headers: Any = None, properties: Any = None, **_: Any) -> None:
     inherit(headers, properties)
     join_scope(headers)
     now, eta = time(), headers.get("eta")
-    headers[HEADER_DUE_AT] = max(now, datetime.fromisoformat(eta).timestamp()) if eta else now
+    due_at = max(now, datetime.fromisoformat(eta).timestamp()) if eta else now
+    headers[HEADER_DUE_AT] = due_at
+    sent.note(headers.get("id"), routing_key, now, due_at)
 
 
 def inherit(headers: dict[str, Any], properties: dict[str, Any] | None) -> None:

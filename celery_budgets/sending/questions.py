@@ -5,11 +5,12 @@ Each question is sent by remote control. See also: :mod:`celery_budgets.sending.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery_budgets.sending.remote_control import Inspection
 
 if TYPE_CHECKING:
+    from celery_budgets.model.why import Why
     from celery_budgets.telemetry.snapshots import Concurrency, Memory
     from celery_budgets.telemetry.statistics import Statistics
 
@@ -22,6 +23,9 @@ class Questions:
     Args:
         inspection: Sends the questions.
     """
+
+    #: The Celery app.
+    app: Any
 
     def __init__(self, inspection: Inspection) -> None:
         self._inspection = inspection
@@ -65,3 +69,35 @@ class Questions:
 
         answers = self._inspection.ask(timeout)
         return Memory.of(answers.by_worker, answers.silent)
+
+    def why(
+        self,
+        task_id: str,
+        *,
+        lane: str | None = None,
+        sent_at: float | None = None,
+        timeout: float = 1.0,
+    ) -> Why:
+        """Return why a call does not run, or what became of it.
+
+        The workers are asked first, then the broker and the result backend. RabbitMQ cannot be
+        searched: there a call that no worker has yet is known by the process that has sent it (the
+        last 10,000), or by its lane and its time.
+
+        Args:
+            task_id: Id of the call.
+            lane: Its lane, if it was sent by another process; with *sent_at*.
+            sent_at: When it was sent, seconds since the epoch.
+            timeout: How long workers may take to answer, seconds.
+
+        Raises:
+            ConfigurationError: There is no such lane.
+            kombu.exceptions.OperationalError: The broker does not answer.
+
+        Example:
+            >>> print(budgets.why(result.id))
+            4f1c waits for a slot of lane critic; 2 start before it; starts in about 12 s
+        """
+        from celery_budgets.sending.why.asking import why
+
+        return why(self.app, self._inspection, task_id, lane=lane, sent_at=sent_at, timeout=timeout)

@@ -51,33 +51,40 @@ class Inspection:
         timeout: float = 1.0,
         also: Iterable[str] = (),
         arguments: Mapping[str, Any] | None = None,
+        command: str = "budgets",
     ) -> Replies:
-        """Return the answers of all workers to ``inspect budgets``.
+        """Return the answers of all workers to ``inspect budgets``, or to another question.
 
         Args:
             timeout: How long workers may take, seconds; it returns earlier once all known workers
                 have answered.
             also: Names of workers to expect, besides those that the broker names.
             arguments: Arguments of the command.
+            command: Name of the remote control command.
 
         Raises:
             kombu.exceptions.OperationalError: The broker does not answer.
         """
         with self._app.connection_for_write() as connection:
-            return self._ask(connection, timeout, set(also), arguments or {})
+            return self._ask(connection, timeout, set(also), arguments or {}, command)
 
     def _ask(
-        self, connection: Any, timeout: float, also: set[str], arguments: Mapping[str, Any]
+        self,
+        connection: Any,
+        timeout: float,
+        also: set[str],
+        arguments: Mapping[str, Any],
+        command: str,
     ) -> Replies:
         mailboxes = self._mailboxes(connection)
         # If the broker lists mailboxes, a worker without one has shut down properly.
         expected = (mailboxes or set(self._seen)) | also
         limit = len(expected) if mailboxes else None
-        replies = self._broadcast(connection, "budgets", arguments, timeout, limit)
+        replies = self._broadcast(connection, command, arguments, timeout, limit)
         if limit and not set(replies) <= expected:
             # A new worker's answer was counted instead of a missing one.
             self._seen.update(_ours(replies, arguments))
-            return self._ask(connection, timeout, {*also, *replies}, arguments)
+            return self._ask(connection, timeout, {*also, *replies}, arguments, command)
         by_worker = _ours(replies, arguments)
         self._seen.update(by_worker)
         plain = set(replies) - set(by_worker)
@@ -140,13 +147,26 @@ class Inspection:
 
 
 def _ours(replies: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the *replies* to ``inspect budgets`` that are valid answers, by worker."""
-    is_answer = _tells_scope if "scope" in arguments else _tells_all
+    """Return the *replies* to ``inspect budgets`` or ``lanes_why`` that are answers, by worker."""
+    expected = next((name for name in _EXPECTED if name in arguments), None)
+    is_answer = _EXPECTED[expected] if expected is not None else _tells_all
     return {name: reply for name, reply in sorted(replies.items()) if is_answer(reply)}
 
 
 def _tells_scope(reply: Any) -> bool:
     return isinstance(reply, Mapping) and isinstance(reply.get("scope"), list)
+
+
+def _tells_holders(reply: Any) -> bool:
+    return isinstance(reply, Mapping) and isinstance(reply.get("holders"), list)
+
+
+def _tells_call(reply: Any) -> bool:
+    return isinstance(reply, Mapping) and isinstance(reply.get("in_hand"), list)
+
+
+#: By the argument that asks for it: what makes a reply an answer.
+_EXPECTED = {"scope": _tells_scope, "holders": _tells_holders, "task_id": _tells_call}
 
 
 def _tells_all(reply: Any) -> bool:

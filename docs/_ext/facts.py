@@ -26,6 +26,7 @@ from celery_budgets.config.setting_fields import FIELDS
 from celery_budgets.execution.limits import interrupts as interrupt
 from celery_budgets.execution.limits import solo_interrupt
 from celery_budgets.model.lanes import DEFAULT_LANES
+from celery_budgets.model.why import Cause, Why
 from celery_budgets.telemetry import attributes as names
 from celery_budgets.telemetry import logs
 from celery_budgets.telemetry.metrics import METRICS
@@ -91,6 +92,21 @@ def pools() -> str:
             for pool, kind in kinds.items()
         ),
     )
+
+
+def causes() -> str:
+    """Every cause that `celery lanes why` may give, with what it says and what to do."""
+    return table(
+        ("cause", "the call", "what to do"),
+        (
+            (f"`{cause}`", str(Why("", cause, lane="LANE", limit="NAME")).strip(), _remedy(cause))
+            for cause in Cause
+        ),
+    )
+
+
+def _remedy(cause: Cause) -> str:
+    return Why("TASK_ID", cause, lane="LANE", limit="NAME").remedy
 
 
 def metrics() -> str:
@@ -212,7 +228,7 @@ def _first_line(path: Path) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
-        settings, lanes, pools, metrics, attributes, span_events, record, log_events, rooms,
+        settings, lanes, pools, causes, metrics, attributes, span_events, record, log_events, rooms,
         rooms_of_worker,
     )
 }  # fmt: skip

@@ -127,6 +127,8 @@ LOG_EVENTS = {
     "run, only they redeliver calls, after their own visibility timeout.",
     "budgets.no_mailbox_table": "The broker cannot list the workers, so only workers that have "
     "answered before are reported as silent.",
+    "budgets.no_queue": "`lanes why` counted the messages of a queue that does not exist.",
+    "budgets.no_result": "`lanes why` could not read the result of a call; it goes on without.",
     "budgets.pool_processes_back": "All pool processes are up again.",
     "budgets.pool_processes_missing": "No pool process takes calls, or fewer than the worker has "
     "slots, for too long.",

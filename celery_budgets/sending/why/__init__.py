@@ -1,0 +1,3 @@
+"""Finds out why a call does not run: asks workers and broker, and what this process has sent."""
+
+from __future__ import annotations

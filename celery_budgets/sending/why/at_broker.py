@@ -1,0 +1,147 @@
+"""Looks for the message of one call at the broker, without taking it.
+
+Redis keeps a queue as lists, which are read from the end that workers take from. RabbitMQ hands a
+message out only to a consumer, so there the messages of a queue are counted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from celery_budgets.sending.why.evidence import Message
+
+__all__ = ["AtBroker", "look"]
+
+logger = logging.getLogger(__name__)
+
+#: Most messages of a list that are read, and how long all may take, seconds.
+MOST = 10_000
+SECONDS = 0.5
+#: Messages that are read at once, and how many again with the next: some are taken in between.
+CHUNK = 1_000
+OVERLAP = 100
+
+
+@dataclass(frozen=True)
+class AtBroker:
+    """What was found there."""
+
+    message: Message | None = None
+    #: Whether all messages were read.
+    searched: bool = False
+    #: Whether it is noted as in a worker's hand.
+    delivered: bool = False
+    #: Messages that wait, by queue.
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def look(connection: Any, queues: Sequence[str], task_id: str) -> AtBroker:
+    """Return what the broker has of *task_id*; the first of *queues* are looked at first.
+
+    Args:
+        connection: A connection to the broker.
+        queues: The queues in which it may be.
+        task_id: Id of the call.
+
+    Raises:
+        kombu.exceptions.OperationalError: The broker does not answer.
+    """
+    channel = connection.default_channel
+    if hasattr(channel, "_q_for_pri") and hasattr(channel, "conn_or_acquire"):
+        with channel.conn_or_acquire() as client:
+            return _Search(channel, client, task_id).of(queues)
+    if connection.transport.driver_type == "amqp":
+        return AtBroker(counts=dict(_counted(connection, queues)))
+    return AtBroker()
+
+
+def _counted(connection: Any, queues: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield how many messages each queue has that exists."""
+    for queue in queues:
+        # The broker closes the channel if there is no such queue.
+        try:
+            with connection.channel() as channel:
+                yield queue, channel.queue_declare(queue, passive=True).message_count
+        except connection.channel_errors as exc:
+            logger.debug("budgets.no_queue queue=%s: %s", queue, exc)
+
+
+class _Search:
+    """One search of the lists of a Redis."""
+
+    def __init__(self, channel: Any, client: Any, task_id: str) -> None:
+        self._channel = channel
+        self._client = client
+        self._task_id = task_id
+        self._text = task_id.encode()
+        self._ends_at = monotonic() + SECONDS
+        self._message: Message | None = None
+        self._searched = True
+        self._prefix = getattr(channel, "global_keyprefix", "") or ""
+
+    def of(self, queues: Sequence[str]) -> AtBroker:
+        """Search *queues*, then what is in the hands of workers."""
+        counts = {queue: self._in_queue(queue) for queue in queues}
+        delivered = self._message is None and self._in_hand()
+        return AtBroker(self._message, self._searched, delivered, counts)
+
+    def _in_queue(self, queue: str) -> int:
+        """Search one queue, all of its priorities; return how many messages it has."""
+        before = 0
+        for step in self._channel.priority_steps:
+            key = self._channel._q_for_pri(queue, step)
+            length = self._client.llen(key)
+            if length and self._message is None:
+                place = self._in_list(self._prefix + key, length)
+                if place is not None:
+                    self._message = Message(queue, before + place[0], place[1])
+                elif length > MOST or self._is_late():
+                    self._searched = False
+            before += length
+        return before
+
+    def _in_list(self, key: str, length: int) -> tuple[int, dict[str, Any]] | None:
+        """Return how many messages of a list are before that of the call, and its headers."""
+        for start in range(0, min(length, MOST), CHUNK - OVERLAP):
+            if self._is_late():
+                return None
+            end = min(start + CHUNK, MOST)
+            texts = self._client.lrange(key, -end, -start - 1)
+            for place, text in enumerate(reversed(texts)):
+                headers = self._headers_in(text)
+                if headers is not None:
+                    return start + place, headers
+        return None
+
+    def _headers_in(self, text: bytes) -> dict[str, Any] | None:
+        """Return the headers of a message if it is that of the call."""
+        if self._text not in text:
+            return None
+        try:
+            headers = json.loads(text)["headers"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        # The id of a call stands in those that it has sent, too.
+        return headers if headers.get("id") == self._task_id else None
+
+    def _in_hand(self) -> bool:
+        """Return whether the message is noted as delivered and not acknowledged."""
+        wanted = b'"id": ' + json.dumps(self._task_id).encode()
+        cursor, read = 0, 0
+        while not self._is_late() and read < MOST:
+            key = self._prefix + self._channel.unacked_key
+            cursor, entries = self._client.hscan(key, cursor, count=CHUNK)
+            if any(wanted in text for text in entries.values()):
+                return True
+            read += len(entries)
+            if not cursor:
+                break
+        return False
+
+    def _is_late(self) -> bool:
+        return monotonic() > self._ends_at

@@ -1,0 +1,35 @@
+"""The remote control command ``lanes_why``, which ``celery lanes why`` and ``Budgets.why`` send.
+
+Registered like :mod:`celery_budgets.worker.remote.commands`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker.control import inspect_command, nok
+
+__all__: list[str] = []
+
+
+@inspect_command(args=[("task_id", str)], signature="<task_id>")
+def lanes_why(state: Any, task_id: str = "", holders: Any = None, **_: Any) -> Any:
+    """Tell what this worker knows of one call, and the state of its lanes."""
+    from celery_budgets.worker.remote.whereabouts import Whereabouts
+    from celery_budgets.worker.runtime import runtime_of
+
+    try:
+        runtime = runtime_of(state.app)
+    except RuntimeError:
+        return nok("this worker runs without budgets: its app has no Budgets(app)")
+    whereabouts = Whereabouts(runtime, state.consumer)
+    if holders is not None:
+        return {"holders": whereabouts.holders(*holders)}
+    again, ended = runtime.roster.sent_again(task_id), runtime.roster.end_of(task_id)
+    return {
+        "in_hand": whereabouts.of(task_id),
+        "ended": [ended[0].value, ended[1]] if ended is not None else None,
+        "sent_again": list(again) if again is not None else None,
+        "lanes": {lane.name: whereabouts.lane_now(lane) for lane in runtime.served},
+        "queues": sorted(state.app.amqp.queues.consume_from),
+    }
