@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from celery import Celery
+from celery import Celery, Task
 
 from celery_budgets import BudgetedTask, Budgets, Lane
 
@@ -13,6 +13,7 @@ CALLS = int(os.environ.get("WHY_CALLS", "2"))
 
 app = Celery("why")
 app.conf.budgets_idempotency_lease = "60s"
+app.conf.budgets_global_concurrency = 64
 app.conf.worker_proc_alive_timeout = 30
 budgets = Budgets(
     app,
@@ -51,6 +52,16 @@ def quick(seconds=0.0):
 @app.task(base=BudgetedTask, lane="work", bind=True, max_retries=1)
 def later(self):
     raise self.retry(countdown=3600)
+
+
+@app.task(base=BudgetedTask, lane="work")
+def fails():
+    raise ValueError("on purpose")
+
+
+@app.task(base=Task)
+def plain(name):
+    hold.run(name)
 
 
 @app.task(base=BudgetedTask, lane="rated", rate_limit="1/m")

@@ -18,7 +18,7 @@ from celery_budgets.model.why import Cause, Why
 from celery_budgets.sending import sent as sending
 from celery_budgets.sending.remote_control import Inspection, Replies
 from celery_budgets.sending.sent import Sent
-from celery_budgets.sending.why.at_broker import AtBroker, look
+from celery_budgets.sending.why.at_broker import AtBroker, counted, look
 from celery_budgets.sending.why.evidence import Ended, Evidence, LaneNow, Stored
 from celery_budgets.sending.why.verdict import verdict
 
@@ -84,14 +84,17 @@ def _given(app: Any, task_id: str, lane: str | None, sent_at: float | None) -> S
 def _evidence(
     app: Any, inspection: Inspection, task_id: str, given: Sent | None, timeout: float
 ) -> Evidence:
-    replies = inspection.ask(timeout, arguments={"task_id": task_id}, command=COMMAND)
-    evidence = _answers(app, replies, task_id, given)
-    twins = [each for each in _hands(replies) if "key" in each]
-    if evidence.in_hand:
-        return _with_holders(inspection, evidence, twins, timeout)
-    queues = _queues(app, evidence)
     with app.connection_for_write() as connection:
-        at_broker = look(connection, queues, task_id)
+        # Before the workers, who say what they have started by then: on RabbitMQ their answers
+        # are waited for as long as the timeout lasts.
+        now, counts = time(), counted(connection, _queues(app, given))
+        replies = inspection.ask(timeout, arguments={"task_id": task_id}, command=COMMAND)
+        evidence = replace(_answers(app, replies, task_id, given), now=now, counts=counts)
+        if evidence.in_hand:
+            twins = [each for each in _hands(replies) if "key" in each]
+            return _with_holders(inspection, evidence, twins, timeout)
+        queues = [*_queues(app, evidence.sent), *sorted(evidence.consumed)]
+        at_broker = look(connection, list(dict.fromkeys(queues)), task_id)
     return _with_broker(app, evidence, at_broker)
 
 
@@ -135,28 +138,27 @@ def _with_holders(
     return replace(evidence, holders=tuple(Why.from_json(each) for each in told))
 
 
-def _queues(app: Any, evidence: Evidence) -> list[str]:
+def _queues(app: Any, sent: Sent | None) -> list[str]:
     """Return the queues in which the message may be, the likeliest first."""
     settings = settings_of(app)
     queues = [lane.queue for lane in settings.lanes.values()]
     if settings.priorities:
         queues += [low_queue(queue) for queue in queues]
-    if evidence.sent is not None:
-        queues.insert(0, evidence.sent.queue)
-    return list(dict.fromkeys([*queues, *sorted(evidence.consumed)]))
+    return list(dict.fromkeys([*([sent.queue] if sent is not None else ()), *queues]))
 
 
 def _with_broker(app: Any, evidence: Evidence, at_broker: AtBroker) -> Evidence:
     """Return *evidence* with what the broker and the result backend have."""
     lanes = settings_of(app).lanes
-    found = {queue: lanes.of_queue(queue) for queue in at_broker.counts}
+    counts = evidence.counts | at_broker.counts
+    found = {queue: lanes.of_queue(queue) for queue in counts}
     queue = evidence.sent.queue if evidence.sent is not None else ""
     others = [each for each in sending.of_queue(queue) if each.task_id != evidence.task_id]
     return replace(
         evidence,
         stored=_stored(app, evidence.task_id),
         message=at_broker.message, searched=at_broker.searched, delivered=at_broker.delivered,
-        counts=at_broker.counts,
+        counts=counts, answered_after=time() - evidence.now,
         lane_of={queue: lane.name for queue, lane in found.items() if lane is not None},
         others=tuple(each.sent_at for each in others),
     )  # fmt: skip

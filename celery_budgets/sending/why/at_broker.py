@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
 from celery_budgets.sending.why.evidence import Message
 
-__all__ = ["AtBroker", "look"]
+__all__ = ["AtBroker", "counted", "look"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,34 +41,44 @@ class AtBroker:
 
 
 def look(connection: Any, queues: Sequence[str], task_id: str) -> AtBroker:
-    """Return what the broker has of *task_id*; the first of *queues* are looked at first.
+    """Return what a Redis has of *task_id*; nothing of another broker.
 
     Args:
         connection: A connection to the broker.
-        queues: The queues in which it may be.
+        queues: The queues in which it may be; the first are searched first.
         task_id: Id of the call.
 
     Raises:
         kombu.exceptions.OperationalError: The broker does not answer.
     """
     channel = connection.default_channel
-    if hasattr(channel, "_q_for_pri") and hasattr(channel, "conn_or_acquire"):
-        with channel.conn_or_acquire() as client:
-            return _Search(channel, client, task_id).of(queues)
-    if connection.transport.driver_type == "amqp":
-        return AtBroker(counts=dict(_counted(connection, queues)))
-    return AtBroker()
+    if not (hasattr(channel, "_q_for_pri") and hasattr(channel, "conn_or_acquire")):
+        return AtBroker()
+    with channel.conn_or_acquire() as client:
+        return _Search(channel, client, task_id).of(queues)
 
 
-def _counted(connection: Any, queues: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Yield how many messages each queue has that exists."""
+def counted(connection: Any, queues: Sequence[str]) -> dict[str, int]:
+    """Return how many messages wait in each of *queues* on RabbitMQ; nothing of another broker.
+
+    Raises:
+        kombu.exceptions.OperationalError: The broker does not answer.
+    """
+    if connection.transport.driver_type != "amqp":
+        return {}
+    counts: dict[str, int] = {}
+    channel = None
     for queue in queues:
-        # The broker closes the channel if there is no such queue.
+        channel = channel or connection.channel()
         try:
-            with connection.channel() as channel:
-                yield queue, channel.queue_declare(queue, passive=True).message_count
+            counts[queue] = channel.queue_declare(queue, passive=True).message_count
         except connection.channel_errors as exc:
+            # There is no such queue; the broker has closed the channel.
             logger.debug("budgets.no_queue queue=%s: %s", queue, exc)
+            channel = None
+    if channel is not None:
+        channel.close()
+    return counts
 
 
 class _Search:

@@ -90,7 +90,7 @@ class Evidence:
     """All that is known of one call."""
 
     task_id: str
-    #: Seconds since the epoch.
+    #: When it was asked, seconds since the epoch.
     now: float
     #: What workers have in hand.
     in_hand: tuple[Why, ...] = ()
@@ -121,7 +121,9 @@ class Evidence:
     #: Publishing times of other messages to its queue that this process knows.
     others: tuple[float, ...] = ()
     #: Messages at the broker, by queue.
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    #: How long the workers were waited for, seconds; on RabbitMQ it was counted before that.
+    answered_after: float = 0.0
     #: By queue: the lane, for queues of lanes.
     lane_of: Mapping[str, str] = field(default_factory=dict)
     #: Whether the broker orders messages by priority.

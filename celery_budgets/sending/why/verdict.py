@@ -112,7 +112,11 @@ def _by_time(e: Evidence) -> Why | None:
     marks = [each.watermark for each in e.serving(queue) if each.watermark is not None]
     if not e.priorities and marks and max(marks) > sent_at + SKEW:
         return None
-    waits = _at_broker(e, queue, None if e.priorities else estimated(e, queue, sent_at, marks))
+    position = None if e.priorities else estimated(e, queue, sent_at, marks)
+    if position is not None:
+        started = _rate(e.serving(queue)) * e.answered_after
+        position = max(0, round(position - started))
+    waits = _at_broker(e, queue, position)
     if e.sent_for_twin:
         waits = replace(waits, cause=Cause.TWIN, starts_in=None)
     elif e.sent.due_at > e.now:
@@ -182,9 +186,14 @@ def _starts_in(workers: list[LaneNow], position: int) -> float | None:
     """Return when *position* calls at the broker, and those that wait in hands, have started."""
     if any(each.active < each.limit for each in workers) and not position:
         return 0.0
-    rate = sum(each.rate for each in workers if each.rate)
+    rate = _rate(workers)
     before = position + sum(each.waiting for each in workers)
     return (before + 1) / rate if rate else None
+
+
+def _rate(workers: list[LaneNow]) -> float:
+    """Return how many calls they start per second together."""
+    return sum(each.rate for each in workers if each.rate and each.stopped is None)
 
 
 def _unknown(e: Evidence) -> Why:
