@@ -66,8 +66,9 @@ class Budgets(Questions):
         self.app.__dict__[_BUDGETS] = self
         self.app.steps["worker"].add("celery_budgets.worker.bootsteps.worker_step:BudgetsStep")
         self.app.steps["worker"].add("celery_budgets.worker.bootsteps.control_step:ControlStep")
-        for step in ("lanes_step:LanesStep", "gate_step:GateStep", "renewal_step:RenewalStep"):
-            self.app.steps["consumer"].add(f"celery_budgets.worker.bootsteps.{step}")
+        for step in ("Lanes", "Gate", "Renewal", "Backlog"):
+            path = f"celery_budgets.worker.bootsteps.{step.lower()}_step:{step}Step"
+            self.app.steps["consumer"].add(path)
         self.app.GroupResult = group_result(self.app)
         self.app.on_after_configure.connect(self._on_configured)
         signals.celeryd_init.connect(self._on_worker_init)

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from celery_budgets.cli import queue_cells
 from celery_budgets.cli.alerts import CRITICAL_SHARE
 from celery_budgets.cli.lane_commands import why_silent
 from celery_budgets.cli.overview import Overview, Row
@@ -40,8 +41,15 @@ def drawn(overview: Overview, width: int, *, live: bool = False) -> Group:
     ]
     for column in columns:
         table.add_column(column.heading, justify=column.justify, no_wrap=column.heading != "alerts")
+    told: set[str] = set()
     for row in overview.rows:
-        table.add_row(*(column.cell(row, wide) for column in columns))
+        table.add_row(
+            *(
+                Text() if column.of_lane and row.lane in told else column.cell(row, wide)
+                for column in columns
+            )
+        )
+        told.add(row.lane)
     return Group(*([table] if overview.rows else []), *_below(overview))
 
 
@@ -53,6 +61,8 @@ class _Column(NamedTuple):
     justify: Literal["left", "right"] = "right"
     wide: bool = False
     live: bool = False
+    #: Whether it is about the lane, and so stands only in its first row.
+    of_lane: bool = False
 
 
 def _slots(row: Row, wide: bool) -> Text:
@@ -80,6 +90,16 @@ _COLUMNS = (
     _Column("worker", lambda row, _: Text(row.worker), "left"),
     _Column("active", _slots, "left"),
     _Column("waiting", lambda row, _: Text(str(row.waiting))),
+    _Column("backlog", lambda row, _: Text(queue_cells.backlog(row.queue)), of_lane=True),
+    _Column(
+        "history",
+        lambda row, _: Text(queue_cells.sparkline(row.history), style="cyan"),
+        wide=True,
+        live=True,
+        of_lane=True,
+    ),
+    _Column("oldest", lambda row, _: Text(queue_cells.oldest(row.queue)), of_lane=True),
+    _Column("drain", lambda row, _: Text(queue_cells.drain(row.queue)), wide=True, of_lane=True),
     _Column("calls", lambda row, _: Text(str(row.calls))),
     _Column("calls/s", lambda row, _: Text(_rate(row.rate)), live=True),
     _Column("failed", lambda row, _: Text(str(row.failed))),

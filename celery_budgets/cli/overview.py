@@ -7,16 +7,19 @@ See also: :mod:`celery_budgets.cli.alerts`, which derives the alerts of a row, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from celery_budgets.cli.alerts import Alert, alerts_of, is_paused
 from celery_budgets.sending.remote_control import Replies
-from celery_budgets.telemetry.snapshots import Concurrency, Slots, WorkerMemory
+from celery_budgets.telemetry.queues import LaneQueue
+from celery_budgets.telemetry.snapshots import Concurrency, Slots, WorkerMemory, queues_of
 from celery_budgets.telemetry.statistics import CallStatistics, Statistics
 
 __all__ = ["Overview", "Row"]
 
+#: How many looks the history of a backlog has.
+HISTORY = 20
 _FAILED = ("failed", "soft_time_limit")
 _KILLED = ("hard_time_limit", "memory_limit", "worker_lost")
 
@@ -30,6 +33,8 @@ class Row:
     active: int
     limit: int
     waiting: int
+    #: The queue of the lane at the broker, the same in each of its rows.
+    queue: LaneQueue
     #: Calls that have ended since the worker started.
     calls: int
     failed: int
@@ -46,11 +51,19 @@ class Row:
     #: Whether an operator has paused the lane on this worker.
     paused: bool = False
     alerts: tuple[Alert, ...] = ()
+    #: The backlog of the lane at the last looks, this one last; ``None`` where unknown.
+    history: tuple[int | None, ...] = ()
 
     @property
     def slots(self) -> Slots:
         """The slots of this lane on this worker."""
         return Slots(self.active, self.limit, self.waiting)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON values, its queue among them."""
+        values = asdict(self)
+        del values["queue"], values["history"]
+        return {**values, **asdict(self.queue), "drain": self.queue.drain}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +95,16 @@ class Overview:
         """
         order = list(lanes)
         counted = {(row.worker, row.lane): row.calls for row in before.rows} if before else {}
+        queues = queues_of(answers.by_worker)
         rows = [
             row
             for worker, answer in answers.by_worker.items()
-            for row in _rows(worker, answer, counted, seconds)
+            for row in _rows(worker, answer, queues, counted, seconds)
+        ]
+        earlier = {row.lane: row.history for row in before.rows} if before else {}
+        rows = [
+            replace(row, history=(*earlier.get(row.lane, ()), row.queue.backlog)[-HISTORY:])
+            for row in rows
         ]
         rows.sort(key=lambda row: (_position(row.lane, order), row.lane, row.worker))
         served = {row.lane for row in rows}
@@ -105,7 +124,7 @@ class Overview:
     def to_json(self) -> dict[str, Any]:
         """Return the overview as JSON values, in seconds and bytes."""
         return {
-            "lanes": [asdict(row) for row in self.rows],
+            "lanes": [row.to_json() for row in self.rows],
             "workers": list(self.answered),
             "silent": list(self.silent),
             "plain": list(self.plain),
@@ -120,6 +139,7 @@ def _position(lane: str, order: list[str]) -> int:
 def _rows(
     worker: str,
     answer: Mapping[str, Any],
+    queues: Mapping[str, LaneQueue],
     counted: Mapping[tuple[str, str], int],
     seconds: float | None,
 ) -> Iterator[Row]:
@@ -135,6 +155,7 @@ def _rows(
             active=slots.active,
             limit=slots.limit,
             waiting=slots.waiting,
+            queue=queues[lane],
             calls=calls.total,
             failed=sum(calls.outcomes[outcome] for outcome in _FAILED),
             killed=sum(calls.outcomes[outcome] for outcome in _KILLED),

@@ -181,6 +181,9 @@ FIELDS: dict[str, Field] = {
         _one_of("budgets", "kombu"),
         "who fetches messages from Redis: `budgets`, atomically and with renewal, or `kombu`",
     ),
+    "backlog": Field(
+        True, _flag, "read every 5 s how many messages wait for each lane at the broker"
+    ),
     "tracing": Field(True, _flag, "enrich the spans of calls, and complete those of killed calls"),
     "span_sample_rate": Field(
         1.0,

@@ -54,6 +54,7 @@ class Settings:
     idempotency_retention: float
     idempotency_lease: float
     redis_transport: str
+    backlog: bool
     tracing: bool
     span_sample_rate: float
     span_name: str | None

@@ -58,6 +58,15 @@ METRICS: dict[str, Metric] = {
     "lane_active": Metric("gauge", "{call}", ("lane",), "Calls that run now"),
     "lane_limit": Metric("gauge", "{call}", ("lane",), "Calls that may run at once"),
     "lane_waiting": Metric("gauge", "{call}", ("lane",), "Calls received and not started"),
+    "lane_backlog": Metric(
+        "gauge", "{message}", ("lane",), "Messages at the broker; the same from each worker"
+    ),
+    "lane_oldest_seconds": Metric(
+        "gauge", "s", ("lane",), "How long the oldest message at the broker has waited"
+    ),
+    "lane_load": Metric(
+        "gauge", "1", ("lane",), "(running + waiting + backlog) / slots, over all workers"
+    ),
     "global_active": Metric("gauge", "{call}", (), "Calls that run now, over all lanes"),
     "global_limit": Metric("gauge", "{call}", (), "Calls that may run at once over all lanes"),
     "memory_rss_bytes": Metric("gauge", "By", ("process",), "RSS: worker, or largest pool process"),

@@ -7,10 +7,12 @@ Each is built from the answers of workers to ``inspect budgets``. See also:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
-__all__ = ["Concurrency", "LevelsOfMemory", "Memory", "Slots", "WorkerMemory"]
+from celery_budgets.telemetry.queues import LaneQueue
+
+__all__ = ["Concurrency", "LevelsOfMemory", "Memory", "Slots", "WorkerMemory", "queues_of"]
 
 Answers = Mapping[str, Mapping[str, Any]]
 
@@ -42,10 +44,12 @@ class Concurrency:
     capacities: Mapping[str, int]
     #: Workers that were asked and did not answer.
     silent: tuple[str, ...] = ()
+    #: What waits at the broker, by lane.
+    queues: Mapping[str, LaneQueue] = field(default_factory=dict)
 
     @classmethod
     def of(cls, answers: Answers, silent: tuple[str, ...] = ()) -> Self:
-        """Return the slots in *answers*."""
+        """Return the slots and the queues in *answers*."""
         workers = {
             name: {
                 lane: Slots(facts["active"], facts["limit"], facts["waiting"])
@@ -54,7 +58,7 @@ class Concurrency:
             for name, answer in answers.items()
         }
         capacities = {name: answer.get("capacity", 0) for name, answer in answers.items()}
-        return cls(workers, capacities, silent)
+        return cls(workers, capacities, silent, queues_of(answers))
 
     @property
     def lanes(self) -> dict[str, Slots]:
@@ -70,6 +74,23 @@ class Concurrency:
         """All slots; the limit is what the workers may run at once over all lanes."""
         every = sum(self.lanes.values(), Slots())
         return Slots(every.active, sum(self.capacities.values()), every.waiting)
+
+    def load(self, lane: str) -> float | None:
+        """Return (active + waiting + backlog) / slots of *lane*; ``None`` where it is unknown."""
+        slots, backlog = self.lanes.get(lane, Slots()), self.queues.get(lane, LaneQueue()).backlog
+        if backlog is None or not slots.limit:
+            return None
+        return (slots.active + slots.waiting + backlog) / slots.limit
+
+
+def queues_of(answers: Answers) -> dict[str, LaneQueue]:
+    """Return what waits at the broker, by lane, as the workers in *answers* know it."""
+    by_lane: dict[str, list[Mapping[str, Any]]] = {}
+    for answer in answers.values():
+        for lane, facts in answer.get("lanes", {}).items():
+            # A worker of an earlier version does not tell.
+            by_lane.setdefault(lane, []).append(facts.get("backlog", {}))
+    return {lane: LaneQueue.of(listed) for lane, listed in by_lane.items()}
 
 
 @dataclass(frozen=True, slots=True)

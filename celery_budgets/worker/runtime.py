@@ -20,7 +20,9 @@ from celery_budgets.execution.call import Terms
 from celery_budgets.execution.flight.record import Flight, flight_in
 from celery_budgets.execution.flight.recorder import FlightReader, recorder
 from celery_budgets.model.priority import Broker, Priority, level_of
+from celery_budgets.worker.backlog.backlog import Backlog
 from celery_budgets.worker.backlog.flow import Flow
+from celery_budgets.worker.backlog.peers import LaneShare, Peers
 from celery_budgets.worker.calls.ended_call import EndedCall
 from celery_budgets.worker.calls.inherited_deadline import in_time
 from celery_budgets.worker.calls.killed_span import KilledSpan
@@ -98,6 +100,8 @@ class WorkerRuntime:
         self.broker = Broker.of(consumer.app) if self.settings.priorities else None
         #: What it has started, for rates and for how old the messages of a lane are.
         self.flow = Flow(self.broker)
+        self.backlog = Backlog(self.served, self.flow, self.broker)
+        self.peers = Peers(consumer.hostname, self.backlog, self._share_of)
         self.slots = WorkerSlots(
             lanes.values(), self._size, self._p95, wake,
             partial(_priority_of, self.broker) if self.broker is not None else None,
@@ -193,6 +197,10 @@ class WorkerRuntime:
         give_memory_back(
             self._consumer, self.gate, prefork=self.flights is not None, embedded=self.embedded
         )
+
+    def _share_of(self, lane: str) -> LaneShare:
+        busy = self.roster.active[lane] + self.roster.waiting()[lane]
+        return LaneShare(busy, self.slots.limit_of(self.settings.lanes[lane]))
 
     def _size(self) -> int:
         controller = self._consumer.controller

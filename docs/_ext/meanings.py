@@ -50,6 +50,9 @@ LOG_EVENTS = {
     "budgets.acknowledged_later": "An acknowledgement could not be sent to Redis. The thread that "
     "renews deliveries sends it.",
     "budgets.all_renew": "All workers on this Redis renew their unacknowledged deliveries again.",
+    "budgets.backlog_known": "The broker tells again how many messages wait for the lanes.",
+    "budgets.backlog_unknown": "The broker does not tell how many messages wait for the lanes. The "
+    "worker asks again until it does; calls are not affected.",
     "budgets.batch_not_revoked": "A batch ended early, and the broker did not take the request to "
     "revoke its waiting calls; they will run.",
     "budgets.begin_failed": "The watchdog could not start to measure a call. The call runs, "
@@ -129,6 +132,8 @@ LOG_EVENTS = {
     "answered before are reported as silent.",
     "budgets.no_queue": "`lanes why` counted the messages of a queue that does not exist.",
     "budgets.no_result": "`lanes why` could not read the result of a call; it goes on without.",
+    "budgets.peer_unreadable": "Another worker told something unreadable about its lanes.",
+    "budgets.peers_not_told": "The worker could not tell others about its lanes. It tries again.",
     "budgets.pool_processes_back": "All pool processes are up again.",
     "budgets.pool_processes_missing": "No pool process takes calls, or fewer than the worker has "
     "slots, for too long.",

@@ -121,8 +121,19 @@ class MetricsSource:
             yield Sample("lane_limit", (lane.name,), self._runtime.slots.limit_of(lane))
             yield Sample("lane_waiting", (lane.name,), waiting[lane.name])
             yield Sample("redelivered", (lane.name,), roster.redelivered[lane.name])
+            yield from self._queue(lane.name)
         yield Sample("global_active", (), roster.active.total())
         yield Sample("global_limit", (), self._runtime.slots.capacity)
+
+    def _queue(self, lane: str) -> Iterator[Sample]:
+        """Yield what waits at the broker; nothing of what is unknown, which is no 0."""
+        backlog, load = self._runtime.backlog.of(lane), self._runtime.peers.load_of(lane)
+        if backlog.messages is not None:
+            yield Sample("lane_backlog", (lane,), backlog.messages)
+        if backlog.oldest is not None:
+            yield Sample("lane_oldest_seconds", (lane,), backlog.oldest)
+        if load is not None:
+            yield Sample("lane_load", (lane,), load)
 
     def _memory(self) -> Iterator[Sample]:
         yield Sample("memory_rss_bytes", ("worker",), memory.rss_of(os.getpid()) or 0)

@@ -102,11 +102,18 @@ class Report:
                 "limit": self._runtime.slots.limit_of(lane),
                 "recent": self._roster.tally.recent.of(lane.name),
                 "waiting": waiting[lane.name],
+                "backlog": self._backlog(lane),
                 "rss_warning": lane.budget.rss_warning,
                 "max_rss": lane.budget.max_rss,
                 "hard_rss": lane.budget.hard_rss,
             }
             for lane in self._lanes
+        }
+
+    def _backlog(self, lane: Lane) -> dict[str, Any]:
+        return {
+            **self._runtime.backlog.to_json(lane.name),
+            "departures": self._runtime.flow.departures_per_second(lane.name),
         }
 
     def _drift(self) -> list[Difference]:

@@ -12,18 +12,23 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from celery_budgets import Budgets, Lane
-from celery_budgets.cli import lanes, status, top
+from celery_budgets.cli import lanes, queue_cells, status, top
 from celery_budgets.cli.alerts import Alert, alerts_of
 from celery_budgets.cli.lanes_table import WIDE, drawn
 from celery_budgets.cli.overview import Overview
 from celery_budgets.cli.top import Looks
 from celery_budgets.sending.remote_control import Replies
+from celery_budgets.telemetry.queues import LaneQueue
 from celery_budgets.units import MIB
 from tests.support.answers import ScriptedInspection, answer, ended, lane
 
 FIVE_MINUTES = {"seconds": 300.0}
+WAITS = {
+    "messages": 40, "oldest": 12.0, "estimated": False, "trend": -2.0, "age": 1.0,
+    "departures": 5.0,
+}  # fmt: skip
 BUSY = answer(
-    {"quick": lane(active=1, limit=2, waiting=3, recent={"hard_time_limit": 1})},
+    {"quick": lane(active=1, limit=2, waiting=3, recent={"hard_time_limit": 1}, backlog=WAITS)},
     ended("quick", 0.25, succeeded=10, failed=2, soft_time_limit=1, hard_time_limit=1),
     pool_rss=(480 * MIB, 60 * MIB),
     recent=FIVE_MINUTES,
@@ -71,17 +76,18 @@ def test_a_row_for_each_lane_of_each_worker(run):
     heading, *rows = [[cell.strip() for cell in cells(line)] for line in lines if "─" not in line]
     heading = next(row for row in [heading, *rows] if row[:1] == ["lane"])
     assert heading == [
-        "lane", "worker", "active", "waiting", "calls", "failed", "killed", "p50", "p95",
-        "memory", "gate", "alerts",
+        "lane", "worker", "active", "waiting", "backlog", "oldest", "drain", "calls", "failed",
+        "killed", "p50", "p95", "memory", "gate", "alerts",
     ]  # fmt: skip
     # 1 of 2 slots: half of 8 cells; 480 of 512 MiB: 7.5 of them, 60 MiB: 0.94.
     assert next(row for row in rows if row[:1] == ["quick"]) == [
-        "quick", "a@h", "████···· 1/2", "3", "14", "3", "1", "250 ms", "250 ms",
+        "quick", "a@h", "████···· 1/2", "3", "40", "12 s", "20 s", "14", "3", "1",
+        "250 ms", "250 ms",
         "███████▌ 480 of 512 MiB", "open", "RSS 480 MiB above 90 % of 512 MiB",
     ]  # fmt: skip
     assert ["1 killed at the hard time limit in the last 5 min"] in rows
     assert next(row for row in rows if row[:1] == ["slow"]) == [
-        "slow", "b@h", "········ 0/1", "0", "0", "0", "0", "-", "-",
+        "slow", "b@h", "········ 0/1", "0", "?", "?", "?", "0", "0", "0", "-", "-",
         "█······· 60 of 512 MiB", "open",
     ]  # fmt: skip
     assert "2 workers, 1 of 3 slots active, 3 waiting" in result.output
@@ -105,10 +111,13 @@ def test_json_is_in_base_units(run):
         "calls": 14, "failed": 3, "killed": 1, "rate": None, "p50": 0, "p95": 0,
         "rss": 480 * MIB, "rss_warning": 400 * MIB, "max_rss": 512 * MIB,
         "gate": "open", "paused": False, "alerts": [],
+        "backlog": 40, "oldest": 12.0, "oldest_estimated": False,
+        "arrivals": 3.0, "departures": 5.0, "drain": 20.0,
     }  # fmt: skip
     assert quick["p95"] == pytest.approx(0.25)
     assert [alert["level"] for alert in quick["alerts"]] == ["critical", "critical"]
     assert (slow["p50"], slow["alerts"]) == (None, [])
+    assert (slow["backlog"], slow["oldest"], slow["drain"]) == (None, None, None)
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
@@ -174,7 +183,7 @@ def test_top_once_has_rates(run):
     assert result.exit_code == 0
     row = next(line for line in result.output.splitlines() if line.strip().startswith("quick"))
     # At most 10 calls in 0.05 s, less what the machine was late.
-    assert 0 < float(cells(row)[5]) <= 200
+    assert 0 < float(cells(row)[7]) <= 200
     assert run("top", "--once", "--interval", "0.01", rounds=[Replies({}, ())]).exit_code == 1
 
 
@@ -265,3 +274,45 @@ def test_the_worst_alert_comes_first():
         "drift: 1 slot instead of 2",
         "4 not admitted in the last 5 min",
     ]
+
+
+def test_the_queue_of_a_lane_stands_once():
+    """It is that of all its workers; what they have started adds up."""
+    two = Replies({name: answer({"quick": lane(backlog=WAITS)}) for name in ("a@h", "b@h")}, ())
+    shown = text_of(Overview.of(two, ["quick"]))
+    first, second = (line for line in shown.splitlines() if "@h" in line)
+    assert cells(first)[4].strip() == "40"
+    assert "40" not in second
+
+
+@pytest.mark.parametrize(
+    ("facts", "shown"),
+    [
+        (WAITS | {"estimated": True, "oldest": 200.0}, ("40", "~3 min", "20 s")),
+        (WAITS | {"trend": 1.0}, ("40", "12 s", "grows")),
+        (WAITS | {"trend": None, "oldest": None}, ("40", "?", "?")),
+        (WAITS | {"messages": 0, "oldest": 0.0}, ("0", "-", "-")),
+        (WAITS | {"messages": None}, ("?", "?", "?")),
+        # An older version.
+        ({}, ("?", "?", "?")),
+    ],
+)
+def test_what_is_unknown_is_no_zero(facts, shown):
+    """Three cells: how many, how old, how long until none."""
+    queue = LaneQueue.of([facts])
+    found = queue_cells.backlog(queue), queue_cells.oldest(queue), queue_cells.drain(queue)
+    assert found == shown
+
+
+def test_top_shows_the_history_of_a_lane():
+    """One character a look, the highest full."""
+    rounds = [
+        Replies({"a@h": answer({"quick": lane(backlog=WAITS | {"messages": number})})}, ())
+        for number in (0, 20, None, 40)
+    ]
+    looks = Looks(ScriptedInspection(*rounds), ["quick"])
+    for _ in rounds:
+        overview = looks.look()
+    assert overview.rows[0].history == (0, 20, None, 40)
+    assert "▁▅ █" in text_of(overview, live=True)
+    assert "history" not in json.dumps(overview.to_json())

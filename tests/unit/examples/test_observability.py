@@ -47,7 +47,8 @@ def test_the_dashboard_is_put_together_well():
     assert len({panel["id"] for panel in panels}) == len(panels)
     rows = [panel["title"] for panel in panels if panel["type"] == "row"]
     assert rows == [
-        "Lanes", "Calls", "Durations", "Wait", "Memory", "Gate and rejections", "Limits and kills",
+        "Lanes", "Queues", "Calls", "Durations", "Wait", "Memory", "Gate and rejections",
+        "Limits and kills",
     ]  # fmt: skip
     cells: set[tuple[int, int]] = set()
     for panel in panels:

@@ -13,7 +13,12 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-__all__ = ["SystemThread"]
+__all__ = ["SystemThread", "system_lock"]
+
+
+def system_lock() -> Any:
+    """Return a lock between such a thread and others; not to be held while a greenlet may wait."""
+    return _original("_thread", "allocate_lock")()
 
 
 class SystemThread:
@@ -26,9 +31,9 @@ class SystemThread:
     def __init__(self, run: Callable[[SystemThread], None]) -> None:
         self._run = run
         # Held until the thread is to stop: to wait for it is to sleep, without an event loop.
-        self._over = _original("_thread", "allocate_lock")()
+        self._over = system_lock()
         self._over.acquire()
-        self._ended = _original("_thread", "allocate_lock")()
+        self._ended = system_lock()
 
     def start(self) -> None:
         """Begin."""

@@ -10,6 +10,8 @@ import pytest
 from celery.worker import state
 
 from celery_budgets.telemetry.metrics import METRICS
+from celery_budgets.worker.backlog.backlog import Backlog
+from celery_budgets.worker.backlog.flow import Flow
 from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.remote.metrics_source import MOST_TASKS, MetricsSource
 
@@ -20,6 +22,7 @@ def runtime_with(lanes):
         roster=Roster(), served=lanes, abandoned_threads=0, telemetry_failures=0, processes=None,
         slots=SimpleNamespace(limit_of=lambda lane: min(lane.concurrency, 4), capacity=4),
         settings=SimpleNamespace(memory_guard=False),
+        backlog=Backlog([], Flow()), peers=SimpleNamespace(load_of=lambda lane: None),
     )  # fmt: skip
 
 
