@@ -37,7 +37,11 @@ def drawn(overview: Overview, width: int, *, live: bool = False) -> Group:
     wide = width >= WIDE
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     columns = [
-        column for column in _COLUMNS if (wide or not column.wide) and (live or not column.live)
+        column
+        for column in _COLUMNS
+        if (wide or not column.wide)
+        and (live or not column.live)
+        and not (column.spare and not any(column.cell(row, wide) for row in overview.rows))
     ]
     for column in columns:
         table.add_column(column.heading, justify=column.justify, no_wrap=column.heading != "alerts")
@@ -63,6 +67,8 @@ class _Column(NamedTuple):
     live: bool = False
     #: Whether it is about the lane, and so stands only in its first row.
     of_lane: bool = False
+    #: Whether it is left out where no row has anything in it.
+    spare: bool = False
 
 
 def _slots(row: Row, wide: bool) -> Text:
@@ -100,6 +106,7 @@ _COLUMNS = (
     ),
     _Column("oldest", lambda row, _: Text(queue_cells.oldest(row.queue)), of_lane=True),
     _Column("drain", lambda row, _: Text(queue_cells.drain(row.queue)), wide=True, of_lane=True),
+    _Column("slo", lambda row, _: Text(queue_cells.kept(row.objective)), of_lane=True, spare=True),
     _Column("calls", lambda row, _: Text(str(row.calls))),
     _Column("calls/s", lambda row, _: Text(_rate(row.rate)), live=True),
     _Column("failed", lambda row, _: Text(str(row.failed))),

@@ -12,8 +12,15 @@ from typing import Any
 
 from celery_budgets.cli.alerts import Alert, alerts_of, is_paused
 from celery_budgets.sending.remote_control import Replies
+from celery_budgets.telemetry.objectives import Objective
 from celery_budgets.telemetry.queues import LaneQueue
-from celery_budgets.telemetry.snapshots import Concurrency, Slots, WorkerMemory, queues_of
+from celery_budgets.telemetry.snapshots import (
+    Concurrency,
+    Slots,
+    WorkerMemory,
+    objectives_of,
+    queues_of,
+)
 from celery_budgets.telemetry.statistics import CallStatistics, Statistics
 
 __all__ = ["Overview", "Row"]
@@ -51,6 +58,8 @@ class Row:
     #: Whether an operator has paused the lane on this worker.
     paused: bool = False
     alerts: tuple[Alert, ...] = ()
+    #: How far the lane keeps the wait that it promises, on all workers; ``None``: it promises none.
+    objective: Objective | None = None
     #: The backlog of the lane at the last looks, this one last; ``None`` where unknown.
     history: tuple[int | None, ...] = ()
 
@@ -62,8 +71,9 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON values, its queue among them."""
         values = asdict(self)
-        del values["queue"], values["history"]
-        return {**values, **asdict(self.queue), "drain": self.queue.drain}
+        del values["queue"], values["history"], values["objective"]
+        slo = asdict(self.objective) if self.objective is not None else None
+        return {**values, **asdict(self.queue), "drain": self.queue.drain, "slo": slo}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +112,13 @@ class Overview:
             for row in _rows(worker, answer, queues, counted, seconds)
         ]
         earlier = {row.lane: row.history for row in before.rows} if before else {}
+        objectives = objectives_of(answers.by_worker)
         rows = [
-            replace(row, history=(*earlier.get(row.lane, ()), row.queue.backlog)[-HISTORY:])
+            replace(
+                row,
+                objective=objectives.get(row.lane),
+                history=(*earlier.get(row.lane, ()), row.queue.backlog)[-HISTORY:],
+            )
             for row in rows
         ]
         rows.sort(key=lambda row: (_position(row.lane, order), row.lane, row.worker))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from celery_budgets.telemetry.objectives import Objective
 from celery_budgets.telemetry.queues import LaneQueue
 from celery_budgets.units import format_duration
 
-__all__ = ["backlog", "drain", "oldest", "sparkline"]
+__all__ = ["backlog", "drain", "kept", "oldest", "sparkline"]
 
 _UNKNOWN = "?"
 _LEVELS = "▁▂▃▄▅▆▇█"
@@ -34,6 +36,16 @@ def drain(queue: LaneQueue) -> str:
     if queue.grows:
         return "grows"
     return _UNKNOWN if queue.drain is None else _rounded(queue.drain)
+
+
+def kept(objective: Objective | None) -> str:
+    """Return the share of the last hour's calls that started within the wait that is promised."""
+    if objective is None:
+        return ""
+    if objective.hour is None:
+        return "-"
+    # Never 100 % while one call was late.
+    return f"{math.floor(1000 * objective.hour) / 10:g} % in {format_duration(objective.seconds)}"
 
 
 def sparkline(history: Sequence[int | None]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.model.budget import Budget, BudgetFields
 from celery_budgets.model.priority import Priority
+from celery_budgets.units import parse_duration
 
 __all__ = ["Lane"]
 
@@ -31,6 +32,8 @@ class Lane:
             *concurrency*.
         priority: Priority of calls that name none: ``"high"``, ``"normal"`` or ``"low"``; needs
             ``budgets_priorities``.
+        slo: Wait that is promised, seconds or text such as ``"5s"``: from sending, or the ETA, to
+            the start; by default none.
         budget: A complete budget; by default the one of the settings.
         **limits: Single fields that override the budget.
 
@@ -50,6 +53,7 @@ class Lane:
     min: int | None
     max: int | None
     priority: Priority
+    slo: float | None
     budget: Budget
     #: The overrides of the default budget, so that they can be applied to another default.
     _limits: tuple[tuple[str, Any], ...] = field(repr=False, compare=False)
@@ -65,6 +69,7 @@ class Lane:
         min: int | None = None,  # noqa: A002  the words of the configuration
         max: int | None = None,  # noqa: A002
         priority: str = Priority.NORMAL,
+        slo: float | str | None = None,
         budget: Budget | None = None,
         **limits: Unpack[BudgetFields],
     ) -> None:
@@ -82,6 +87,10 @@ class Lane:
             priority = Priority.named(priority, f"lane {name!r}")
         except ConfigurationError as exc:
             problems += exc.problems
+        try:
+            slo = None if slo is None else _wait(slo)
+        except (TypeError, ValueError) as exc:
+            problems.append(f"lane {name!r}: slo: {exc}")
         base = budget if isinstance(budget, Budget) else Budget()
         try:
             settled = base.over(f"lane {name!r}", known)
@@ -92,7 +101,8 @@ class Lane:
         for attribute, value in (
             ("name", name), ("concurrency", concurrency), ("queue", queue or name),
             ("tools", tools), ("idempotent", idempotent), ("min", min), ("max", max),
-            ("priority", priority), ("budget", settled), ("_limits", tuple(changes.items())),
+            ("priority", priority), ("slo", slo), ("budget", settled),
+            ("_limits", tuple(changes.items())),
         ):  # fmt: skip
             object.__setattr__(self, attribute, value)
 
@@ -107,6 +117,7 @@ class Lane:
             min=self.min,
             max=self.max,
             priority=self.priority,
+            slo=self.slo,
             budget=default.over(f"lane {self.name!r}", dict(self._limits)),
         )
 
@@ -130,6 +141,13 @@ def _lane_problems(
         yield f"lane {name!r}: budget {budget!r} is not a Budget; give single fields of one here"
 
 
+def _wait(value: float | str) -> float:
+    seconds = parse_duration(value)
+    if seconds <= 0:
+        raise ValueError(f"{value!r} must be above 0; leave it out to promise nothing")
+    return seconds
+
+
 def _sharing_problems(name: Any, concurrency: Any, least: Any, most: Any) -> Iterator[str]:
     for what, value in (("min", least), ("max", most)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -151,6 +169,6 @@ def _sharing_problems(name: Any, concurrency: Any, least: Any, most: Any) -> Ite
 
 _BUDGET_FIELDS = frozenset(BudgetFields.__annotations__)
 _LANE_FIELDS = frozenset(
-    {"concurrency", "queue", "tools", "idempotent", "min", "max", "priority", "budget"}
+    {"concurrency", "queue", "tools", "idempotent", "min", "max", "priority", "slo", "budget"}
 )
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")

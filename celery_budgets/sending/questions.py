@@ -49,7 +49,10 @@ class Questions:
         return merged
 
     def concurrency(self, timeout: float = 1.0) -> Concurrency:
-        """Return the current slots of all workers: active, limit and waiting per lane.
+        """Return the current slots of all workers, and what waits for them at the broker.
+
+        ``queues`` has the backlog of each lane, its oldest message, its rates and the time until it
+        is empty; ``objectives`` how far a lane keeps its ``slo``.
 
         Args:
             timeout: How long workers may take to answer, seconds.

@@ -67,6 +67,13 @@ METRICS: dict[str, Metric] = {
     "lane_load": Metric(
         "gauge", "1", ("lane",), "(running + waiting + backlog) / slots, over all workers"
     ),
+    "lane_slo_seconds": Metric("gauge", "s", ("lane",), "Wait that the lane promises"),
+    "lane_slo_calls": Metric(
+        "counter",
+        "{call}",
+        ("lane", "within"),
+        "Calls that started within the promised wait, or not",
+    ),
     "global_active": Metric("gauge", "{call}", (), "Calls that run now, over all lanes"),
     "global_limit": Metric("gauge", "{call}", (), "Calls that may run at once over all lanes"),
     "memory_rss_bytes": Metric("gauge", "By", ("process",), "RSS: worker, or largest pool process"),

@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from celery_budgets.telemetry.objectives import Objective
 from celery_budgets.telemetry.queues import LaneQueue
 
-__all__ = ["Concurrency", "LevelsOfMemory", "Memory", "Slots", "WorkerMemory", "queues_of"]
+__all__ = [
+    "Concurrency", "LevelsOfMemory", "Memory", "Slots", "WorkerMemory", "objectives_of",
+    "queues_of",
+]  # fmt: skip
 
 Answers = Mapping[str, Mapping[str, Any]]
 
@@ -46,10 +50,12 @@ class Concurrency:
     silent: tuple[str, ...] = ()
     #: What waits at the broker, by lane.
     queues: Mapping[str, LaneQueue] = field(default_factory=dict)
+    #: How far the lanes keep what they promise, by lane; without those that promise nothing.
+    objectives: Mapping[str, Objective] = field(default_factory=dict)
 
     @classmethod
     def of(cls, answers: Answers, silent: tuple[str, ...] = ()) -> Self:
-        """Return the slots and the queues in *answers*."""
+        """Return the slots, the queues and the objectives in *answers*."""
         workers = {
             name: {
                 lane: Slots(facts["active"], facts["limit"], facts["waiting"])
@@ -58,7 +64,7 @@ class Concurrency:
             for name, answer in answers.items()
         }
         capacities = {name: answer.get("capacity", 0) for name, answer in answers.items()}
-        return cls(workers, capacities, silent, queues_of(answers))
+        return cls(workers, capacities, silent, queues_of(answers), objectives_of(answers))
 
     @property
     def lanes(self) -> dict[str, Slots]:
@@ -85,12 +91,22 @@ class Concurrency:
 
 def queues_of(answers: Answers) -> dict[str, LaneQueue]:
     """Return what waits at the broker, by lane, as the workers in *answers* know it."""
+    return {lane: LaneQueue.of(told) for lane, told in _by_lane(answers, "backlog").items()}
+
+
+def objectives_of(answers: Answers) -> dict[str, Objective]:
+    """Return how far the lanes in *answers* keep what they promise, of those that do."""
+    found = {lane: Objective.of(told) for lane, told in _by_lane(answers, "slo").items()}
+    return {lane: objective for lane, objective in found.items() if objective is not None}
+
+
+def _by_lane(answers: Answers, what: str) -> dict[str, list[Mapping[str, Any]]]:
     by_lane: dict[str, list[Mapping[str, Any]]] = {}
     for answer in answers.values():
         for lane, facts in answer.get("lanes", {}).items():
             # A worker of an earlier version does not tell.
-            by_lane.setdefault(lane, []).append(facts.get("backlog", {}))
-    return {lane: LaneQueue.of(listed) for lane, listed in by_lane.items()}
+            by_lane.setdefault(lane, []).append(facts.get(what) or {})
+    return by_lane
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             raise TaskRevokedError(self.id)
         passes(self, super().on_accepted, pid, time_accepted)
         self.roster.accepted(self)
-        self.runtime.flow.started(self)
+        self.runtime.started(self)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End a call that was killed at its hard limit.

@@ -22,6 +22,7 @@ from celery_budgets.execution.flight.recorder import FlightReader, recorder
 from celery_budgets.model.priority import Broker, Priority, level_of
 from celery_budgets.worker.backlog.backlog import Backlog
 from celery_budgets.worker.backlog.flow import Flow
+from celery_budgets.worker.backlog.objectives import Objectives
 from celery_budgets.worker.backlog.peers import LaneShare, Peers
 from celery_budgets.worker.calls.ended_call import EndedCall
 from celery_budgets.worker.calls.inherited_deadline import in_time
@@ -100,6 +101,7 @@ class WorkerRuntime:
         self.broker = Broker.of(consumer.app) if self.settings.priorities else None
         #: What it has started, for rates and for how old the messages of a lane are.
         self.flow = Flow(self.broker)
+        self.objectives = Objectives(self.served)
         self.backlog = Backlog(self.served, self.flow, self.broker)
         self.peers = Peers(consumer.hostname, self.backlog, self._share_of)
         self.slots = WorkerSlots(
@@ -142,6 +144,12 @@ class WorkerRuntime:
     def admits_start(self, request: Delivery) -> bool:
         """Return whether a call that waited in the pool may start now."""
         return self.admission.admit_start(request)
+
+    def started(self, request: Delivery) -> None:
+        """Note that the call of *request* has started, in whatever thread."""
+        self.flow.started(request)
+        if self.objectives.lanes:
+            self.objectives.started(request)
 
     def terms(self, request: Delivery) -> tuple[Any, ...]:
         """Return the terms of *request*, at the moment that it gets its slot."""

@@ -10,7 +10,7 @@ from celery import Celery
 from celery_budgets import BudgetedTask, Budgets, Lane
 
 app = Celery("backlog", task_cls=BudgetedTask)
-budgets = Budgets(app, lanes=[Lane("busy", 1, timeout=300), Lane("idle", 2)])
+budgets = Budgets(app, lanes=[Lane("busy", 1, timeout=300, slo="1s"), Lane("idle", 2)])
 if "PRIORITIES" in os.environ:
     app.conf.budgets_priorities = True
 

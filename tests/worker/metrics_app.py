@@ -15,7 +15,7 @@ CLOSED = {"CELERY_BUDGETS_MAX_WORKER_RSS": "20MiB", "CELERY_BUDGETS_REJECTION": 
 
 app = Celery("metrics", task_cls=BudgetedTask)
 app.conf.update(task_track_started=True)
-Budgets(app, lanes=[Lane("quick", 2), Lane("slow", 1, timeout=0.5), Lane("closed", 1)])
+Budgets(app, lanes=[Lane("quick", 2, slo="5s"), Lane("slow", 1, timeout=0.5), Lane("closed", 1)])
 
 
 @app.task(lane="quick")

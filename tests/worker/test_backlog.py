@@ -17,6 +17,7 @@ from kombu.transport.redis import Channel
 from redis import Redis
 
 from celery_budgets.sending.remote_control import Inspection
+from celery_budgets.telemetry.objectives import Objective
 from celery_budgets.worker.backlog.backlog import PERIOD, STALE
 from tests.support.apps import Servers
 from tests.support.marks import first_of
@@ -122,6 +123,22 @@ def test_a_solo_worker_reads_while_its_call_runs(worker, load, broker_url):
     assert found["load"] == 1 + CALLS
     assert found["oldest_seconds"] > 0
     running.kill()
+
+
+@pytest.mark.parametrize("pool", first_of("prefork", "threads", "gevent", "solo"))
+def test_calls_are_counted_against_the_wait_that_is_promised(worker, load, broker_url, pool):
+    """Two start within a second; the third waits for the second's two, and is late."""
+    module = load()
+    running = worker(APP, "-P", pool, env={"CELERY_BUDGETS_METRICS_PORT": "0"})
+    for seconds in (0, 2, 0):
+        result = module.nap.delay(seconds)
+        if not seconds:
+            result.get(timeout=20)
+    found = metrics_of(running, "busy")
+    assert found["slo_seconds"] == 1.0
+    assert (found["slo_calls_total true"], found["slo_calls_total false"]) == (2, 1)
+    objectives = module.budgets.concurrency(timeout=5).objectives
+    assert objectives == {"busy": Objective(1.0, 2 / 3, 2 / 3)}
 
 
 @pytest.mark.parametrize("level", [None, "low"])

@@ -32,10 +32,12 @@ def test_the_worker_prints_what_the_readme_shows(worker, servers, tmp_path):
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + running.tail()
-    size, calls, slots, memory, silent = done.stdout.splitlines()
+    size, calls, slots, queue, memory, silent = done.stdout.splitlines()
     assert int(size) == (tmp_path / "tools.py").stat().st_size
     assert calls.startswith("file_read {'succeeded': 1} ")
     assert slots == "file_read 0 of 16 and waiting 0"
+    # Nothing waits at the broker, which the worker may not have asked yet.
+    assert re.fullmatch(r"file_read (None None|0 0\.0) .+", queue)
     # The whole worker is measured once a second, by its gate: perhaps not yet.
     assert re.fullmatch(rf"{running.name}@\S+ \d+ (None None|\d+ \d+) open", memory)
     assert silent == "no answer from ()"

@@ -126,7 +126,7 @@ class MetricsSource:
         yield Sample("global_limit", (), self._runtime.slots.capacity)
 
     def _queue(self, lane: str) -> Iterator[Sample]:
-        """Yield what waits at the broker; nothing of what is unknown, which is no 0."""
+        """Yield what waits at the broker, and who waited too long; unknown is nothing, not 0."""
         backlog, load = self._runtime.backlog.of(lane), self._runtime.peers.load_of(lane)
         if backlog.messages is not None:
             yield Sample("lane_backlog", (lane,), backlog.messages)
@@ -134,6 +134,11 @@ class MetricsSource:
             yield Sample("lane_oldest_seconds", (lane,), backlog.oldest)
         if load is not None:
             yield Sample("lane_load", (lane,), load)
+        objective = self._runtime.objectives.lanes.get(lane)
+        if objective is not None:
+            yield Sample("lane_slo_seconds", (lane,), objective.seconds)
+            yield Sample("lane_slo_calls", (lane, "true"), objective.within)
+            yield Sample("lane_slo_calls", (lane, "false"), objective.late)
 
     def _memory(self) -> Iterator[Sample]:
         yield Sample("memory_rss_bytes", ("worker",), memory.rss_of(os.getpid()) or 0)

@@ -103,6 +103,7 @@ class Report:
                 "recent": self._roster.tally.recent.of(lane.name),
                 "waiting": waiting[lane.name],
                 "backlog": self._backlog(lane),
+                "slo": self._runtime.objectives.to_json(lane.name),
                 "rss_warning": lane.budget.rss_warning,
                 "max_rss": lane.budget.max_rss,
                 "hard_rss": lane.budget.hard_rss,

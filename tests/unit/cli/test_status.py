@@ -112,7 +112,7 @@ def test_json_is_in_base_units(run):
         "rss": 480 * MIB, "rss_warning": 400 * MIB, "max_rss": 512 * MIB,
         "gate": "open", "paused": False, "alerts": [],
         "backlog": 40, "oldest": 12.0, "oldest_estimated": False,
-        "arrivals": 3.0, "departures": 5.0, "drain": 20.0,
+        "arrivals": 3.0, "departures": 5.0, "drain": 20.0, "slo": None,
     }  # fmt: skip
     assert quick["p95"] == pytest.approx(0.25)
     assert [alert["level"] for alert in quick["alerts"]] == ["critical", "critical"]
@@ -316,3 +316,18 @@ def test_top_shows_the_history_of_a_lane():
     assert overview.rows[0].history == (0, 20, None, 40)
     assert "▁▅ █" in text_of(overview, live=True)
     assert "history" not in json.dumps(overview.to_json())
+
+
+@pytest.mark.parametrize(
+    ("hour", "shown"),
+    [([999, 1], "99.9 % in 5 s"), ([99_999, 1], "99.9 % in 5 s"), ([7, 0], "100 % in 5 s")],
+)
+def test_a_promise_is_shown_where_there_is_one(hour, shown):
+    """The share of the last hour; 100 % only if none was late."""
+    slo = {"seconds": 5.0, "hour": hour, "day": [1, 1]}
+    overview = Overview.of(Replies({"a@h": answer({"quick": lane(slo=slo)})}, ()), ["quick"])
+    assert shown in text_of(overview)
+    assert "slo" in text_of(overview).split()
+    (row,) = overview.to_json()["lanes"]
+    assert row["slo"] == {"seconds": 5.0, "hour": pytest.approx(1, abs=0.01), "day": 0.5}
+    assert "slo" not in text_of(Overview.of(TWO, ["quick"])).split()

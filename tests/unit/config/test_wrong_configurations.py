@@ -173,7 +173,7 @@ WRONG = {
         lane("a", concurency=5),
         "lane 'a': concurency: no such field; did you mean 'concurrency'? known: budget, "
         "children, concurrency, escalation_factor, hard_timeout, idempotent, max, max_rss, "
-        "max_timeout, memory, min, priority, queue, rss_warning, soft, timeout, tools",
+        "max_timeout, memory, min, priority, queue, rss_warning, slo, soft, timeout, tools",
     ),
     "lane budget wrong": (
         lane("a", timeout=90, hard_timeout=60),

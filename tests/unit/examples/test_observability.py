@@ -47,8 +47,8 @@ def test_the_dashboard_is_put_together_well():
     assert len({panel["id"] for panel in panels}) == len(panels)
     rows = [panel["title"] for panel in panels if panel["type"] == "row"]
     assert rows == [
-        "Lanes", "Queues", "Calls", "Durations", "Wait", "Memory", "Gate and rejections",
-        "Limits and kills",
+        "Lanes", "Queues", "Objectives", "Calls", "Durations", "Wait", "Memory",
+        "Gate and rejections", "Limits and kills",
     ]  # fmt: skip
     cells: set[tuple[int, int]] = set()
     for panel in panels:
@@ -73,7 +73,7 @@ def test_every_name_in_the_example_exists():
         endings = ["_total"] if metric.kind == "counter" else endings
         known |= {f"celery_budgets_{name}{ending}" for ending in endings}
     text = (FOLDER / "rules.yml").read_text() + json.dumps(DASHBOARD)
-    used = set(re.findall(r"celery_budgets[:_][a-z_]+", text))
+    used = set(re.findall(r"celery_budgets[:_][a-z0-9_]+", text))
     assert used <= known
     # What is exported is shown, too, except what the queries need not.
     names = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in used}

@@ -40,6 +40,20 @@ def test_a_lane_is_a_value():
         Lane("a").concurrency = 5
 
 
+def test_a_lane_may_promise_a_wait():
+    """Seconds, or text; it stays with the lane when the default budget is known."""
+    assert Lane("a").slo is None
+    assert Lane("a", slo="5s") == Lane("a", slo=5) != Lane("a")
+    assert Lane("a", slo="2m").on(Budget(timeout=99)).slo == 120.0
+
+
+@pytest.mark.parametrize("slo", [0, -1, "soon", True, float("nan")])
+def test_a_promise_is_above_zero(slo):
+    """The message has the lane and the field."""
+    with pytest.raises(ConfigurationError, match="lane 'a': slo: "):
+        Lane("a", slo=slo)
+
+
 def test_tools_may_be_any_iterable():
     """Also one that can be read only once."""
     assert Lane("a", tools=(name for name in ("x", "y"))).tools == ("x", "y")

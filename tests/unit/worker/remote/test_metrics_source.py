@@ -12,6 +12,7 @@ from celery.worker import state
 from celery_budgets.telemetry.metrics import METRICS
 from celery_budgets.worker.backlog.backlog import Backlog
 from celery_budgets.worker.backlog.flow import Flow
+from celery_budgets.worker.backlog.objectives import Objectives
 from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.remote.metrics_source import MOST_TASKS, MetricsSource
 
@@ -23,6 +24,7 @@ def runtime_with(lanes):
         slots=SimpleNamespace(limit_of=lambda lane: min(lane.concurrency, 4), capacity=4),
         settings=SimpleNamespace(memory_guard=False),
         backlog=Backlog([], Flow()), peers=SimpleNamespace(load_of=lambda lane: None),
+        objectives=Objectives([]),
     )  # fmt: skip
 
 
