@@ -59,10 +59,9 @@ class Peers:
         self._told_at = float("-inf")
 
     def listen(self, gossip: Any) -> None:
-        """Hear from others by celery.worker.consumer.gossip.Gossip (5.5 to 5.7), if it is on."""
-        if gossip.enabled:
-            gossip.event_handlers[EVENT.replace("-", ".")] = self.hear
-            gossip.on.node_leave.add(self.leave)
+        """Hear from others by celery.worker.consumer.gossip.Gossip (5.5 to 5.7)."""
+        gossip.event_handlers[EVENT.replace("-", ".")] = self.hear
+        gossip.on.node_leave.add(self.leave)
 
     def leave(self, worker: Any) -> None:
         """Forget a worker that has left."""

@@ -44,6 +44,8 @@ class BacklogStep(bootsteps.StartStopStep):
         if queues is None:
             return  # a broker that does not tell: the backlog is unknown
         self._reader.attach(queues)
+        if not c.gossip.enabled:
+            return  # nobody hears
         self._runtime.peers.listen(c.gossip)
         self._timer_entry = c.timer.call_repeatedly(TICK, c.call_soon, (self._tell,))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from celery.worker.consumer.gossip import Gossip
 
 from celery_budgets import Lane
 from celery_budgets.model.priority import Broker
 from celery_budgets.worker.backlog.backlog import PATIENCE, PERIOD, STALE, Backlog, Reading
 from celery_budgets.worker.backlog.flow import Flow
-from celery_budgets.worker.backlog.peers import LaneShare, Peers
+from celery_budgets.worker.backlog.peers import EVENT, LaneShare, Peers
 from celery_budgets.worker.backlog.reader import Reader
 
 
@@ -205,3 +206,18 @@ def test_an_event_that_cannot_be_read_is_left_out(clock, event):
     worker = Worker(clock)
     worker.peers.hear(event)
     assert worker.backlog.of("busy").messages is None
+
+
+def test_gossip_hands_over_what_others_tell(clock):
+    """By a type of event that Celery does not know."""
+    worker = Worker(clock)
+    gossip = SimpleNamespace(event_handlers={}, on=SimpleNamespace(node_leave=set()))
+    worker.peers.listen(gossip)
+    worker.peers.listen(gossip)  # again after a reconnect
+    assert len(gossip.event_handlers) == len(gossip.on.node_leave) == 1
+    told = {"hostname": "b@h", "lanes": {"busy": [1, 2]}, "queues": {"busy": [7, None, 0.5]}}
+    message = SimpleNamespace(
+        delivery_info={"routing_key": EVENT.replace("-", ".")}, payload=told, headers={},
+    )  # fmt: skip
+    Gossip.on_message(gossip, None, message)
+    assert worker.backlog.of("busy").messages == 7
