@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -16,10 +16,15 @@ from celery_budgets.cli.lane_commands import why_silent
 from celery_budgets.cli.overview import Overview, Row
 from celery_budgets.units import MIB, format_duration
 
-__all__ = ["WIDE", "drawn"]
+__all__ = ["drawn"]
 
-#: Columns of a terminal that fit the whole table; on a narrower one columns are left out.
-WIDE = 130
+#: What is left out where a terminal is too narrow, in this order: columns, and the bars.
+_LEFT_OUT = ("p50", "bars", "history", "drain", "failed", "slo", "calls")
+#: The column whose lines may be broken, and the characters that it needs.
+_LAST = "alerts"
+LAST_CELLS = 16
+#: Characters between two columns.
+GAP = 3
 #: Characters of a bar; each has eight steps.
 BAR_CELLS = 8
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -31,25 +36,18 @@ def drawn(overview: Overview, width: int, *, live: bool = False) -> Group:
 
     Args:
         overview: What to show.
-        width: Columns of the terminal; bars and medians are left out below :data:`WIDE`.
+        width: Columns of the terminal; on a narrow one some columns and the bars are left out.
         live: Whether to show the column of rates.
     """
-    wide = width >= WIDE
+    columns, bars = _fitting(overview.rows, width, live=live)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    columns = [
-        column
-        for column in _COLUMNS
-        if (wide or not column.wide)
-        and (live or not column.live)
-        and not (column.spare and not any(column.cell(row, wide) for row in overview.rows))
-    ]
     for column in columns:
-        table.add_column(column.heading, justify=column.justify, no_wrap=column.heading != "alerts")
+        table.add_column(column.heading, justify=column.justify, no_wrap=column.heading != _LAST)
     told: set[str] = set()
     for row in overview.rows:
         table.add_row(
             *(
-                Text() if column.of_lane and row.lane in told else column.cell(row, wide)
+                Text() if column.of_lane and row.lane in told else column.cell(row, bars)
                 for column in columns
             )
         )
@@ -58,12 +56,11 @@ def drawn(overview: Overview, width: int, *, live: bool = False) -> Group:
 
 
 class _Column(NamedTuple):
-    """One column; ``wide`` and ``live`` limit it to wide terminals and to live tables."""
+    """One column; ``live`` limits it to live tables. A cell may have a bar, if there is room."""
 
     heading: str
     cell: Callable[[Row, bool], Text]
     justify: Literal["left", "right"] = "right"
-    wide: bool = False
     live: bool = False
     #: Whether it is about the lane, and so stands only in its first row.
     of_lane: bool = False
@@ -71,19 +68,40 @@ class _Column(NamedTuple):
     spare: bool = False
 
 
-def _slots(row: Row, wide: bool) -> Text:
+def _fitting(rows: Sequence[Row], width: int, *, live: bool) -> tuple[list[_Column], bool]:
+    """Return the columns that fit a terminal of *width*, and whether bars do."""
+    columns = [
+        column
+        for column in _COLUMNS
+        if (live or not column.live)
+        and not (column.spare and not any(column.cell(row, False) for row in rows))
+    ]
+    for left_out in range(len(_LEFT_OUT) + 1):
+        gone = _LEFT_OUT[:left_out]
+        left, bars = [c for c in columns if c.heading not in gone], "bars" not in gone
+        if sum(_cells(column, rows, bars) + GAP for column in left) <= width:
+            break
+    return left, bars
+
+
+def _cells(column: _Column, rows: Sequence[Row], bars: bool) -> int:
+    cells = [len(column.heading), *(column.cell(row, bars).cell_len for row in rows)]
+    return min(max(cells), LAST_CELLS) if column.heading == _LAST else max(cells)
+
+
+def _slots(row: Row, bars: bool) -> Text:
     # Green also when full: a lane with no free slot is busy, which is no problem.
-    bar = _bar(row.active, row.limit, "green") if wide else Text()
+    bar = _bar(row.active, row.limit, "green") if bars else Text()
     return bar + Text(f"{row.active}/{row.limit}")
 
 
-def _memory(row: Row, wide: bool) -> Text:
+def _memory(row: Row, bars: bool) -> Text:
     style = "green"
     if row.rss > CRITICAL_SHARE * row.max_rss:
         style = _STYLES["critical"]
     elif row.rss > row.rss_warning:
         style = _STYLES["warning"]
-    bar = _bar(row.rss, row.max_rss, style) if wide else Text()
+    bar = _bar(row.rss, row.max_rss, style) if bars else Text()
     return bar + Text(f"{row.rss / MIB:.0f} of {row.max_rss / MIB:.0f} MiB", style=style)
 
 
@@ -100,18 +118,17 @@ _COLUMNS = (
     _Column(
         "history",
         lambda row, _: Text(queue_cells.sparkline(row.history), style="cyan"),
-        wide=True,
         live=True,
         of_lane=True,
     ),
     _Column("oldest", lambda row, _: Text(queue_cells.oldest(row.queue)), of_lane=True),
-    _Column("drain", lambda row, _: Text(queue_cells.drain(row.queue)), wide=True, of_lane=True),
+    _Column("drain", lambda row, _: Text(queue_cells.drain(row.queue)), of_lane=True),
     _Column("slo", lambda row, _: Text(queue_cells.kept(row.objective)), of_lane=True, spare=True),
     _Column("calls", lambda row, _: Text(str(row.calls))),
     _Column("calls/s", lambda row, _: Text(_rate(row.rate)), live=True),
     _Column("failed", lambda row, _: Text(str(row.failed))),
     _Column("killed", lambda row, _: Text(str(row.killed), style="red" if row.killed else "")),
-    _Column("p50", lambda row, _: Text(_duration(row.p50)), wide=True),
+    _Column("p50", lambda row, _: Text(_duration(row.p50))),
     _Column("p95", lambda row, _: Text(_duration(row.p95))),
     _Column("memory", _memory, "left"),
     _Column(

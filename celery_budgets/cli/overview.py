@@ -26,7 +26,7 @@ from celery_budgets.telemetry.statistics import CallStatistics, Statistics
 __all__ = ["Overview", "Row"]
 
 #: How many looks the history of a backlog has.
-HISTORY = 20
+HISTORY = 12
 _FAILED = ("failed", "soft_time_limit")
 _KILLED = ("hard_time_limit", "memory_limit", "worker_lost")
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from celery_budgets import Budgets, Lane
 from celery_budgets.cli import lanes, queue_cells, status, top
 from celery_budgets.cli.alerts import Alert, alerts_of
-from celery_budgets.cli.lanes_table import WIDE, drawn
+from celery_budgets.cli.lanes_table import drawn
 from celery_budgets.cli.overview import Overview
 from celery_budgets.cli.top import Looks
 from celery_budgets.sending.remote_control import Replies
@@ -198,11 +198,20 @@ def test_top_without_a_terminal_prints_until_ctrl_c(run):
 def test_a_narrow_terminal_has_no_bars():
     """What is left out is what one can do without."""
     overview = Overview.of(TWO, ["quick", "slow"])
-    assert "█" in text_of(overview, WIDE)
-    narrow = text_of(overview, WIDE - 1)
+    assert "█" in text_of(overview, 160)
+    narrow = text_of(overview, 130)
     assert "█" not in narrow
     assert "p50" not in narrow
     assert "480 of 512 MiB" in narrow
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("width", [120, 130, 160, 180, 200])
+def test_no_cell_is_cut_off(width, live):
+    """Columns are left out instead: of those that one can do without."""
+    shown = text_of(Overview.of(TWO, ["quick", "slow"]), width, live=live)
+    assert "…" not in shown
+    assert {"backlog", "oldest", "killed", "alerts"} <= set(shown.split())
 
 
 def test_names_are_not_read_as_markup():
