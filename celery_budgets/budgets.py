@@ -146,7 +146,7 @@ class Budgets(Questions):
             conf.worker_concurrency = capacity(settings.lanes, lanes)
 
     def _on_pool_process(self, **_: Any) -> None:
-        """Prepare a pool process: the instrumentation that it did not inherit, and recycling."""
+        """Prepare a pool process: instrumentation not inherited, stop signals, and recycling."""
         # A spawned process has a copy of the app, which is the current app there.
         app = current_app._get_current_object()
         if app is not self.app and app.main != self.app.main:
@@ -156,9 +156,11 @@ class Budgets(Questions):
         if settings.tracing:
             spans.instrument(settings.span_sample_rate)
         from celery_budgets.execution import slow_start
+        from celery_budgets.execution.limits.stop_signals import leave_to_worker
         from celery_budgets.execution.memory import recycling
 
         slow_start.warn_of_slow_start(app)
+        leave_to_worker()
         if settings.memory_guard:
             recycling.install(app)
 

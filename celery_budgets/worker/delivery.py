@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from celery_budgets.errors import RejectedByBudget
+    from celery_budgets.execution.flight.reader import FlightReader
     from celery_budgets.execution.flight.record import Flight
-    from celery_budgets.execution.flight.recorder import FlightReader
     from celery_budgets.model.budget import TimeLimits
     from celery_budgets.model.lanes import Lane
     from celery_budgets.model.outcomes import Outcome

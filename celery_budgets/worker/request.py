@@ -34,6 +34,7 @@ from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.calls.settling import fail, passes, storable
 from celery_budgets.worker.calls.terminated import TerminableRequest
 from celery_budgets.worker.calls.twins import expires_alone, shares_result_of_twin
+from celery_budgets.worker.pool.stopped_calls import hands_back_stopped
 from celery_budgets.worker.request_hooks import wrap_shadowed
 from celery_budgets.worker.runtime import WorkerRuntime
 
@@ -166,7 +167,9 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         if isinstance(exc, TimeLimitExceeded) and not return_ok:
             return  # billiard.pool.TimeoutHandler.on_hard_timeout calls on_timeout next
         flight = self.runtime.flight_of(self)
-        if isinstance(exc, _LOST) and self._ended_itself(flight):
+        if isinstance(exc, _LOST) and (
+            self._ended_itself(flight) or hands_back_stopped(self, exc, flight)
+        ):
             return
         if isinstance(exc, WorkerLostError) and self._may_run_again():
             self.end_killed(exc, Outcome.WORKER_LOST, flight)

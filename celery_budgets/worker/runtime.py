@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from celery_budgets.config.queues import lanes_of_queues
 from celery_budgets.config.settings import settings_of
 from celery_budgets.execution.call import Terms
+from celery_budgets.execution.flight.reader import FlightReader
 from celery_budgets.execution.flight.record import Flight, flight_in
-from celery_budgets.execution.flight.recorder import FlightReader, recorder
+from celery_budgets.execution.flight.recorder import recorder
 from celery_budgets.model.priority import Broker, Priority, level_of
 from celery_budgets.worker.backlog.backlog import Backlog
 from celery_budgets.worker.backlog.flow import Flow

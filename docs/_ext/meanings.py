@@ -62,6 +62,8 @@ LOG_EVENTS = {
     "budgets.call_ended": "A call has ended. The record has the facts of the call.",
     "budgets.call_killed": "The worker killed a call's process, or lost it.",
     "budgets.call_runs_again": "A killed call is sent again, because its task has `max_kills`.",
+    "budgets.call_stopped": "The signal that stops the worker has ended the process of a call too. "
+    "The call goes back to its queue.",
     "budgets.cannot_terminate": "`scope.cancel(running=True)` reached a pool that cannot "
     "terminate calls (threads, solo). The call runs to its end.",
     "budgets.children_ended": "The child processes of a killed call were ended with it.",

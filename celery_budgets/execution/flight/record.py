@@ -14,8 +14,8 @@ from typing import NamedTuple
 from celery_budgets.execution.call import Call
 
 __all__ = [
-    "CHILD", "CHILDREN", "CHILDREN_OFFSET", "DEADLINES", "DEADLINES_OFFSET", "FAILURES",
-    "FAILURES_OFFSET", "HOW_IT_WENT", "MOST_CHILDREN", "PEAK", "PEAK_OFFSET",
+    "ANNOUNCED_OFFSET", "CHILD", "CHILDREN", "CHILDREN_OFFSET", "DEADLINES", "DEADLINES_OFFSET",
+    "FAILURES", "FAILURES_OFFSET", "HOW_IT_WENT", "MOST_CHILDREN", "PEAK", "PEAK_OFFSET",
     "REASON_OFFSET", "SIZE", "TERMINATED", "WAITS_OFFSET", "Flight", "Reason",
     "flight_in", "key_of", "pack", "pack_how_it_went", "unpack", "with_its_end",
 ]  # fmt: skip
@@ -48,6 +48,8 @@ CHILDREN_OFFSET = 2048
 MOST_CHILDREN = 120
 #: Id of the call that the worker terminates, padded with zeros; written by the worker.
 TERMINATED = slice(1024, 1024 + _TASK_ID_BYTES)
+#: Whether the worker is about to signal the process to end; written by the worker.
+ANNOUNCED_OFFSET = 1024 + _TASK_ID_BYTES
 
 _IDLE, _RUNNING, _ENDED = range(3)
 

@@ -44,9 +44,10 @@ from celery_budgets.worker.remote.metrics_source import MetricsSource
 from celery_budgets.worker.remote.report import Report
 from celery_budgets.worker.runtime import WorkerRuntime, runtime_of
 from celery_budgets.worker.startup.checks import check_worker
+from celery_budgets.worker.startup.hangup import stop_warmly_at_hangup
 
 if TYPE_CHECKING:
-    from celery_budgets.execution.flight.recorder import FlightReader
+    from celery_budgets.execution.flight.reader import FlightReader
 
 __all__ = ["BudgetsStep"]
 
@@ -102,6 +103,8 @@ class BudgetsStep(bootsteps.StartStopStep):
         runtime = runtime_of(worker.app)
         # As in celery.contrib.testing.worker.start_worker.
         runtime.embedded = threading.current_thread() is not threading.main_thread()
+        if not runtime.embedded:
+            stop_warmly_at_hangup(worker)
         failures.listen(runtime.roster.count_failure)
         interrupt = self._interrupt(worker, runtime)
         if runtime.flights is None:

@@ -63,3 +63,5 @@ class TerminableRequest(Request):
         process = find(self.worker_pid)[0] if find is not None else None
         if process is not None:
             process._controlled_termination = process._job_terminated = False
+        if self.runtime.flights is not None and self.worker_pid is not None:
+            self.runtime.flights.announce(self.worker_pid, ends=False)

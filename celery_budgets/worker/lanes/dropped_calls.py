@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from celery_budgets.execution.flight.recorder import FlightReader
+from celery_budgets.execution.flight.reader import FlightReader
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from celery_budgets.execution.flight.recorder import FlightReader, recorder
+from celery_budgets.execution.flight.reader import FlightReader
+from celery_budgets.execution.flight.recorder import recorder
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
 if TYPE_CHECKING:

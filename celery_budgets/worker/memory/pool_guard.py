@@ -19,8 +19,8 @@ from typing import Any
 
 import psutil
 
+from celery_budgets.execution.flight.reader import FlightReader
 from celery_budgets.execution.flight.record import Reason
-from celery_budgets.execution.flight.recorder import FlightReader
 from celery_budgets.execution.memory import rss as memory
 from celery_budgets.units import format_size
 from celery_budgets.worker.calls.roster import Roster

@@ -14,8 +14,9 @@ from time import time
 from typing import Any
 
 from celery_budgets.execution.children import Child, began_since, end, found_below
+from celery_budgets.execution.flight.reader import FlightReader
 from celery_budgets.execution.flight.record import Flight
-from celery_budgets.execution.flight.recorder import FlightReader
+from celery_budgets.execution.limits.stop_signals import STOP_SIGNALS
 
 __all__ = ["Children"]
 
@@ -58,19 +59,23 @@ class Children:
     def kill(self, process: Any) -> None:
         """Kill a process at the hard limit, and the children of its call."""
         self._note(process.pid)
+        self._flights.announce(process.pid)
         self._celery_kill(process)
         self._end(process.pid)
 
-    def terminate_job(self, pid: int, *args: Any, **kwargs: Any) -> None:
+    def terminate_job(self, pid: int, signum: int | None = None) -> None:
         """Send a process the signal of a revocation; its children are ended after its death."""
         self._note(pid)
-        self._celery_terminate_job(pid, *args, **kwargs)
+        if signum is None or signum in STOP_SIGNALS:
+            self._flights.announce(pid)
+        self._celery_terminate_job(pid, signum)
 
     def terminate(self) -> None:
         """Kill all processes, and the children of their calls."""
         pids = [process.pid for process in getattr(self._pool, "_pool", ()) if process.pid]
         for pid in pids:
             self._note(pid)
+            self._flights.announce(pid)
         try:
             self._celery_terminate()
         finally:

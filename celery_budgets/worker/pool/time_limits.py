@@ -16,8 +16,8 @@ from math import inf
 from time import monotonic
 from typing import Any
 
+from celery_budgets.execution.flight.reader import FlightReader
 from celery_budgets.execution.flight.record import Flight
-from celery_budgets.execution.flight.recorder import FlightReader
 
 __all__ = ["TimeLimitTimer"]
 

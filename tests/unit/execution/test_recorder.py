@@ -13,13 +13,9 @@ from celery_budgets import Budget
 from celery_budgets.execution.call import Call
 from celery_budgets.execution.flight import recorder as recorder_module
 from celery_budgets.execution.flight.directory import map_file
+from celery_budgets.execution.flight.reader import FlightReader
 from celery_budgets.execution.flight.record import Reason
-from celery_budgets.execution.flight.recorder import (
-    ENVIRONMENT,
-    FlightReader,
-    FlightRecorder,
-    recorder,
-)
+from celery_budgets.execution.flight.recorder import ENVIRONMENT, FlightRecorder, recorder
 from celery_budgets.model.budget import TimeLimits
 
 TRACE, SPAN = bytes(range(16)), bytes(range(8))
@@ -238,3 +234,29 @@ def test_without_a_file_the_ids_of_waiting_calls_are_kept():
     assert writer.waiting == {"some-id"}
     writer.waits(call, waits=False)
     assert writer.waiting == set()
+
+
+def test_an_announcement_reaches_the_process_that_it_is_for(reader):
+    """And is taken back, where the process lives on."""
+    child = multiprocessing.get_context("fork").Pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            recorder().begin(new_call())
+            child[1].send(recorder().is_announced())
+            while not recorder().is_announced():
+                pass
+            child[1].send(True)
+            while recorder().is_announced():
+                pass
+            child[1].send(False)
+        finally:
+            os._exit(0)
+    try:
+        assert child[0].recv() is False
+        reader.announce(pid)
+        assert child[0].recv() is True
+        reader.announce(pid, ends=False)
+        assert child[0].recv() is False
+    finally:
+        os.waitpid(pid, 0)

@@ -1,0 +1,66 @@
+"""Calls that are running when a signal reaches their whole process group."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+from celery import Celery
+from redis import Redis
+
+from celery_budgets import BudgetedTask, Budgets, Lane
+
+app = Celery("group_stop")
+budgets = Budgets(app, lanes=[Lane("lane", 2)])
+WHERE = os.environ["CELERY_RESULT_BACKEND"]
+
+
+def count(task):
+    """Count the runs of a call; return how many there were."""
+    return Redis.from_url(WHERE).incr(f"runs:{task.request.id}")
+
+
+@app.task(base=BudgetedTask, bind=True, lane="lane")
+def work(self, seconds):
+    count(self)
+    time.sleep(seconds)
+    return "done"
+
+
+@app.task(bind=True, queue="lane")
+def plain(self, seconds):
+    count(self)
+    time.sleep(seconds)
+    return "done"
+
+
+@app.task(base=BudgetedTask, bind=True, lane="lane")
+def with_a_handler_of_its_own(self, seconds):
+    """End its process at SIGTERM, as a library may."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(-(256 - signal.SIGTERM)))
+    if count(self) > 1:
+        return "done"
+    time.sleep(seconds)
+    return "never"
+
+
+def hang(up):
+    up.set()
+    time.sleep(30)
+
+
+@app.task(base=BudgetedTask, bind=True, lane="lane")
+def with_a_fork(self):
+    """Return how a fork of this process ends that it terminates."""
+    context = multiprocessing.get_context("fork")
+    multiprocessing.current_process()._config["daemon"] = False
+    up = context.Event()
+    child = context.Process(target=hang, args=(up,))
+    child.start()
+    up.wait()
+    child.terminate()
+    child.join(10)
+    return child.exitcode

@@ -1,0 +1,88 @@
+"""A signal for the whole process group stops the worker; the calls that run go on to their end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from tests.support.marks import first_of
+from tests.support.places import ROOT
+from tests.support.waiting import wait_until
+from tests.support.workers import CELERY
+
+APP = "tests.worker.group_stop_app"
+
+
+def runs(module, result):
+    return int(module.Redis.from_url(module.WHERE).get(f"runs:{result.id}") or 0)
+
+
+def line_of(running, result):
+    """What its log says of the end of a call."""
+    lines = [line for line in running.log.splitlines() if "budgets.call_ended" in line]
+    (line,) = [line for line in lines if f"task_id={result.id}" in line]
+    return line
+
+
+@pytest.mark.parametrize("task", first_of("work", "plain"))
+def test_calls_that_run_go_on_to_their_end(worker, load_app, broker_url, task):
+    """As ``docker kill``, ``stopasgroup`` and systemd's ``KillMode=control-group`` do."""
+    module = load_app(APP)
+    running = worker(APP, "-Q", "lane")
+    results = [getattr(module, task).apply_async((1.5,), queue="lane") for _ in range(2)]
+    running.wait_active(2)
+    os.killpg(running.pid, signal.SIGTERM)
+    assert running.wait_exit() == 0
+    assert [result.get(timeout=1) for result in results] == ["done", "done"]
+    assert [runs(module, result) for result in results] == [1, 1]
+    assert "worker_lost" not in running.log
+
+
+def test_a_process_that_ends_all_the_same_gives_its_call_back(worker, load_app, broker_url):
+    """A handler of the program's own ends it: the call is retried, by the next worker."""
+    module = load_app(APP)
+    running = worker(APP, "-Q", "lane")
+    result = module.with_a_handler_of_its_own.delay(20)
+    running.wait_active(1)
+    wait_until(lambda: runs(module, result), "it runs")
+    os.killpg(running.pid, signal.SIGTERM)
+    assert running.wait_exit() == 0
+    assert "outcome=retried" in line_of(running, result)
+    worker(APP, "-Q", "lane")
+    assert result.get(timeout=10) == "done"
+    assert runs(module, result) == 2
+
+
+def test_a_terminal_that_hangs_up_stops_the_worker_warmly(servers, load_app):
+    module = load_app(APP)
+    terminal, other = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, CELERY, "-A", APP, "worker", "-Q", "lane", "--without-mingle"],
+        stdin=other, stdout=other, stderr=other, start_new_session=True,
+        env=os.environ | servers.environment | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(other)
+    try:
+        results = [module.work.delay(2) for _ in range(2)]
+        wait_until(lambda: all(runs(module, result) for result in results), "both run", timeout=30)
+        os.close(terminal)
+        assert process.wait(timeout=45) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert [result.get(timeout=1) for result in results] == ["done", "done"]
+    assert [runs(module, result) for result in results] == [1, 1]
+
+
+def test_a_fork_of_a_body_ends_as_it_should(worker, load_app):
+    module = load_app(APP)
+    worker(APP, "-Q", "lane")
+    assert module.with_a_fork.delay().get(timeout=20) not in (None, 0)
