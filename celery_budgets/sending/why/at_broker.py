@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from celery_budgets.sending.why.evidence import Message
+from celery_budgets.units import MIB
 
 __all__ = ["AtBroker", "counted", "look"]
 
@@ -22,9 +23,14 @@ logger = logging.getLogger(__name__)
 #: Most messages of a list that are read, and how long all may take, seconds.
 MOST = 10_000
 SECONDS = 0.5
-#: Messages that are read at once, and how many again with the next: some are taken in between.
+#: Most bytes that all may have, and about how many are read at once: calls may have long arguments.
+MOST_BYTES = 64 * MIB
+CHUNK_BYTES = 4 * MIB
+#: Messages that are read first and at once, and which share of the last ones is read again with the
+#: next: some are taken in between.
+FIRST = 10
 CHUNK = 1_000
-OVERLAP = 100
+OVERLAP = 10
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class _Search:
         self._ends_at = monotonic() + SECONDS
         self._message: Message | None = None
         self._searched = True
+        self._bytes = 0
         self._prefix = getattr(channel, "global_keyprefix", "") or ""
 
     def of(self, queues: Sequence[str]) -> AtBroker:
@@ -110,23 +117,32 @@ class _Search:
                 place = self._in_list(self._prefix + key, length)
                 if place is not None:
                     self._message = Message(queue, before + place[0], place[1])
-                elif length > MOST or self._is_late():
-                    self._searched = False
             before += length
         return before
 
     def _in_list(self, key: str, length: int) -> tuple[int, dict[str, Any]] | None:
         """Return how many messages of a list are before that of the call, and its headers."""
-        for start in range(0, min(length, MOST), CHUNK - OVERLAP):
-            if self._is_late():
-                return None
-            end = min(start + CHUNK, MOST)
-            texts = self._client.lrange(key, -end, -start - 1)
+        start, count = 0, FIRST
+        while start < min(length, MOST) and not self._is_late():
+            count = min(count, MOST - start)
+            texts = self._client.lrange(key, -start - count, -start - 1)
             for place, text in enumerate(reversed(texts)):
                 headers = self._headers_in(text)
                 if headers is not None:
                     return start + place, headers
+            if len(texts) < count:
+                return None
+            start += count - count // OVERLAP
+            count = self._next_count(texts)
+        if start < length:
+            self._searched = False
         return None
+
+    def _next_count(self, texts: Sequence[bytes]) -> int:
+        """Return how many messages to read next, after *texts*."""
+        size = sum(map(len, texts))
+        self._bytes += size
+        return max(1, min(CHUNK, CHUNK_BYTES * len(texts) // max(size, 1)))
 
     def _headers_in(self, text: bytes) -> dict[str, Any] | None:
         """Return the headers of a message if it is that of the call."""
@@ -142,16 +158,17 @@ class _Search:
     def _in_hand(self) -> bool:
         """Return whether the message is noted as delivered and not acknowledged."""
         wanted = b'"id": ' + json.dumps(self._task_id).encode()
-        cursor, read = 0, 0
-        while not self._is_late() and read < MOST:
-            key = self._prefix + self._channel.unacked_key
-            cursor, entries = self._client.hscan(key, cursor, count=CHUNK)
+        key = self._prefix + self._channel.unacked_key
+        cursor, read, count = 0, 0, FIRST
+        while read < MOST and not self._is_late():
+            cursor, entries = self._client.hscan(key, cursor, count=count)
             if any(wanted in text for text in entries.values()):
                 return True
             read += len(entries)
             if not cursor:
                 break
+            count = self._next_count(list(entries.values()))
         return False
 
     def _is_late(self) -> bool:
-        return monotonic() > self._ends_at
+        return monotonic() > self._ends_at or self._bytes > MOST_BYTES

@@ -52,10 +52,21 @@ def test_higher_priorities_are_before_it(app):
 
 def test_in_a_long_queue(app, monkeypatch):
     """It is read in parts, which overlap because some are taken meanwhile."""
+    monkeypatch.setattr(at_broker, "FIRST", 2)
     monkeypatch.setattr(at_broker, "CHUNK", 4)
-    monkeypatch.setattr(at_broker, "OVERLAP", 1)
+    monkeypatch.setattr(at_broker, "OVERLAP", 4)
     ids = send(app, 20)
     assert [found(app, task_id).message.position for task_id in ids] == list(range(20))
+
+
+def test_long_messages_are_read_a_few_at_once(app, monkeypatch):
+    """And not more than a process can take: a call may have megabytes of arguments."""
+    monkeypatch.setattr(at_broker, "MOST_BYTES", 50_000)
+    monkeypatch.setattr(at_broker, "CHUNK_BYTES", 20_000)
+    ids = [app.send_task("any", ("x" * 10_000,), queue="critic").id for _ in range(40)]
+    assert found(app, ids[3]).message.position == 3
+    there = found(app, ids[30])
+    assert (there.message, there.searched) == (None, False)
 
 
 def test_it_stops_where_there_are_too_many(app, monkeypatch):
