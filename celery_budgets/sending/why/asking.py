@@ -87,9 +87,13 @@ def _evidence(
     with app.connection_for_write() as connection:
         # Before the workers, who say what they have started by then: on RabbitMQ their answers
         # are waited for as long as the timeout lasts.
-        now, counts = time(), counted(connection, _queues(app, given))
+        now, there = time(), counted(connection, _queues(app, given))
         replies = inspection.ask(timeout, arguments={"task_id": task_id}, command=COMMAND)
-        evidence = replace(_answers(app, replies, task_id, given), now=now, counts=counts)
+        evidence = replace(
+            _answers(app, replies, task_id, given), now=now,
+            counts={queue: messages for queue, (messages, _) in there.items()},
+            consumers={queue: consumers for queue, (_, consumers) in there.items()},
+        )  # fmt: skip
         if evidence.in_hand:
             twins = [each for each in _hands(replies) if "key" in each]
             return _with_holders(inspection, evidence, twins, timeout)

@@ -64,20 +64,22 @@ def look(connection: Any, queues: Sequence[str], task_id: str) -> AtBroker:
         return _Search(channel, client, task_id).of(queues)
 
 
-def counted(connection: Any, queues: Sequence[str]) -> dict[str, int]:
-    """Return how many messages wait in each of *queues* on RabbitMQ; nothing of another broker.
+def counted(connection: Any, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return how many messages and how many consumers each of *queues* has on RabbitMQ.
+
+    Nothing of another broker.
 
     Raises:
         kombu.exceptions.OperationalError: The broker does not answer.
     """
     if connection.transport.driver_type != "amqp":
         return {}
-    counts: dict[str, int] = {}
+    counts: dict[str, tuple[int, int]] = {}
     channel = None
     for queue in queues:
         channel = channel or connection.channel()
         try:
-            counts[queue] = channel.queue_declare(queue, passive=True).message_count
+            counts[queue] = channel.queue_declare(queue, passive=True)[1:]
         except connection.channel_errors as exc:
             # There is no such queue; the broker has closed the channel.
             logger.debug("budgets.no_queue queue=%s: %s", queue, exc)

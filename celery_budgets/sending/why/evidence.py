@@ -122,12 +122,19 @@ class Evidence:
     others: tuple[float, ...] = ()
     #: Messages at the broker, by queue.
     counts: dict[str, int] = field(default_factory=dict)
+    #: Consumers of each queue, where the broker tells that: RabbitMQ does.
+    consumers: dict[str, int] = field(default_factory=dict)
     #: How long the workers were waited for, seconds; on RabbitMQ it was counted before that.
     answered_after: float = 0.0
     #: By queue: the lane, for queues of lanes.
     lane_of: Mapping[str, str] = field(default_factory=dict)
     #: Whether the broker orders messages by priority.
     priorities: bool = False
+
+    def unheard(self, queue: str) -> int:
+        """Return how many consumers of *queue* are no workers that have answered."""
+        heard = sum(each.stopped is None for each in self.serving(queue))
+        return max(0, self.consumers.get(queue, 0) - heard)
 
     def serving(self, queue: str) -> list[LaneNow]:
         """Return the workers that serve the lane of *queue*."""

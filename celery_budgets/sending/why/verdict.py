@@ -124,7 +124,8 @@ def _by_time(e: Evidence) -> Why | None:
     if e.priorities:
         about = f"at most {e.counts[queue]} before it, by priority"
         waits = replace(waits, detail=_joined(about, waits.detail), certain=False)
-    return replace(waits, certain=waits.certain and not e.silent and not e.sent_again)
+    doubtful = e.silent or e.sent_again or e.unheard(queue)
+    return replace(waits, certain=waits.certain and not doubtful)
 
 
 def _guessed(e: Evidence) -> Why | None:
@@ -154,6 +155,9 @@ def _at_broker(e: Evidence, queue: str, position: int | None) -> Why:
         facts["since"] = e.sent.sent_at
     if not workers and queue not in e.consumed:
         told = f"no answer from {', '.join(e.silent)}" if e.silent else ""
+        if e.unheard(queue):
+            told = f"{e.unheard(queue)} consume it, and do not answer"
+            return Why(e.task_id, Cause.AT_BROKER, certain=False, detail=told, **facts)
         return Why(e.task_id, Cause.NO_WORKER, certain=not e.silent, detail=told, **facts)
     stopped = [each.stopped for each in workers]
     if workers and all(stopped):

@@ -111,6 +111,9 @@ REDIS = {"counts": {"critic": 20}, "searched": True}
         (evidence(lane(), sent=sent(), silent=("x@h",), **RABBIT), "at_broker", False),
         (evidence(lane(), sent=sent(), priorities=True, **RABBIT), "at_broker", False),
         (evidence(sent=sent(), **RABBIT), "no_worker", True),
+        (evidence(sent=sent(), consumers={"critic": 1}, **RABBIT), "at_broker", False),
+        (evidence(lane(), sent=sent(), consumers={"critic": 1}, **RABBIT), "at_broker", True),
+        (evidence(lane(), sent=sent(), consumers={"critic": 2}, **RABBIT), "at_broker", False),
         (evidence(lane(**PAUSED), sent=sent(), **RABBIT), "paused", True),
         (evidence(lane(), sent=sent(queue="other"), **RABBIT), "unknown", False),
         (
