@@ -11,9 +11,9 @@ import itertools
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,21 +22,21 @@ import pytest
 from celery import _state
 from kombu import Connection, pools
 
+from celery_budgets import embedded
 from celery_budgets.embedded import EmbeddedBroker
 from celery_budgets.model.lanes import DEFAULT_LANES
 from celery_budgets.model.priority import LOW_SUFFIX
 from tests.support.apps import Servers, fresh_app
 from tests.support.marks import ON_RABBITMQ
+from tests.support.rabbitmq import RABBITMQ, rabbitmqctl
 from tests.support.workers import Workers, leaving
 
 # Before any test module is imported: a module that takes a constant from an app's module makes
 # that app, and Celery would add its tasks to every app that comes later.
 _shared_tasks = set(_state._on_app_finalizers)
 DATABASES = 1024
-#: Where RabbitMQ is and what administers it; .ci/newest has one of its own.
-RABBITMQ_ADDRESS = os.environ.get("BUDGETS_TEST_RABBITMQ", "127.0.0.1:5672")
-RABBITMQ = (RABBITMQ_ADDRESS.rpartition(":")[0], int(RABBITMQ_ADDRESS.rpartition(":")[2]))
-RABBITMQCTL = os.environ.get("BUDGETS_TEST_RABBITMQCTL", "rabbitmqctl").split()
+#: The program of the servers that tests start, where it is not to be the installed one.
+REDIS_SERVER = os.environ.get("BUDGETS_TEST_REDIS_SERVER")
 
 Apps = Callable[..., ModuleType]
 
@@ -67,6 +67,8 @@ def pytest_configure() -> None:
     # A busy machine may take any time for one example.
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")
+    if REDIS_SERVER:
+        embedded.find_server = lambda: Path(REDIS_SERVER)
     _hear_signals()
     os.register_at_fork(before=_close_pooled_connections)
 
@@ -141,16 +143,16 @@ def rabbitmq_hosts() -> Iterator[list[str]]:
         pytest.skip(message)
     address = f"amqp://guest:guest@{RABBITMQ[0]}:{RABBITMQ[1]}"
     names = [f"celery-budgets-{os.getpid()}-{number}" for number in range(3)]
-    made = [name for name in names if _rabbitmqctl("add_vhost", name)]
+    made = [name for name in names if rabbitmqctl("add_vhost", name)]
     for name in made:
-        _rabbitmqctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        rabbitmqctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
     # The default one where we are not the server's administrator.
     hosts = [f"{address}/{name}" for name in made] or [f"{address}//"]
     yield hosts
     for host in hosts:
         leaving.see_off(host)
     for name in made:
-        _rabbitmqctl("delete_vhost", name)
+        rabbitmqctl("delete_vhost", name)
 
 
 @pytest.fixture(scope="session")
@@ -164,16 +166,6 @@ def next_rabbitmq_host(rabbitmq_hosts: list[str]) -> Callable[[], str]:
     """A function that returns each of the other virtual hosts in turn."""
     hosts = itertools.cycle(rabbitmq_hosts[1:] or rabbitmq_hosts)
     return lambda: next(hosts)
-
-
-def _rabbitmqctl(*arguments: str) -> bool:
-    try:
-        done = subprocess.run(
-            [*RABBITMQCTL, *arguments], capture_output=True, timeout=30, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
 
 
 @pytest.fixture

@@ -84,6 +84,7 @@ class Delivery(Protocol):
     _kwargsrepr: str
     _apply_result: Any
     _already_cancelled: bool
+    message: Any
 
     roster: Calls
     lane: Lane

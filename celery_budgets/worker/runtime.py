@@ -43,6 +43,7 @@ from celery_budgets.worker.memory.gate import Gate
 from celery_budgets.worker.memory.gauges import gauges_of
 from celery_budgets.worker.memory.replacement import give_memory_back
 from celery_budgets.worker.pool.size import pool_name, slots_of
+from celery_budgets.worker.transport.leftovers import Leftovers
 
 if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
@@ -79,6 +80,8 @@ class WorkerRuntime:
         self.processes: PoolProcesses | None = None
         #: Threads that run on past their hard limit; ``None`` if the pool has no threads.
         self.threads: AbandonedThreads | None = None
+        #: What a lost connection to Redis leaves to the next one.
+        self.leftovers = Leftovers()
         #: Whether the worker runs in a thread of a program, which it must not end.
         self.embedded = False
         #: Limits set by `celery control time_limit`: (soft, hard) by task name, seconds.

@@ -50,13 +50,15 @@ class Ground:
         """Return how many: *full*, or *quick* in a quick run."""
         return quick if self.quick else full
 
-    def workplace(self, **environment: str) -> Workplace:
+    def workplace(self, broker: str | None = None, **environment: str) -> Workplace:
         """Return a place with a database of its own.
 
         Args:
+            broker: Where its messages go, if not there.
             environment: Variables of its workers, such as ``WAY="plain"``.
         """
-        place = Workplace(self.url(), self.directory / f"place-{next(self._numbers)}", environment)
+        directory = self.directory / f"place-{next(self._numbers)}"
+        place = Workplace(self.url(), directory, environment, broker)
         self._stack.callback(place.close)
         return place
 
@@ -64,13 +66,16 @@ class Ground:
 class Workplace:
     """A database and the workers on it."""
 
-    def __init__(self, url: str, directory: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, url: str, directory: Path, environment: dict[str, str], broker: str | None = None
+    ) -> None:
         directory.mkdir()
+        broker = broker or url
         self.url = url
         self.redis: Redis = Redis.from_url(url, decode_responses=True)
-        self.sender = Celery("sender", broker=url, backend=url, set_as_current=False)
+        self.sender = Celery("sender", broker=broker, backend=url, set_as_current=False)
         self.sender.conf.task_create_missing_queues = True
-        self._workers = Workers(Servers(url, url), directory)
+        self._workers = Workers(Servers(broker, url), directory)
         self._environment = environment
         self.running: list[RunningWorker] = []
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import random
+import re
+import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from kombu import Connection
@@ -11,6 +16,11 @@ from kombu import Connection
 from tests.support.waiting import wait_until
 
 APP = "tests.brokers.killed_app"
+MIXED = "tests.brokers.mixed_app"
+#: Calls of the queue that plain workers share.
+CALLS = 10_000
+#: How long they are killed.
+KILLING_SECONDS = 40.0
 #: Enough calls that two workers are never without.
 AHEAD = 1500
 
@@ -91,3 +101,83 @@ def test_a_worker_that_goes_kombus_way_shares_the_queues(worker, killed, redis_u
     theirs.stop()
     give_back_what_the_dead_held(redis_url)
     wait_for_all(killed, load, worker(APP, "-c", "8", env={"TRANSPORT": "kombu"}))
+
+
+def tags_of(texts):
+    """The number of each call, by the delivery tag of its message."""
+    found = {}
+    for text in texts:
+        message = json.loads(text)
+        (number,), _, _ = json.loads(base64.b64decode(message["body"]))
+        found[message["properties"]["delivery_tag"]] = number
+    return found
+
+
+@contextmanager
+def noted_by_scripts(redis, tags):
+    """The calls that workers of ours have held: their scripts note what they take in unacked."""
+    held, over, begun = set(), threading.Event(), threading.Event()
+    database = redis.connection_pool.connection_kwargs["db"]
+
+    def watch():
+        with redis.monitor() as monitor:
+            begun.set()
+            for command in monitor.listen():
+                if over.is_set():
+                    return
+                text = command["command"]
+                if (
+                    command["client_type"] == "lua"
+                    and command["db"] == database
+                    and text.startswith("HSET unacked ")
+                ):
+                    held.update(tags[tag] for tag in _TAG.findall(text) if tag in tags)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    assert begun.wait(5)
+    try:
+        yield held
+    finally:
+        over.set()
+        redis.ping()
+        watcher.join(timeout=10)
+
+
+_TAG = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@pytest.mark.slow
+def test_beside_plain_workers_what_ours_held_is_never_lost(worker, load_app, redis_url):
+    """Two of each kind share one queue, and are killed at random.
+
+    Plain Celery loses what it has taken and not noted yet; so whatever is lost, ours never had.
+    """
+    app, chance = load_app(MIXED, KIND="ours"), random.Random(17)
+    redis = app.app.backend.client
+    with app.app.producer_or_acquire() as producer:
+        for number in range(CALLS):
+            app.run.apply_async((number,), producer=producer)
+    tags = tags_of(redis.lrange("mixed", 0, -1))
+    kinds = ("plain", "ours", "plain", "ours")
+    with noted_by_scripts(redis, tags) as held:
+        killed, until = 0, time.monotonic() + KILLING_SECONDS
+        while time.monotonic() < until:
+            workers = [worker(MIXED, "-c", "2", ready=False, env={"KIND": kind}) for kind in kinds]
+            for each in workers:
+                each.wait_ready()
+            for each in chance.sample(workers, len(workers)):
+                moment = time.monotonic() + chance.uniform(0.0, 0.1)
+                wait_until(lambda moment=moment: time.monotonic() >= moment, "the moment to kill")
+                each.kill()
+            killed += len(workers)
+            give_back_what_the_dead_held(redis_url)
+        last = [worker(MIXED, "-c", "2", env={"KIND": kind}) for kind in kinds[:2]]
+        wait_until(
+            lambda: not redis.exists("mixed", "unacked"), "nothing waits", timeout=60,
+            detail=last[1].tail,
+        )  # fmt: skip
+    lost = set(tags.values()) - {int(number) for number in redis.smembers("ran")}
+    assert len(held) > CALLS / 10
+    assert not lost & held
+    print(f"{killed} kills, {len(lost)} lost, none of {len(held)} that ours have held")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import socket
-
 import pytest
 from redis import Redis
-from redis.exceptions import RedisError
 
-from celery_budgets.child_process import BoundProcess
-from celery_budgets.embedded import find_server
+from tests.support.servers import Server
 from tests.support.waiting import wait_until
 from tests.support.workers import Servers
 
@@ -18,36 +13,6 @@ pytestmark = pytest.mark.slow
 
 APP = "tests.brokers.killed_app"
 CALLS = 3000
-
-
-class Server:
-    """A server of Redis on a port that it keeps when it is started anew."""
-
-    def __init__(self, directory, *arguments):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self._directory, self._arguments = directory, arguments
-        self.start()
-
-    def start(self):
-        with (self._directory / f"{self.port}.log").open("ab") as output:
-            self.process = BoundProcess(
-                [find_server(), *self._arguments, "--port", str(self.port), "--bind", "127.0.0.1",
-                 "--dir", str(self._directory)],
-                parting=signal.SIGKILL, environment={}, output=output,
-            )  # fmt: skip
-        self.client = Redis(port=self.port)
-        wait_until(self._answers, "it answers")
-
-    def _answers(self):
-        try:
-            return self.client.ping()
-        except RedisError:
-            return False
-
-    def kill(self):
-        self.client.close()
-        self.process.end(grace=10, how=signal.SIGKILL)
 
 
 @pytest.fixture
@@ -63,8 +28,7 @@ def server(tmp_path):
 
     yield start
     for one in running:
-        one.client.close()
-        one.process.end(grace=1)
+        one.end()
 
 
 def send(app):

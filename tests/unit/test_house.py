@@ -230,10 +230,10 @@ WRITTEN_BY_OTHERS = {
     "lists and settings that an owner is told once": ("roster", "_slots", "_renewals", "gate"),
     "the event loop, there only between start and stop": ("tally",),
     "hook points of Celery, kombu, billiard and logging": (
-        "app", "conf", "amqp", "c", "consumer", "_consumer", "worker", "state", "process", "pool",
-        "_pool", "_task_pool", "_result_handler", "handler", "executor", "billiard_pool", "task",
-        "task_class", "type(task)", "both", "connection", "transport", "channel", "cycle", "qos",
-        "exc", "record", "package", "spans[task_id, False][0]",
+        "app", "conf", "amqp", "c", "consumer", "_consumer", "message", "worker", "state",
+        "process", "pool", "_pool", "_task_pool", "_result_handler", "handler", "executor",
+        "billiard_pool", "task", "task_class", "type(task)", "both", "connection", "transport",
+        "channel", "cycle", "qos", "exc", "record", "package", "spans[task_id, False][0]",
     ),
 }  # fmt: skip
 

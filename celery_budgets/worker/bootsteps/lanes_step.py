@@ -27,6 +27,7 @@ from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
 from celery_budgets.worker.lanes.low_priority import LOOK, AgingSteps, LowPriorityQueues
 from celery_budgets.worker.lanes.self_waiting import SelfWaiting
 from celery_budgets.worker.lanes.slot_recovery import SlotRecovery
+from celery_budgets.worker.pool.jobs import started_messages
 from celery_budgets.worker.runtime import WorkerRuntime, keep
 from celery_budgets.worker.startup.stray_queues import tell_of_abandoned
 from celery_budgets.worker.transport.connecting import connect_by
@@ -75,7 +76,9 @@ class LanesStep(bootsteps.StartStopStep):
         self._renewals = ConsumerRenewal(c, self._lanes, self.slots, self._prefetch)
         # Before the strategies are built, which keep the attribute (celery.worker.strategy).
         self._hand_over, c.on_task_request = c.on_task_request, self.take_in
-        connect_by(c, settings.redis_transport)
+        runtime.leftovers = connect_by(
+            c, settings.redis_transport, lambda: started_messages(self.slots.reserved())
+        )
         queues = c.app.amqp.queues.consume_from
         served = runtime.served
         for slots in self.slots.lanes.values():
@@ -91,7 +94,10 @@ class LanesStep(bootsteps.StartStopStep):
             c.app.amqp.Consumer = partial(self._consumer_of, c.app.amqp.Consumer)
 
     def start(self, c: Any) -> None:
-        """Forget the deliveries of lost channels; again after each reconnect."""
+        """Forget the deliveries of lost channels, but for what runs; again at each reconnect."""
+        if self._runtime.leftovers:
+            # Of queues that are not consumed now.
+            self._runtime.leftovers.take_over(c.connection.channel())
         self._later.clear()
         self._awaited.clear()
         self._renewals.lose_connection()

@@ -49,7 +49,11 @@ class RenewalStep(bootsteps.StartStopStep):
         overtaken = Overtaken(settings_of(c.app).lanes, runtime_of(c.app).roster, self._requests)
         self.fleet = Fleet(c.hostname)
         unsent = Unsent()
-        self.renewal = Renewal(timeout, self._in_hand, overtaken.tell, self.fleet.look, unsent)
+        self._leftovers = runtime_of(c.app).leftovers
+        self.renewal = Renewal(
+            timeout, self._in_hand, overtaken.tell, self.fleet.look, unsent,
+            clock=self._leftovers.holder.time,
+        )  # fmt: skip
         sweeping = Sweeping(self._may_sweep, c.app.conf.broker_transport_options or {})
         connect = c.connection_for_read
 
@@ -76,7 +80,9 @@ class RenewalStep(bootsteps.StartStopStep):
         self.renewal.stop()
 
     def _in_hand(self) -> dict[str, Any]:
-        return messages_in_hand(self._transport)
+        # Those that lost their connection first: the next one may take them over meanwhile.
+        carried = dict(self._leftovers.carried)
+        return carried | messages_in_hand(self._transport)
 
     def _may_sweep(self) -> bool:
         if self._transport is None:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celery.exceptions import WorkerLostError
 
 from celery_budgets.model.outcomes import Outcome
 from celery_budgets.worker.calls.roster import Roster
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
+from celery_budgets.worker.pool.jobs import job_of, runs
 
 if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
@@ -75,8 +76,8 @@ class SlotRecovery:
         self._looked_at = self._clock()
 
     def _is_known(self, request: Delivery) -> bool:
-        job = _job_of(request)
-        return (job is not None and _runs(job)) or self._is_waiting(request)
+        job = job_of(request)
+        return (job is not None and runs(job)) or self._is_waiting(request)
 
     def _recover(self, request: Delivery) -> None:
         logger.error(
@@ -89,28 +90,3 @@ class SlotRecovery:
         request.comes_back()
         self._roster.recovered(request)
         self._slots.release(request)
-
-
-def _job_of(request: Delivery) -> Any:
-    """Return the pool's job of a call; ``None`` if it has none.
-
-    Stored on the request if calls run in this process (worker.calls.settling.contain); else Celery
-    keeps a weak reference (celery.worker.request.create_request_cls).
-    """
-    if request.job is not None:
-        return request.job
-    reference = request._apply_result
-    return reference() if reference is not None else None
-
-
-def _runs(job: Any) -> bool:
-    """Return whether a pool still has *job*; True for an unknown kind of pool.
-
-    Reads billiard.pool.ApplyResult, the future of celery.concurrency.thread.ApplyResult, and
-    gevent's greenlet.
-    """
-    if hasattr(job, "_cache"):
-        return not job.ready() and job._job in job._cache
-    if hasattr(job, "f"):
-        return not job.f.done()
-    return not getattr(job, "dead", False)

@@ -9,6 +9,8 @@ from typing import Any
 from kombu.transport import redis
 from redis.exceptions import NoScriptError
 
+from celery_budgets.worker.transport.holder import ANYBODY
+from celery_budgets.worker.transport.leftovers import Leftovers
 from celery_budgets.worker.transport.scripts import HAND_BACK, MOST_AT_ONCE, UNDECODABLE, Script
 
 __all__ = ["Commands", "tell_of_undecodable"]
@@ -29,6 +31,8 @@ class Commands:
     pool: Any
     unacked_index_key: str
     unacked_key: str
+    #: What this connection could not tell, and the next one will.
+    leftovers: Leftovers
 
     def key(self, name: str) -> str:
         """Return *name* as it stands at Redis."""
@@ -62,15 +66,15 @@ class Commands:
             return self.ask(*script.call(keys, arguments, whole=True))
 
     def settle(self, tags: list[str]) -> None:
-        """Acknowledge *tags* at once."""
+        """Acknowledge *tags* at once, those that nobody else holds by now."""
         for start in range(0, len(tags), MOST_AT_ONCE):
             some = tags[start : start + MOST_AT_ONCE]
-            self.run(HAND_BACK, [], [len(some), *some, "RPUSH"])
+            self.run(HAND_BACK, [], [len(some), self.leftovers.holder.number, *some, "RPUSH"])
 
     def put_aside(self, tag: str, name: str, text: bytes | str) -> None:
         """Take a message that nobody can read out of unacked, into a list beside its own."""
         tell_of_undecodable(name, text)
-        self.run(HAND_BACK, [name + UNDECODABLE], [0, "LPUSH", tag, text, 1, 0])
+        self.run(HAND_BACK, [name + UNDECODABLE], [0, ANYBODY, "LPUSH", tag, text, 1, 0])
 
 
 def tell_of_undecodable(name: str, text: bytes | str) -> None:

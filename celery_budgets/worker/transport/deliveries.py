@@ -16,26 +16,12 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
 from celery_budgets.worker.transport.commands import tell_of_undecodable
+from celery_budgets.worker.transport.holder import ANYBODY
 from celery_budgets.worker.transport.scripts import HAND_BACK, MOST_AT_ONCE, UNDECODABLE
 
-__all__ = ["Deliveries", "Leftovers"]
+__all__ = ["Deliveries"]
 
 logger = logging.getLogger(__name__)
-
-
-class Leftovers:
-    """What could not be told to Redis before the connection was lost, for the next connection."""
-
-    def __init__(self) -> None:
-        self.acknowledged: list[str] = []
-        #: Tags of what is to be handed back, in the order in which it came.
-        self.in_hand: list[str] = []
-
-    def acknowledge(self, tag: str) -> None:
-        """Settle a delivery of a lost connection, where that has not handed it back."""
-        if tag in self.in_hand:
-            self.in_hand.remove(tag)
-            self.acknowledged.append(tag)
 
 
 class Deliveries(redis.QoS):
@@ -58,24 +44,39 @@ class Deliveries(redis.QoS):
             self._quick_append(tag, None)
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Note a delivery here; at Redis, as kombu does, only where the fetch has not."""
-        if delivery_tag in self._delivered:
-            virtual.QoS.append(self, message, delivery_tag)
-        else:
-            super().append(message, delivery_tag)
+        """Note a delivery here; at Redis, as kombu does, only where the fetch has not.
+
+        Differs from kombu there in the time, which says that this worker holds it.
+        """
+        if delivery_tag not in self._delivered:
+            info = message.delivery_info
+            entry = dumps([message._raw, info["exchange"], info["routing_key"]])
+            times = {delivery_tag: self.channel.leftovers.holder.time()}
+            with self.pipe_or_acquire() as pipe:
+                pipe.zadd(self.unacked_index_key, times)
+                pipe.hset(self.unacked_key, delivery_tag, entry).execute()
+        virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a delivery: with the next fetch, or at once where no event loop sends it."""
-        if not self.channel.settle_soon(delivery_tag):
+        channel = self.channel
+        if not channel.runs_scripts:
             super().ack(delivery_tag)
-        else:
-            virtual.QoS.ack(self, delivery_tag)
+            return
+        if not channel.settle_soon(delivery_tag):
+            channel.settle([delivery_tag])
+        virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Reject a delivery; one that is not to come again is settled as by :meth:`ack`."""
         if not requeue:
             self.ack(delivery_tag)
-        elif self.channel.connection is not None:  # else all that was in hand has gone back
+        elif self.channel.connection is None:  # all that was in hand has gone back, or runs on
+            self.channel.leftovers.requeue(delivery_tag)
+        elif self.channel.runs_scripts:
+            self._put_back([delivery_tag], self._holder, leftmost=True)
+            virtual.QoS.ack(self, delivery_tag)
+        else:
             super().reject(delivery_tag, requeue=True)
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
@@ -84,7 +85,7 @@ class Deliveries(redis.QoS):
         kombu's watches all of ``unacked``, and begins anew for as long as others write to it.
         """
         if self.channel.runs_scripts:
-            self._put_back([bytes_to_str(tag)], leftmost=leftmost)
+            self._put_back([bytes_to_str(tag)], ANYBODY, leftmost=leftmost)
         else:
             super().restore_by_tag(tag, client=client, leftmost=leftmost)
 
@@ -97,28 +98,35 @@ class Deliveries(redis.QoS):
     def restore_unacked(self, client: Any = None) -> None:
         """Put all that is in hand back to the head of its queue, in its order.
 
-        Without a connection the next one does it.
+        Without a connection the next one does it: it is known then what has started.
         """
         self._flush()
         if not self.channel.runs_scripts:
             super().restore_unacked(client)
             return
-        tags = list(self._delivered)
+        delivered, leftovers = dict(self._delivered), self.channel.leftovers
         self._delivered.clear()
-        if not self.hand_back(tags):
-            self.channel.leftovers.in_hand += tags
+        if leftovers.reconnects or not self.hand_back(list(delivered)):
+            leftovers.in_hand.update(delivered)
 
     def hand_back(self, tags: list[str]) -> bool:
         """Put *tags* back to the head of their queue; return whether Redis could be told."""
         try:
-            self._put_back(tags)
+            self._put_back(tags, self._holder)
         except self.channel.connection_errors:
             logger.warning("budgets.hand_back_failed deliveries=%s", len(tags), exc_info=True)
             return False
         return True
 
-    def _put_back(self, tags: list[str], leftmost: bool = False) -> None:
-        """Tell Redis, with the oldest last: it is the first to come again."""
+    @property
+    def _holder(self) -> int:
+        return int(self.channel.leftovers.holder.number)
+
+    def _put_back(self, tags: list[str], holder: int, *, leftmost: bool = False) -> None:
+        """Tell Redis, with the oldest last: it is the first to come again.
+
+        Only of what *holder* has in hand still.
+        """
         channel, push = self.channel, "LPUSH" if leftmost else "RPUSH"
         waiting = list(tags)
         while waiting:
@@ -132,7 +140,7 @@ class Deliveries(redis.QoS):
                     places = [lists.setdefault(name, len(lists)) for name in names]
                     arguments += [tag, text, len(places), *places]
             if arguments:
-                channel.run(HAND_BACK, list(lists), [0, push, *arguments])
+                channel.run(HAND_BACK, list(lists), [0, holder, push, *arguments])
 
     def _destination(self, tag: str, entry: bytes) -> tuple[str, list[str]]:
         """Return the text of a message of ``unacked``, marked as delivered before, and its lists.

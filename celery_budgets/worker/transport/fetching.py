@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from time import time
 from typing import Any
 
 from kombu.transport import redis
@@ -76,9 +75,11 @@ class FetchingChannel(Commands, _Channel):
     # What the consumer asks of a channel.
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
-        """Consume *queue*, and look into it at once."""
+        """Consume *queue*, and look into it at once; have in hand what runs on of it."""
         if no_ack:
             self._without_ack.add(queue)
+        else:
+            self.leftovers.take_over(self, queue)
         consumed = super().basic_consume(queue, no_ack, *args, **kwargs)
         self._choose_way()
         return consumed
@@ -149,10 +150,12 @@ class FetchingChannel(Commands, _Channel):
         # Also what was sent before, where its reply has never come.
         settled = self._being_settled + self._settled
         self._being_settled, self._settled = settled[:MOST_AT_ONCE], settled[MOST_AT_ONCE:]
+        names, holder = [name for name, _, _ in lists], self.leftovers.holder
         self._fetch.send(
             FETCH.call(
-                self.keys(name for name, _, _ in lists),
-                [len(self._being_settled), *self._being_settled, wanted, time()]
+                self.keys(names),
+                [len(self._being_settled), holder.number, *self._being_settled]
+                + [wanted, holder.time(), self.waits.woken_by(names)]
                 + [f', "", {dumps(queue)}]' for _, queue, _ in lists],
                 whole=self._whole_script,
             )
@@ -171,10 +174,13 @@ class FetchingChannel(Commands, _Channel):
         self._being_settled = []
         self._take(found)
         self._hand_out()
-        return bool(found)
+        return len(found) > 1
 
     def _take(self, found: list[Any]) -> None:
         lists, wanted = self._asked
+        if wanted:
+            self.waits.end_fetch(found[0] if len(found) == 1 else None)
+        found = found if len(found) > 1 else []
         tags = []
         if found:
             self._message_bytes = max(1.0, 3 * sum(map(len, found[2::3])) / len(found))

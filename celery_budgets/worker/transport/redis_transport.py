@@ -12,8 +12,9 @@ from typing import Any
 
 from kombu.transport import redis
 
-from celery_budgets.worker.transport.deliveries import Leftovers
 from celery_budgets.worker.transport.fetching import FetchingChannel
+from celery_budgets.worker.transport.holder import ANYBODY
+from celery_budgets.worker.transport.leftovers import Leftovers
 from celery_budgets.worker.transport.poller import FetchingPoller
 from celery_budgets.worker.transport.scripts import FETCH
 
@@ -62,10 +63,11 @@ class BudgetsTransport(_Transport):
 
     def _look_what_is_allowed(self, channel: Any) -> None:
         try:
-            channel.run(FETCH, [], [0, 0, 0])
+            channel.run(FETCH, [], [0, ANYBODY, 0, 0, 0])
             index = channel.key(channel.unacked_index_key)
             try:
-                channel.ask("BLMOVE", index, index, "RIGHT", "RIGHT", 0.001)
+                # Redis 6.2 cuts a millisecond to 0, and waits for ever.
+                channel.ask("BLMOVE", index, index, "RIGHT", "RIGHT", 0.01)
             except channel.ResponseError as exc:
                 if "WRONGTYPE" not in str(exc):  # it is known, and is allowed
                     raise
@@ -75,10 +77,9 @@ class BudgetsTransport(_Transport):
 
     def _tell_leftovers(self, channel: Any) -> None:
         left = self.leftovers
-        channel.settle(left.acknowledged)
-        left.acknowledged = []
-        if left.in_hand and channel.qos.hand_back(left.in_hand):
-            left.in_hand = []
+        left.settle(channel)
+        if left.in_hand and channel.qos.hand_back(list(left.in_hand)):
+            left.in_hand = {}
 
 
 class BudgetsSentinelTransport(BudgetsTransport, _SentinelTransport):

@@ -13,12 +13,18 @@ from __future__ import annotations
 
 from hashlib import sha1
 
-__all__ = ["FETCH", "HAND_BACK", "MOST_AT_ONCE", "UNDECODABLE", "Script"]
+from celery_budgets.worker.transport.holder import HOLDERS, PARTS
+
+__all__ = ["FETCH", "HAND_BACK", "MOST_AT_ONCE", "TURNS", "UNDECODABLE", "Script"]
 
 #: Messages or acknowledgements in one step; Lua takes some thousands of arguments.
 MOST_AT_ONCE = 100
 #: Behind a list's name: the list of what nobody can read as a message.
 UNDECODABLE = ".undecodable"
+#: The list of turns, by which one worker at a time comes to wait for its messages again; and the
+#: tag of what the last one took who was woken (:mod:`celery_budgets.worker.transport.waiting`).
+TURNS = ".turns"
+TAKEN = ".taken"
 
 
 class Script:
@@ -36,24 +42,39 @@ class Script:
         return [*head, len(keys), *keys, *arguments]
 
 
-_ACKNOWLEDGE = """
-local acknowledged = tonumber(ARGV[1])
-if acknowledged > 0 then
-  redis.call('ZREM', KEYS[2], unpack(ARGV, 2, 1 + acknowledged))
-  redis.call('HDEL', KEYS[1], unpack(ARGV, 2, 1 + acknowledged))
+#: ARGV: how many tags are acknowledged, the number of the holder, those tags. What another one
+#: holds by now stays as it is (:mod:`celery_budgets.worker.transport.holder`).
+_ACKNOWLEDGE = f"""
+local acknowledged, holder = tonumber(ARGV[1]), tonumber(ARGV[2])
+local function is_held(tag)
+  if holder < 0 then return true end
+  local noted = redis.call('ZSCORE', KEYS[2], tag)
+  return not noted or tonumber(noted) * {PARTS} % {HOLDERS} == holder
+end
+local settled = {{}}
+for i = 3, 2 + acknowledged do
+  if is_held(ARGV[i]) then settled[#settled + 1] = ARGV[i] end
+end
+if #settled > 0 then
+  redis.call('ZREM', KEYS[2], unpack(settled))
+  redis.call('HDEL', KEYS[1], unpack(settled))
+else
+  redis.call('HDEL', KEYS[1], '')
 end
 """
 
-#: KEYS: unacked, its index, the lists by whose turn it is. ARGV: how many tags are acknowledged,
-#: those; how many messages are wanted, the time; for each list what follows a message in unacked.
-#: Returns for each message the place of its list, its tag (empty: it is no message), its text.
+#: KEYS: unacked, its index, the lists by whose turn it is. ARGV: acknowledgements as above; how
+#: many messages are wanted, the time, the place of the list whose message has woken the worker,
+#: or 0; for each list what follows a message in unacked.
+#: Returns for each message the place of its list, its tag (empty: it is no message), its text. For
+#: a worker that was woken and finds nothing, only the tag of what another one took who was woken.
 #:
 #: The text is never decoded and encoded again: numbers would lose digits. The tag is found by a
 #: search, which costs little in a message of megabytes; decoding is for what the search leaves
 #: in doubt.
 FETCH = Script(
     _ACKNOWLEDGE
-    + """
+    + f"""
 local function tag_of(text)
   local first, last = string.find(text, '"delivery_tag"', 1, true)
   if first and not string.find(text, '"delivery_tag"', last, true) then
@@ -70,57 +91,68 @@ local function tag_of(text)
   return nil
 end
 
-local at = 2 + acknowledged
-local wanted, now = tonumber(ARGV[at]), ARGV[at + 1]
-local found = {}
+local function wake_next(list, tag)
+  local turns, left = list .. '{TURNS}', redis.call('LLEN', list)
+  redis.pcall('SET', list .. '{TAKEN}', tag, 'EX', 5)
+  if redis.pcall('LLEN', turns) == 0 then
+    for _ = 1, math.max(1, math.min(4, left)) do redis.pcall('LPUSH', turns, '') end
+    redis.pcall('EXPIRE', turns, 5)
+  end
+end
+
+local at = 3 + acknowledged
+local wanted, now, woken_by = tonumber(ARGV[at]), ARGV[at + 1], tonumber(ARGV[at + 2])
+local found = {{}}
 for i = 3, #KEYS do
   if wanted < 1 then break end
   local texts = redis.call('LRANGE', KEYS[i], -wanted, -1)
   if #texts > 0 then
-    local entries, index = {}, {}
+    local entries, index = {{}}, {{}}
     for j = #texts, 1, -1 do
       local text = texts[j]
       local tag = tag_of(text)
       if tag then
         entries[#entries + 1] = tag
-        entries[#entries + 1] = '[' .. text .. ARGV[at + i - 1]
+        entries[#entries + 1] = '[' .. text .. ARGV[at + i]
         index[#index + 1] = now
         index[#index + 1] = tag
       else
-        redis.call('HDEL', KEYS[1], '')
-        redis.call('LPUSH', KEYS[i] .. '.undecodable', text)
+        redis.call('LPUSH', KEYS[i] .. '{UNDECODABLE}', text)
       end
       found[#found + 1] = i - 3
       found[#found + 1] = tag or ''
       found[#found + 1] = text
     end
     if #entries > 0 then
-      if acknowledged == 0 then redis.call('HDEL', KEYS[1], '') end
       redis.call('HSET', KEYS[1], unpack(entries))
       redis.call('ZADD', KEYS[2], unpack(index))
     end
     redis.call('LTRIM', KEYS[i], 0, -1 - #texts)
     wanted = wanted - #texts
+    if i - 2 == woken_by then wake_next(KEYS[i], found[2]) end
   end
+end
+if woken_by > 0 and #found == 0 then
+  local taken = redis.pcall('GET', KEYS[2 + woken_by] .. '{TAKEN}')
+  if type(taken) == 'string' then return {{taken}} end
 end
 return found
 """
 )
 
-#: KEYS: unacked, its index, lists. ARGV: how many tags are acknowledged, those; RPUSH (to the
-#: head of the queue) or LPUSH; for each message its tag, its text, the number of lists that it
-#: goes to, their places. Returns how many went back: what is in unacked no more has been settled,
-#: or handed back by others.
+#: KEYS: unacked, its index, lists. ARGV: acknowledgements as above; RPUSH (to the head of the
+#: queue) or LPUSH; for each message its tag, its text, the number of lists that it goes to, their
+#: places. Returns how many went back: what is in unacked no more has been settled, or handed back
+#: by others.
 HAND_BACK = Script(
     _ACKNOWLEDGE
     + """
 local handed_back = 0
-local push = ARGV[2 + acknowledged]
-local at = 3 + acknowledged
-redis.call('HDEL', KEYS[1], '')
+local push = ARGV[3 + acknowledged]
+local at = 4 + acknowledged
 while at < #ARGV do
   local tag, text, lists = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  if redis.call('HEXISTS', KEYS[1], tag) == 1 then
+  if redis.call('HEXISTS', KEYS[1], tag) == 1 and is_held(tag) then
     for i = at + 3, at + 2 + lists do
       redis.call(push, KEYS[3 + tonumber(ARGV[i])], text)
     end

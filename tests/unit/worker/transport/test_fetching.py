@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import time
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -18,8 +19,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from celery_budgets.worker.transport.commands import Commands
 from celery_budgets.worker.transport.connecting import connect_by
-from celery_budgets.worker.transport.deliveries import Leftovers
 from celery_budgets.worker.transport.fetching import FetchingChannel
+from celery_budgets.worker.transport.holder import ANYBODY, Holder
+from celery_budgets.worker.transport.leftovers import Leftovers
 from celery_budgets.worker.transport.redis_transport import fetch_atomically
 from celery_budgets.worker.transport.scripts import FETCH
 from tests.support.waiting import wait_until
@@ -29,7 +31,7 @@ class Consumed:
     """A connection of ours that consumes one queue without an event loop."""
 
     def __init__(self, url, leftovers=None, prefetch=0, queue="lane", no_ack=False, **options):
-        self.leftovers = leftovers or Leftovers()
+        self.leftovers = Leftovers() if leftovers is None else leftovers
         plain = Connection(url, transport_options=options)
         self.connection = fetch_atomically(plain, self.leftovers)
         self.channel = self.connection.channel()
@@ -344,6 +346,60 @@ def test_what_a_lost_connection_could_not_tell_the_next_one_does(redis_url, redi
         assert after.wait_for(2) == [2, 3]
 
 
+def test_what_runs_on_stays_noted_and_the_next_connection_settles_it(redis_url, redis):
+    """What has not started goes back at once; one that ends in between is not forgotten."""
+    send(redis_url, range(5))
+    lost = Consumed(redis_url, prefetch=4)
+    lost.wait_for(4)
+    left = lost.leftovers
+    left.reconnects = True
+    lost.connection.close()
+    left.reconnects = False
+    assert redis.hlen("unacked") == 4
+    left.carry(lost.messages[:3])
+    lost.messages[2].ack()
+    with consuming(redis_url, leftovers=left, prefetch=3) as after:
+        assert redis.hlen("unacked") == redis.zcard("unacked_index") == 2
+        assert after.wait_for(1) == [3], "there is room for one beside those that run"
+        after.drain()
+        assert len(after.messages) == 1
+        assert after.messages[0].headers["redelivered"]
+        lost.messages[0].ack()
+        after.drain()
+        assert after.wait_for(2) == [3, 4]
+        assert redis.hlen("unacked") == 3
+    assert redis.llen("lane") == 3, "of what runs when the worker stops, too"
+    assert not redis.exists("unacked", "unacked_index")
+
+
+def test_what_another_has_in_hand_by_now_is_not_settled(redis_url, redis):
+    """Neither acknowledged nor handed back: its second run counts."""
+    send(redis_url, range(3))
+    stopped = Consumed(redis_url, prefetch=3)
+    stopped.wait_for(3)
+    with Connection(redis_url, transport_options={"visibility_timeout": 0}) as connection:
+        connection.channel().qos.restore_visible(num=10, interval=1)
+    with consuming(redis_url, prefetch=3) as other:
+        other.wait_for(3)
+        stopped.messages[0].ack()
+        stopped.messages[1].reject(requeue=True)
+        stopped.connection.close()
+        assert redis.hlen("unacked") == redis.zcard("unacked_index") == 3
+        assert not redis.exists("lane")
+        for message in other.messages:
+            message.ack()
+    assert not redis.exists("unacked", "unacked_index", "lane")
+
+
+def test_a_time_says_who_holds_a_delivery():
+    holder, other = Holder(), Holder()
+    other.number = (holder.number + 1) % 2048
+    for moment in (holder.time(), holder.time() + 2**31 - 2**30):
+        assert moment * 2**21 % 2048 == holder.number
+        assert moment * 2**21 % 2048 != other.number
+    assert abs(holder.time() - time.time()) < 0.1
+
+
 @settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
 @given(
     headers=st.dictionaries(
@@ -366,7 +422,7 @@ def test_redis_finds_the_tag_that_python_finds(redis, headers, tag, first):
     text = json.dumps(parts if first else dict(reversed(parts.items())))
     redis.flushdb()
     redis.lpush("lane", text)
-    arguments = [0, 1, 0, ', "", "lane"]']
+    arguments = [0, ANYBODY, 1, 0, 0, ', "", "lane"]']
     found = redis.execute_command(
         *FETCH.call(["unacked", "unacked_index", "lane"], arguments, whole=True)
     )
@@ -413,6 +469,12 @@ class _Worker:
     def __init__(self, url):
         self.app = self
         self._url = url
+
+    def on_connection_error_after_connected(self, exc):
+        """Celery's closes the channels."""
+
+    def on_close(self):
+        """Celery's drops what has not started."""
 
     def connection_for_read(self, heartbeat=None):
         return Connection(self._url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 from collections import Counter
 from contextlib import suppress
@@ -81,6 +82,7 @@ def retold_seconds():
 @pytest.fixture
 def turned(redis_url, monkeypatch, retold_seconds):
     monkeypatch.setattr(redis_polling, "RETOLD_SECONDS", retold_seconds)
+    gc.collect()  # else sockets of tests before are closed meanwhile, and their numbers free
     made = Turned(redis_url)
     made.turn()
     yield made
