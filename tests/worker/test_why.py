@@ -126,6 +126,7 @@ def asked(module, results):
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.5], ids=["sent here", "half sent elsewhere"])
 def test_the_position_and_the_start(broker_url, load_app, worker, share):
     """In a steady state: the position within 10 %, the start within 30 %.
