@@ -158,9 +158,11 @@ class Budgets(Questions):
         from celery_budgets.execution import slow_start
         from celery_budgets.execution.limits.stop_signals import leave_to_worker
         from celery_budgets.execution.memory import recycling
+        from celery_budgets.execution.stacks import writer
 
         slow_start.warn_of_slow_start(app)
         leave_to_worker()
+        writer.install(settings.stacks, in_pool_process=True)
         if settings.memory_guard:
             recycling.install(app)
 

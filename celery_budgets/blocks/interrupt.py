@@ -21,9 +21,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_budgets.errors import MemoryLimitExceeded
 from celery_budgets.execution.call import Call, HardLimitReached
 from celery_budgets.execution.limits.async_exception import is_of, raise_in
+from celery_budgets.execution.limits.greenlet_interrupt import GreenletInterrupt
 from celery_budgets.execution.limits.interrupts import (
     AsynchronousInterrupt,
-    GreenletInterrupt,
     Interrupt,
 )
 

@@ -14,6 +14,7 @@ from click_didyoumean import DYMGroup
 # Importing them registers `celery inspect budgets` and the control commands with the command line.
 import celery_budgets.worker.remote.commands
 import celery_budgets.worker.remote.lane_commands
+import celery_budgets.worker.remote.stacks
 import celery_budgets.worker.remote.why  # noqa: F401
 from celery_budgets.errors import BudgetsError
 
@@ -28,6 +29,8 @@ COMMANDS = {
     "status": "status",
     "top": "top",
     "why": "why",
+    "stack": "stack",
+    "kills": "kills",
     "set": "set_limit",
     "pause": "pause",
     "resume": "resume",

@@ -109,6 +109,10 @@ def _one_of(*words: str) -> Callable[[Any], Any]:
     return checked
 
 
+def _stacks(value: Any) -> bool | str:
+    return "all" if value == "all" else _flag(value)
+
+
 def _mapping(value: Any) -> Mapping[str, Any]:
     if isinstance(value, str):
         try:
@@ -192,6 +196,12 @@ FIELDS: dict[str, Field] = {
     ),
     "span_name": Field(
         "worker_call:{lane}", _optional(_span_name), "name of a call's span; None: unchanged"
+    ),
+    "stacks": Field(
+        True,
+        _stacks,
+        'take the stack of a call that is killed or asked for: of its body, of `"all"` threads '
+        "of its process, or not at all",
     ),
     "json_logs": Field(False, _flag, "log the records of calls as JSON lines"),
     "metrics_host": Field("127.0.0.1", _text, "address that the metrics port listens on"),

@@ -58,6 +58,7 @@ class Settings:
     tracing: bool
     span_sample_rate: float
     span_name: str | None
+    stacks: bool | str
     json_logs: bool
     metrics_host: str
     metrics_port: int | None

@@ -30,24 +30,29 @@ def run_body(call: Call | None, body: Callable[[], Any]) -> Any:
     """
     if call is None:
         return body()
-    interrupt = watchdog().interrupt
+    interrupt, where = watchdog().interrupt, None
     try:
         try:
             interrupt.enter(call)
             result = body()
         finally:
             interrupt.leave(call)
-    except BaseException:
+    except BaseException as exc:
         _leave_for_good(interrupt, call)
         if not call.over_hard_limit(late=interrupt.judges_late):
             raise
+        where = exc.__traceback__
     else:
         if not call.over_hard_limit(late=interrupt.judges_late):
             return result
     if interrupt.abandons:
         # The result was stored at the limit; nothing may overwrite it.
         raise Ignore
-    raise TimeLimitExceeded(call.limits.hard)
+    try:
+        # With the frames in which the limit has interrupted it.
+        raise TimeLimitExceeded(call.limits.hard).with_traceback(where)
+    finally:
+        del where  # which refers to this frame
 
 
 def run_to_end(call: Call | None, run: Callable[[], Any]) -> Any:

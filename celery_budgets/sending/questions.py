@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery_budgets.sending.remote_control import Inspection
 
 if TYPE_CHECKING:
+    from celery_budgets.model.kill import CallStack, Kill
     from celery_budgets.model.why import Why
     from celery_budgets.telemetry.snapshots import Concurrency, Memory
     from celery_budgets.telemetry.statistics import Statistics
@@ -104,3 +105,37 @@ class Questions:
         from celery_budgets.sending.why.asking import why
 
         return why(self.app, self._inspection, task_id, lane=lane, sent_at=sent_at, timeout=timeout)
+
+    def stacks(
+        self, task_id: str | None = None, *, lane: str | None = None, timeout: float = 1.0
+    ) -> list[CallStack]:
+        """Return where running calls are; they go on running.
+
+        Args:
+            task_id: Id of a call; ``None``: all, or those of the lane.
+            lane: Name of a lane.
+            timeout: How long workers may take to answer, seconds.
+
+        Raises:
+            ConfigurationError: There is no such lane.
+            kombu.exceptions.OperationalError: The broker does not answer.
+        """
+        from celery_budgets.sending.stacks import stacks
+
+        return stacks(self.app, self._inspection, task_id=task_id, lane=lane, timeout=timeout)[0]
+
+    def kills(self, timeout: float = 1.0) -> list[Kill]:
+        """Return the kills of the last day, the oldest first.
+
+        They are remembered by each worker (its last 1,000), and by the Redis of idempotency keys
+        where there is one.
+
+        Args:
+            timeout: How long workers may take to answer, seconds.
+
+        Raises:
+            kombu.exceptions.OperationalError: The broker does not answer.
+        """
+        from celery_budgets.sending.stacks import kills
+
+        return kills(self.app, self._inspection, timeout)[0]

@@ -165,8 +165,17 @@ def _tells_call(reply: Any) -> bool:
     return isinstance(reply, Mapping) and isinstance(reply.get("in_hand"), list)
 
 
+def _tells_stacks(reply: Any) -> bool:
+    return isinstance(reply, Mapping) and isinstance(reply.get("stacks"), list)
+
+
+def _tells_kills(reply: Any) -> bool:
+    return isinstance(reply, Mapping) and isinstance(reply.get("kills"), list)
+
+
 #: By the argument that asks for it: what makes a reply an answer.
-_EXPECTED = {"scope": _tells_scope, "holders": _tells_holders, "task_id": _tells_call}
+_EXPECTED = {"scope": _tells_scope, "holders": _tells_holders, "kills": _tells_kills,
+             "lane": _tells_stacks, "task_id": _tells_call}  # fmt: skip
 
 
 def _tells_all(reply: Any) -> bool:

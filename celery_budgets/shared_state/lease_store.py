@@ -16,7 +16,7 @@ from celery_budgets.model.priority import addresses
 from celery_budgets.shared_state.leases import Leases
 from celery_budgets.shared_state.renewal import SERVER_SECONDS
 
-__all__ = ["leases_of"]
+__all__ = ["client_of", "leases_of"]
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
 _PREFIX = "celery-budgets:call:"
@@ -37,6 +37,19 @@ def leases_of(app: Any) -> Leases:
         found = Leases(client, length=length, retention=retention, prefix=prefix + _PREFIX)
         _leases[app] = settings, found
     return found
+
+
+def client_of(app: Any, timeout: float) -> tuple[Any, str]:
+    """Return a new client of the Redis of the leases of *app*, and the prefix of its keys.
+
+    Args:
+        app: The Celery app.
+        timeout: Longest wait for a reply, seconds.
+
+    Raises:
+        ConfigurationError: As :func:`leases_of`.
+    """
+    return _client(app, settings_of(app).idempotency_url, timeout)
 
 
 #: By app, with the settings they were created from: the configuration may be reloaded.

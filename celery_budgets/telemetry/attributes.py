@@ -45,6 +45,7 @@ MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
 MESSAGING_DESTINATION: Final = "messaging.destination.name"
 MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
 ERROR_TYPE: Final = "error.type"
+STACKTRACE: Final = "code.stacktrace"  # of the events that end a killed call
 
 # Span events.
 EVENT_SLOT: Final = "acquired_slot"

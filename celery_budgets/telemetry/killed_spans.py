@@ -37,6 +37,7 @@ def end_for_process(
     outcome: Outcome,
     reason: str,
     flight: Flight | None,
+    stacks: Mapping[str, str],
 ) -> bool:
     """Emit the span of one call; return whether a provider took it.
 
@@ -47,6 +48,7 @@ def end_for_process(
         outcome: How the call ended.
         reason: Why, as text; the description of the status ERROR.
         flight: The flight record of its process; ``None`` if the call never began.
+        stacks: By event, where the call was, as in a traceback.
     """
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
@@ -62,7 +64,8 @@ def end_for_process(
     known = dict(attributes)
     if flight is not None:
         known[names.WAIT] = seconds_waited(headers, flight.started_at)
-    processor.on_end(_readable(name, known, outcome, reason, flight, provider, parent, context))
+    told = _readable(name, known, outcome, reason, flight, stacks, provider, parent, context)
+    processor.on_end(told)
     return True
 
 
@@ -113,6 +116,7 @@ def _readable(
     outcome: Outcome,
     reason: str,
     flight: Flight | None,
+    stacks: Mapping[str, str],
     provider: Any,
     parent: Any,
     context: Any,
@@ -135,12 +139,6 @@ def _readable(
         facts[names.RSS_PEAK] = flight.rss_peak_bytes
         over = ended - started > attributes.get(names.SOFT_LIMIT, float("inf"))
         facts[names.SOFT_EXCEEDED] = flight.soft_exceeded or over
-    happened = [names.EVENT_STARTED] if flight is not None else []
-    if facts.get(names.SOFT_EXCEEDED):
-        happened.append(names.EVENT_SOFT_LIMIT)
-    if outcome.value == "hard_time_limit":
-        happened.append(names.EVENT_HARD_LIMIT)
-    happened += [names.EVENT_FAILED, names.EVENT_COMPLETED]
     instants = {names.EVENT_STARTED: started}
     return ReadableSpan(
         name=name,
@@ -148,13 +146,29 @@ def _readable(
         parent=parent,
         resource=provider.resource,
         attributes=facts,
-        events=[Event(event, timestamp=_ns(instants.get(event, ended))) for event in happened],
+        events=[
+            Event(event, _trace_in(stacks, event), _ns(instants.get(event, ended)))
+            for event in _happened(facts, outcome, began=flight is not None)
+        ],
         kind=SpanKind.CONSUMER,
         status=Status(StatusCode.ERROR, reason),
         start_time=_ns(started),
         end_time=_ns(ended),
         instrumentation_scope=InstrumentationScope(_INSTRUMENTATION),
     )
+
+
+def _happened(facts: Mapping[str, Any], outcome: Outcome, *, began: bool) -> list[str]:
+    happened = [names.EVENT_STARTED] if began else []
+    if facts.get(names.SOFT_EXCEEDED):
+        happened.append(names.EVENT_SOFT_LIMIT)
+    if outcome.value == "hard_time_limit":
+        happened.append(names.EVENT_HARD_LIMIT)
+    return [*happened, names.EVENT_FAILED, names.EVENT_COMPLETED]
+
+
+def _trace_in(stacks: Mapping[str, str], event: str) -> dict[str, str] | None:
+    return {names.STACKTRACE: stacks[event]} if event in stacks else None
 
 
 def _ns(seconds: float) -> int:

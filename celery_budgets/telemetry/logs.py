@@ -35,6 +35,9 @@ SCHEMA: dict[str, str] = {
     "rss_peak_bytes": "number, By",
     "scope": "text, the path of its request scope",
     "twin": "true or false, whether a call with the same idempotency key ran in its place",
+    "stack": "list of frames (`file`, `line`, `function`), innermost last: where a killed or"
+    " interrupted body was",
+    "soft_stack": "the same, where it was told of its soft limit, if it went on after that",
 }
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from celery_budgets.model.budget import TimeLimits
     from celery_budgets.model.lanes import Lane
     from celery_budgets.model.outcomes import Outcome
+    from celery_budgets.model.stack import Stack
 
 __all__ = ["Calls", "Delivery", "Runtime"]
 
@@ -53,6 +54,8 @@ class Runtime(Protocol):
 
     #: ``None`` if calls run in the worker itself.
     flights: FlightReader | None
+    #: Takes the stacks of calls (celery_budgets.worker.stacks.black_box).
+    black_box: Any
 
 
 class Delivery(Protocol):
@@ -101,6 +104,8 @@ class Delivery(Protocol):
     counted: bool
     runs_on: bool
     given_up: bool
+    #: Where its body was when it was killed, and before at its soft limit.
+    stacks: tuple[Stack, ...]
 
     @property
     def hard_rss(self) -> int:

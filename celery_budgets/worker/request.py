@@ -37,6 +37,7 @@ from celery_budgets.worker.calls.twins import expires_alone, shares_result_of_tw
 from celery_budgets.worker.pool.stopped_calls import hands_back_stopped
 from celery_budgets.worker.request_hooks import wrap_shadowed
 from celery_budgets.worker.runtime import WorkerRuntime
+from celery_budgets.worker.stacks.black_box import shown
 
 __all__ = ["BudgetedRequest"]
 
@@ -181,7 +182,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
             return
         # The slot first: settling may wait for a result backend.
         self.runtime.slots.release(self)
-        exc_info = storable(exc_info, exc)
+        exc_info = shown(self, storable(exc_info, exc), exc)
         if not passes(self, super().on_failure, exc_info, send_failed_event, return_ok):
             give_back(self, Outcome.FAILED)
         self.roster.ended(self, self._outcome_of(exc, flight), flight, words_of(exc))
@@ -253,7 +254,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         if self.outcome is not None:
             return
         state.task_ready(self)
-        words = words_of(exc)
+        words, self.stacks = words_of(exc), self.runtime.black_box.of(self, flight)
         logger.error("budgets.call_killed task=%s task_id=%s: %s", self.name, self.id, words)
         again = self.runtime.reruns.run_again(self, exc, outcome)
         if comes_again(self._task, outcome):

@@ -20,7 +20,9 @@ from celery_budgets.execution.call import Terms
 from celery_budgets.execution.flight.reader import FlightReader
 from celery_budgets.execution.flight.record import Flight, flight_in
 from celery_budgets.execution.flight.recorder import recorder
+from celery_budgets.model.outcomes import Outcome
 from celery_budgets.model.priority import Broker, Priority, level_of
+from celery_budgets.shared_state.kill_store import keep_kill
 from celery_budgets.worker.backlog.backlog import Backlog
 from celery_budgets.worker.backlog.flow import Flow
 from celery_budgets.worker.backlog.objectives import Objectives
@@ -43,6 +45,9 @@ from celery_budgets.worker.memory.gate import Gate
 from celery_budgets.worker.memory.gauges import gauges_of
 from celery_budgets.worker.memory.replacement import give_memory_back
 from celery_budgets.worker.pool.size import pool_name, slots_of
+from celery_budgets.worker.pool.slow_calls import SlowCalls
+from celery_budgets.worker.stacks.black_box import BlackBox
+from celery_budgets.worker.stacks.kills import Kills
 from celery_budgets.worker.transport.leftovers import Leftovers
 
 if TYPE_CHECKING:
@@ -74,6 +79,9 @@ class WorkerRuntime:
         #: Reads the records of pool processes; ``None`` where calls run in this process. Made
         #: before the pool forks, so that each process finds the folder in its environment.
         self.flights = FlightReader() if self.pool_kind == "prefork" else None
+        #: Where killed calls were, and where running ones are.
+        self.black_box = BlackBox(self.flights, enabled=bool(self.settings.stacks))
+        self.kills = Kills(partial(keep_kill, app))
         #: Its report for remote control; set once the worker has started.
         self.report: Any = None
         #: The processes of the pool; ``None`` if it has none.
@@ -88,6 +96,7 @@ class WorkerRuntime:
         self.overrides: dict[str, tuple[float | None, float | None]] = {}
         self.reruns = KillReruns()
         self.roster = Roster()
+        self.slow_calls = SlowCalls(self.roster, self.black_box)
         self.held = HeldDeliveries()
         #: Deliveries that wait for their ETA.
         self.awaited: set[Any] = set()
@@ -185,6 +194,7 @@ class WorkerRuntime:
     def look(self) -> None:
         """Update the counts for alerts and rates; called about once a second."""
         self.flow.look()
+        self.slow_calls.look()
         self.roster.tally.recent.follow("telemetry_failures", self.telemetry_failures)
         if self.processes is not None:
             self.processes.look()
@@ -204,6 +214,8 @@ class WorkerRuntime:
 
     def _note(self, end: CallEnd) -> None:
         self.roster.tally.note(EndedCall.of(end.request, end.outcome, end.record))
+        if end.outcome is not Outcome.SUCCEEDED:
+            self.kills.note(end.request, end.outcome)
 
     def _give_memory_back(self) -> None:
         give_memory_back(

@@ -23,8 +23,8 @@ from meanings import ATTRIBUTES, LOG_EVENTS, SPAN_EVENTS
 
 import celery_budgets
 from celery_budgets.config.setting_fields import FIELDS
+from celery_budgets.execution.limits import greenlet_interrupt, solo_interrupt
 from celery_budgets.execution.limits import interrupts as interrupt
-from celery_budgets.execution.limits import solo_interrupt
 from celery_budgets.model.lanes import DEFAULT_LANES
 from celery_budgets.model.why import Cause, Why
 from celery_budgets.telemetry import attributes as names
@@ -82,7 +82,7 @@ def pools() -> str:
     kinds = {
         "prefork": interrupt.ProcessInterrupt,
         "threads": interrupt.ThreadInterrupt,
-        "gevent": interrupt.GreenletInterrupt,
+        "gevent": greenlet_interrupt.GreenletInterrupt,
         "solo": solo_interrupt.MainThreadInterrupt,
     }
     return table(

@@ -60,6 +60,12 @@ LOG_EVENTS = {
     "budgets.begun_unknown": "At a stop or a lost connection, a pool process reported something "
     "unreadable about which calls it has started. One call may run twice.",
     "budgets.call_ended": "A call has ended. The record has the facts of the call.",
+    "budgets.call_slow": "A call has run longer than 10 s and ten times the p99 of its task, of "
+    "which at least 100 calls had ended. The record says where it is. Told once per call.",
+    "budgets.kill_not_kept": "Redis did not take a kill for `lanes kills`; only the worker that "
+    "killed the call remembers it.",
+    "budgets.kills_not_read": "`lanes kills` could not read the kills in Redis; it shows those "
+    "that workers remember.",
     "budgets.call_killed": "The worker killed a call's process, or lost it.",
     "budgets.call_runs_again": "A killed call is sent again, because its task has `max_kills`.",
     "budgets.call_stopped": "The signal that stops the worker has ended the process of a call too. "

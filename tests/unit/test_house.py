@@ -36,6 +36,7 @@ FLOORS = (
 #: The same for the rooms within `worker`, and its own modules.
 WORKER_FLOORS = (
     ("transport", "delivery"),
+    ("stacks",),
     ("calls",),
     ("pool",),
     ("lanes", "backlog"),

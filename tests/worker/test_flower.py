@@ -206,6 +206,21 @@ def test_the_state_of_a_call_does_not_lie(flower, browser, task):
     browser.photograph(f"flower-task-{task}")
 
 
+def test_the_page_of_a_killed_call_shows_where_it_hung(flower, browser):
+    """As its traceback: the body, and nothing of the pool."""
+    (task_id,) = flower.ids["ignore_soft_limit"]
+    browser.open(f"{flower.url}/task/{task_id}")
+    wait_until(
+        lambda: "in ignore_soft_limit" in browser.text("body"),
+        "the page shows the function of the body",
+        detail=lambda: browser.text("body"),
+    )
+    shown = browser.text("body")
+    assert "time.sleep(5)" in shown
+    assert "billiard/pool.py" not in shown
+    browser.photograph("flower-task-killed")
+
+
 def test_the_list_of_calls(flower, browser):
     """Every call once."""
     browser.open(f"{flower.url}/tasks")

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from celery_budgets.execution.limits import interrupts, solo_interrupt
+from celery_budgets.execution.limits import greenlet_interrupt, interrupts, solo_interrupt
 from tests.support.apps import Servers, fresh_app
 from tests.support.marks import ON_RABBITMQ, first_of
 from tests.support.waiting import wait_until
@@ -66,7 +66,7 @@ WHAT_HAPPENS = {
 ENFORCES = {
     "prefork": interrupts.ProcessInterrupt,
     "threads": interrupts.ThreadInterrupt,
-    "gevent": interrupts.GreenletInterrupt,
+    "gevent": greenlet_interrupt.GreenletInterrupt,
     "solo": solo_interrupt.MainThreadInterrupt,
 }
 KINDS = ("sleeping", "busy", "swallowing", "in_c_code")

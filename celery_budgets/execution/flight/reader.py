@@ -126,8 +126,9 @@ class FlightReader:
         if record is not None:
             self._failures_of_gone += FAILURES.unpack_from(record, FAILURES_OFFSET)[0]
             record.close()
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self.folder, str(pid)))
+        for name in (f"{pid}", f"{pid}.stack", f"{pid}.notes"):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.folder, name))
 
     def failures(self) -> int:
         """Return the failures of telemetry in all pool processes, including ended ones."""

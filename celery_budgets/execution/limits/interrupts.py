@@ -1,4 +1,4 @@
-"""Interrupts running calls on each pool; solo has a module of its own.
+"""Interrupts running calls on each pool; gevent and solo have modules of their own.
 
 An interrupt has a soft form (an exception in the call) and a hard one (the call ends, whether or
 not its code stops). :attr:`Interrupt.enforces` describes what a pool supports; the worker logs it
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from time import monotonic
+from types import FrameType
 from typing import Any, ClassVar
 
 from celery._state import _task_stack
@@ -32,8 +34,8 @@ from celery_budgets.execution.safely import guarded
 from celery_budgets.model.headers import HEADER_TERMS
 
 __all__ = [
-    "EXIT_CODE", "AsynchronousInterrupt", "GreenletInterrupt", "Interrupt", "ProcessInterrupt",
-    "ThreadInterrupt", "raise_for_memory",
+    "EXIT_CODE", "AsynchronousInterrupt", "Interrupt", "ProcessInterrupt", "ThreadInterrupt",
+    "raise_for_memory",
 ]  # fmt: skip
 
 #: Exit code of a pool process that ended itself at a hard limit (``EX_SOFTWARE``).
@@ -84,6 +86,10 @@ class Interrupt:
 
     def memory(self, call: Call) -> None:
         """End the call at its hard memory limit."""
+
+    def frame_of(self, call: Call) -> FrameType | None:
+        """Return the innermost frame of the call's thread; ``None`` if it is not known."""
+        return sys._current_frames().get(call.thread_id)
 
 
 class AsynchronousInterrupt(Interrupt):
@@ -238,46 +244,6 @@ class ThreadInterrupt(AsynchronousInterrupt):
             if first:
                 # Under the lock, so that the thread cannot return before it is abandoned.
                 self._on_abandon(call)
-
-
-class GreenletInterrupt(Interrupt):
-    """Gevent: throws into the greenlet at the soft limit; Celery enforces the hard one."""
-
-    enforces: ClassVar = {
-        "soft": "where the call yields",
-        "hard": "where the call yields",
-        "memory": "measured over the worker, which pauses above the limit",
-    }
-    judges_late = True
-
-    def __init__(self) -> None:
-        self._greenlets: dict[int, Any] = {}
-
-    def enter(self, call: Call) -> None:
-        """Remember the greenlet of the call."""
-        import gevent
-
-        self._greenlets[id(call)] = gevent.getcurrent()
-
-    def leave(self, call: Call) -> None:
-        """Close the call; a throw that is scheduled for it has no effect any more."""
-        call.open = False
-        self._greenlets.pop(id(call), None)
-
-    def soft(self, call: Call) -> None:
-        """Throw into the greenlet from the hub, if the call is still open then."""
-        call.soft_sent = True
-        self._throw(call, SoftTimeLimitExceeded(call.limits.soft))
-
-    def _throw(self, call: Call, error: BaseException) -> None:
-        import gevent
-
-        def throw() -> None:
-            greenlet = self._greenlets.get(id(call))
-            if greenlet is not None and call.open:
-                greenlet.throw(error)
-
-        gevent.get_hub().loop.run_callback(throw)
 
 
 def raise_for_memory(call: Call) -> None:

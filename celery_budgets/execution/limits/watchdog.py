@@ -17,6 +17,7 @@ import os
 import threading
 from collections.abc import Callable
 from time import monotonic
+from types import FrameType
 
 from celery_budgets.execution.call import Call
 from celery_budgets.execution.child_tracking import family
@@ -24,6 +25,7 @@ from celery_budgets.execution.flight.recorder import ENVIRONMENT, recorder
 from celery_budgets.execution.limits.interrupts import Interrupt, ProcessInterrupt
 from celery_budgets.execution.memory import rss as memory
 from celery_budgets.execution.safely import guarded
+from celery_budgets.execution.stacks.writer import stack_writer
 from celery_budgets.model.per_process import OncePerProcess
 from celery_budgets.units import format_duration, format_size
 
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 #: Seconds between two checks while calls run, and the shortest when memory grows fast.
 TICK = 0.1
 FASTEST_TICK = 0.01
+#: How long before its hard limit the stack of a call is noted, seconds; at most a quarter of it.
+BEFORE_END = 0.5
 
 
 class Watchdog:
@@ -91,6 +95,13 @@ class Watchdog:
         self._calls.pop(id(call), None)
         self.released = call
 
+    def frame_of(self, task_id: str) -> FrameType | None:
+        """Return the innermost frame of a running call; ``None`` if there is no such call."""
+        for call, interrupt in list(self._calls.values()):
+            if call.task_id == task_id and call.open and not call.is_block:
+                return interrupt.frame_of(call)
+        return None
+
     def _run(self) -> None:
         while True:
             if not self._calls:
@@ -144,10 +155,15 @@ class Watchdog:
                     "budgets.hard_time_limit task_id=%s lane=%s limit=%s",
                     call.task_id, call.lane, format_duration(call.limits.hard),
                 )  # fmt: skip
+                note_stack(call, interrupt, "hard_time_limit")
             interrupt.hard(call)
             return TICK
+        to_note = call.hard_at - min(BEFORE_END, call.limits.hard / 4) - now
+        if to_note <= 0 and call.first("seen_before_end"):
+            note_stack(call, interrupt, "hard_time_limit")
         if now < call.soft_at:
             return call.soft_at - now
+        hard_due = now + min(to_note, hard_due - now) if to_note > 0 else hard_due
         if not call.soft_exceeded:
             call.soft_exceeded = True
             logger.warning(
@@ -158,6 +174,8 @@ class Watchdog:
         if call.budget.soft == "raise" and not call.soft_sent:
             if now < soft_due:
                 return soft_due - now
+            if call.first("told_of_soft_limit"):
+                note_stack(call, interrupt, "soft_time_limit")
             interrupt.soft(call)
         return hard_due - now
 
@@ -182,6 +200,7 @@ class Watchdog:
                     "budgets.memory_limit task_id=%s lane=%s rss=%s limit=%s",
                     call.task_id, call.lane, format_size(rss), format_size(limit),
                 )  # fmt: skip
+                note_stack(call, interrupt, "memory_limit")
             interrupt.memory(call)
             return TICK
         if call.budget.memory == "raise" and not call.memory_sent:
@@ -193,6 +212,12 @@ class Watchdog:
         growth = (rss - before) / (now - then) if now > then and before else 0.0
         # Half of the time to the limit: several checks precede it, however fast memory grows.
         return (limit - rss) / growth / 2 if growth > 0 else TICK
+
+
+def note_stack(call: Call, interrupt: Interrupt, moment: str) -> None:
+    """Write down where *call* is, unless it is a block."""
+    if not call.is_block:
+        guarded(stack_writer().note, call, moment, interrupt.frame_of(call))
 
 
 def _new() -> Watchdog:

@@ -36,7 +36,12 @@ class GateStep(bootsteps.StartStopStep):
         self._timer_entry: Any = None
         self._pool_guard: PoolGuard | None = None
         if runtime.flights is not None:
-            self._pool_guard = PoolGuard(self._pool_pids, runtime.flights, runtime.roster)
+            self._pool_guard = PoolGuard(
+                self._pool_pids,
+                runtime.flights,
+                runtime.roster,
+                take_stack=runtime.black_box.take,
+            )
 
     def start(self, c: Any) -> None:
         """Start the timer; again after each reconnect, when Celery may have cancelled it."""

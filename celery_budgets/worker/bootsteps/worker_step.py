@@ -18,14 +18,15 @@ from celery import bootsteps
 
 from celery_budgets.blocks.ledger import ledger_of
 from celery_budgets.config.settings import Settings, settings_of
+from celery_budgets.execution.limits.greenlet_interrupt import GreenletInterrupt
 from celery_budgets.execution.limits.interrupts import (
-    GreenletInterrupt,
     Interrupt,
     ProcessInterrupt,
     ThreadInterrupt,
 )
 from celery_budgets.execution.limits.solo_interrupt import MainThreadInterrupt
 from celery_budgets.execution.limits.watchdog import install
+from celery_budgets.execution.stacks import writer
 from celery_budgets.model import failures
 from celery_budgets.model.lanes import Lane
 from celery_budgets.tasks import run as running  # noqa: F401  before processes are forked, for all of them
@@ -110,6 +111,7 @@ class BudgetsStep(bootsteps.StartStopStep):
         if runtime.flights is None:
             contain(worker.pool)
             install(interrupt)
+            writer.install(self.settings.stacks, in_pool_process=False)
             ledger_of(worker.app).worker = runtime.roster.tally.count
         else:
             self._join_processes(worker, runtime, runtime.flights)
@@ -139,7 +141,7 @@ class BudgetsStep(bootsteps.StartStopStep):
     def _join_processes(self, worker: Any, runtime: WorkerRuntime, flights: FlightReader) -> None:
         asynpool = worker.pool._pool
         if hasattr(asynpool, "_on_hard_timeout"):
-            TimeLimitTimer(asynpool, worker.hub, flights).attach()
+            TimeLimitTimer(asynpool, worker.hub, flights, runtime.black_box.take).attach()
             StartedCalls(worker.pool, worker.hub).attach()
             runtime.processes = PoolProcesses(asynpool)
         if hasattr(asynpool, "_timeout_handler"):

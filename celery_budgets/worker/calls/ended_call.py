@@ -9,8 +9,10 @@ from celery_budgets.execution.flight.record import Flight, flight_in
 from celery_budgets.model.headers import HEADER_DUE_AT, HEADER_SCOPE, seconds_waited
 from celery_budgets.model.outcomes import Outcome
 from celery_budgets.sending.scope import scope_in
+from celery_budgets.worker.stacks.black_box import end_and_warning
 
 if TYPE_CHECKING:
+    from celery_budgets.model.stack import Stack
     from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["EndedCall", "facts_of"]
@@ -41,6 +43,8 @@ class EndedCall(NamedTuple):
     scope: Any
     #: Its flight record: an unread copy, or unpacked.
     record: Flight | bytes | None
+    #: Where its body was when it was killed, and before at its soft limit.
+    stacks: tuple[Stack, ...] = ()
 
     @classmethod
     def of(cls, request: Delivery, outcome: Outcome, record: Flight | bytes | None) -> Self:
@@ -49,7 +53,7 @@ class EndedCall(NamedTuple):
         return cls(
             outcome, time(), request.time_start, request.limits.soft, request.lane.name,
             request._type, request.id, request._hostname, headers.get(HEADER_DUE_AT),
-            headers.get(HEADER_SCOPE), record,
+            headers.get(HEADER_SCOPE), record, request.stacks,
         )  # fmt: skip
 
 
@@ -65,6 +69,7 @@ def facts_of(ended: EndedCall) -> dict[str, Any]:
     else:
         exceeded = seconds is not None and seconds > ended.soft
     headers = {HEADER_DUE_AT: ended.due_at, HEADER_SCOPE: ended.scope}
+    last, told = end_and_warning(ended.stacks) if ended.stacks else (None, None)
     facts = {
         "outcome": ended.outcome.value,
         "lane": ended.lane,
@@ -79,6 +84,8 @@ def facts_of(ended: EndedCall) -> dict[str, Any]:
         "rss_peak_bytes": None,
         "trace_id": None,
         "twin": False,
+        "stack": last.to_json() if last is not None else None,
+        "soft_stack": told.to_json() if told is not None else None,
     }
     if flight is not None:
         facts |= {

@@ -13,9 +13,10 @@ from celery_budgets.config.settings import settings_of
 from celery_budgets.execution.call import Terms
 from celery_budgets.execution.flight.record import flight_in
 from celery_budgets.model.outcomes import Outcome
-from celery_budgets.telemetry.attributes import WORKER
+from celery_budgets.telemetry.attributes import EVENT_FAILED, EVENT_SOFT_LIMIT, WORKER
 from celery_budgets.telemetry.killed_spans import end_for_process
 from celery_budgets.telemetry.spans import call_attributes
+from celery_budgets.worker.stacks.black_box import end_and_warning
 
 if TYPE_CHECKING:
     from celery_budgets.worker.calls.roster import CallEnd
@@ -67,6 +68,7 @@ class KilledSpan:
                 WORKER: request.hostname,
             },
             headers, end.outcome, end.reason or end.outcome.value, flight,
+            _stacks_of(request),
         )  # fmt: skip
         if not told and flight is not None and any(flight.span_id):
             self._lost()
@@ -74,3 +76,10 @@ class KilledSpan:
                 "budgets.span_lost task_id=%s outcome=%s: set the tracer provider in the "
                 "worker main process too", request.id, end.outcome.value,
             )  # fmt: skip
+
+
+def _stacks_of(request: Delivery) -> dict[str, str]:
+    """Return, by event, where the call was, as in a traceback."""
+    last, told = end_and_warning(request.stacks)
+    found = ((EVENT_FAILED, last), (EVENT_SOFT_LIMIT, told))
+    return {event: "\n".join(stack.lines()) for event, stack in found if stack is not None}

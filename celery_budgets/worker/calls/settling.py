@@ -25,6 +25,7 @@ from kombu.utils.encoding import safe_repr
 
 from celery_budgets.errors import BudgetsError, words_of
 from celery_budgets.model.headers import HEADER_TERMS
+from celery_budgets.worker.stacks.black_box import traceback_of
 
 __all__ = ["UNSTORED", "contain", "fail", "passes", "storable"]
 
@@ -72,11 +73,16 @@ def fail(request: Any, exc: Exception) -> None:
     celery.worker.request.Request.on_timeout (5.7). Differs: each step may fail on its own.
     """
     task, context = request.task, request._context
-    passes(request, _store, request, exc)
+    text = traceback_of(request.stacks, exc)
+    if text is not None:
+        exc.add_note(text)  # for handlers, which get no traceback that is a text
+    passes(request, _store, request, exc, text)
     try:
         raise exc
     except type(exc):
         einfo = ExceptionInfo()
+    if text is not None:
+        vars(einfo).update(traceback=text)
     task.request_stack.push(context)
     try:
         about = (exc, request.id, request.args, request.kwargs)
@@ -95,9 +101,9 @@ def fail(request: Any, exc: Exception) -> None:
     passes(request, request.send_event, "task-failed", exception=shown, traceback=einfo.traceback)
 
 
-def _store(request: Any, exc: Exception) -> None:
+def _store(request: Any, exc: Exception, traceback: str | None) -> None:
     request.task.backend.mark_as_failure(
-        request.id, exc, request=request._context, store_result=request.store_errors
+        request.id, exc, traceback, request=request._context, store_result=request.store_errors
     )
 
 

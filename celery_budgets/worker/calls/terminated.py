@@ -14,6 +14,7 @@ from celery.worker.request import Request
 
 if TYPE_CHECKING:
     from celery_budgets.model.outcomes import Outcome
+    from celery_budgets.model.stack import Stack
     from celery_budgets.worker.delivery import Calls, Runtime
 
 __all__ = ["TerminableRequest"]
@@ -27,6 +28,8 @@ class TerminableRequest(Request):
     outcome: Outcome | None
     #: Whether its body may still run although the call has its outcome.
     runs_on = False
+    #: Where its body was when it was killed, and before at its soft limit.
+    stacks: tuple[Stack, ...] = ()
     _terminated_in: Any = None
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
@@ -40,6 +43,8 @@ class TerminableRequest(Request):
         if self.time_start and self.outcome is None:
             self.runs_on, self._terminated_in = True, pool
             if self.runtime.flights is not None:
+                self.runtime.black_box.take(self.worker_pid, "revoked")
+                self.stacks = self.runtime.black_box.of(self)
                 self.runtime.flights.terminate(self.worker_pid, self.id)
         try:
             super().terminate(pool, signal)

@@ -41,6 +41,7 @@ class PoolGuard:
         flights: Reads the flight record of each process.
         roster: The running calls, with their budgets.
         rss_of: Returns the RSS of a process, bytes; ``None`` if it has ended.
+        take_stack: Makes a process write where its call is.
     """
 
     def __init__(
@@ -49,10 +50,12 @@ class PoolGuard:
         flights: FlightReader,
         roster: Roster,
         rss_of: Callable[[int], int | None] = memory.rss_of,
+        take_stack: Callable[[int, str], None] | None = None,
     ) -> None:
         self._pids = pids
         self._flights = flights
         self._roster = roster
+        self._take_stack = take_stack
         self._rss_of = rss_of
 
     def look(self) -> None:
@@ -90,6 +93,8 @@ class PoolGuard:
         It is stopped first: a body that ended just before the kill would lose its result.
         """
         with contextlib.suppress(ProcessLookupError):
+            if self._take_stack is not None:
+                self._take_stack(pid, Reason.MEMORY_LIMIT.name.lower())
             os.kill(pid, signal.SIGSTOP)
             _wait_stopped(pid)
             if self._request_of(pid, task_id) is None:

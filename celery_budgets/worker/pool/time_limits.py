@@ -12,6 +12,7 @@ See also: :mod:`celery_budgets.execution.limits.watchdog`, the second line.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from math import inf
 from time import monotonic
 from typing import Any
@@ -47,12 +48,20 @@ class TimeLimitTimer:
         asynpool: A ``celery.concurrency.asynpool.AsynPool`` before it is registered with its hub.
         hub: The worker's event loop.
         flights: Reads the records of the pool processes.
+        take_stack: Makes a process write where its call is, before it is interrupted.
     """
 
-    def __init__(self, asynpool: Any, hub: Any, flights: FlightReader) -> None:
+    def __init__(
+        self,
+        asynpool: Any,
+        hub: Any,
+        flights: FlightReader,
+        take_stack: Callable[[int | None, str], None] = lambda pid, moment: None,
+    ) -> None:
         self._pool = asynpool
         self._hub = hub
         self._flights = flights
+        self._take_stack = take_stack
         self._celery_exit = asynpool._event_process_exit
         #: Instant of the next check (monotonic), and its timer.
         self._next_look = inf
@@ -159,10 +168,13 @@ class TimeLimitTimer:
         soft_at = self._soft_at(result, now)
         if soft_at <= now:
             self._told.add(result._job)
+            self._take_stack(result._worker_pid, "soft_time_limit")
             self._pool.on_soft_timeout(result)
             soft_at = inf
         hard_at = self._hard_at(result, now)
         if hard_at <= now:
+            # Before the call is settled, which shows it.
+            self._take_stack(result._worker_pid, "hard_time_limit")
             self._pool.on_hard_timeout(result)
             self._nudge()
             return inf

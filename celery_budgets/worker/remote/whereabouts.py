@@ -136,6 +136,9 @@ class Whereabouts:
         left = flight.soft_deadline - monotonic() if flight is not None else limits.soft - ran
         most = format_duration(round(ran + left, 1))
         yield f"{ran / max(ran + left, 0.001):.0%} of its soft limit of {most}"
+        stack = self._runtime.black_box.now(request)
+        if stack is not None:
+            yield f"in {stack.label}"
         if flight is not None:
             peak, most = format_size(flight.rss_peak_bytes), format_size(request.hard_rss)
             yield f"memory at most {peak} of {most}"

@@ -180,7 +180,7 @@ def test_what_is_kept_of_a_call_are_not_its_arguments():
     request = SimpleNamespace(
         _request_dict={"args": [b"x" * 1_000_000], "budgets_due_at": 1.0, "budgets_scope": "s"},
         time_start=2.0, limits=TimeLimits(10, 15), lane=SimpleNamespace(name="critic"),
-        _type="critics_run", id="some-id", _hostname="w@host",
+        _type="critics_run", id="some-id", _hostname="w@host", stacks=(),
     )  # fmt: skip
     kept = EndedCall.of(request, Outcome.SUCCEEDED, None)
     assert request._request_dict not in kept
