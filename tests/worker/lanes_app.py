@@ -22,6 +22,11 @@ def pid() -> int:
 
 
 @app.task(base=BudgetedTask, name="nap")
-def nap(seconds: float) -> float:
-    time.sleep(seconds)
+def nap(seconds: float, until: str = "") -> float:
+    """Sleep for *seconds*, or until the key *until* is there."""
+    woken_at = time.monotonic() + seconds
+    while until and time.monotonic() < woken_at and not app.backend.client.exists(until):
+        time.sleep(0.05)
+    if not until:
+        time.sleep(seconds)
     return seconds

@@ -74,7 +74,7 @@ def test_status_tells_what_runs(two, servers, load_app):
     for call in [module.pid.delay() for _ in range(7)]:
         call.get(timeout=10)
     module.nap.delay(0.2).get(timeout=10)
-    naps = [module.nap.delay(3) for _ in range(2)]
+    naps = [module.nap.delay(30, until="morning") for _ in range(2)]
     wait_until(lambda: budgets.concurrency().lanes["slow"] == Slots(1, 1, 1), "one naps, one waits")
     shown = status(servers)
     assert (shown["silent"], shown["unserved"]) == ([], [])
@@ -88,6 +88,7 @@ def test_status_tells_what_runs(two, servers, load_app):
     for row in (quick, slow):
         assert 20 * MIB < row["rss"] < row["rss_warning"] == 400 * MIB
         assert (row["gate"], row["alerts"], row["failed"], row["killed"]) == ("open", [], 0, 0)
+    module.app.backend.client.set("morning", 1)
     for nap in naps:
         nap.get(timeout=20)
 
