@@ -44,6 +44,14 @@ def in_sleep():
     time.sleep(30)
 
 
+def in_nothing():
+    pass
+
+
+def in_nap():
+    time.sleep(13)
+
+
 def in_regex():
     re.match(r"(a+)+$", "a" * 40 + "b")
 
@@ -133,6 +141,11 @@ def grow_and_hang(way):
 
 @app.task(base=BudgetedTask, lane="long")
 def stay(way):
+    globals()[f"in_{way}"]()
+
+
+@app.task(base=BudgetedTask, lane="long")
+def often(way):
     globals()[f"in_{way}"]()
 
 

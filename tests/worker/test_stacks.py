@@ -66,7 +66,7 @@ def test_a_call_at_its_hard_limit_shows_where_it_hung(hanging, way):
     assert len(stack) <= 30
 
 
-@pytest.mark.parametrize("way", ["sleep", "lock", "event_loop", "child"])
+@pytest.mark.parametrize("way", ["sleep", "lock", "socket", "join", "event_loop", "child"])
 def test_a_call_at_its_soft_limit_shows_where_it_was(hanging, way):
     """The traceback is that of its exception; the record has the same frames."""
     result = hanging.give_way.delay(way)
@@ -77,7 +77,18 @@ def test_a_call_at_its_soft_limit_shows_where_it_was(hanging, way):
     assert stack[0]["function"] == "give_way"
 
 
-@pytest.mark.parametrize("way", ["sleep", "loop_in_c", "lock", "child", "event_loop"])
+@pytest.mark.parametrize("way", ["regex", "loop_in_c"])
+def test_code_that_no_exception_interrupts_shows_where_it_was_at_its_soft_limit(hanging, way):
+    """In the record of the kill that follows."""
+    result = hanging.hang.delay(way)
+    ended(result, TimeLimitExceeded)
+    told = record_of(hanging.worker, result.id)["soft_stack"]
+    assert OWN[way] in [frame["function"] for frame in told]
+
+
+@pytest.mark.parametrize(
+    "way", ["sleep", "regex", "loop_in_c", "lock", "socket", "join", "child", "event_loop"]
+)
 def test_a_call_at_its_memory_limit_shows_where_it_was(hanging, way):
     """Also in C code that keeps the interpreter lock, where the worker is the one that kills."""
     result = hanging.grow_and_hang.delay(way)
@@ -143,3 +154,17 @@ def test_all_threads_where_the_setting_asks_for_them(worker, load_app):
     module = load_app(APP)
     traceback = ended(module.hang.delay("join"), TimeLimitExceeded)
     assert "Another thread of its process:" in traceback, traceback
+
+
+@pytest.mark.slow
+def test_a_call_that_is_slow_for_its_task_is_told_of_once(hanging):
+    """With where it is; it runs on to its end."""
+    for result in [hanging.often.delay("nothing") for _ in range(100)]:
+        result.get(timeout=30)
+    result = hanging.often.delay("nap")
+    line = hanging.worker.wait_for_log('"budgets.call_slow"', result.id, timeout=30)
+    facts = json.loads(line[line.index("{") :])
+    assert [frame["function"] for frame in facts["stack"]] == ["often", "in_nap"]
+    assert facts["seconds"] > 10
+    result.get(timeout=30)
+    assert hanging.worker.log.count('"budgets.call_slow"') == 1
