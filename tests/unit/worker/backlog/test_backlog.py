@@ -117,7 +117,7 @@ def test_what_is_old_is_unknown(clock):
 
 def test_a_failure_is_told_once(clock, caplog):
     """The figures are unknown at once."""
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "celery_budgets")
     (worker,) = workers = fleet(clock, "a@h")
     step(clock, workers)
     worker.answer = ConnectionError("away")

@@ -50,7 +50,7 @@ def test_it_closes_above_the_limit_and_opens_below_the_lower_level(worker):
 
 def test_each_change_is_logged_once_with_both_numbers(worker, caplog):
     """However long it stays closed."""
-    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.WARNING, "celery_budgets")
     for size in (501, 501, 501, 400, 400):
         worker.look(size * 1024, running=1)
     worker.gate.gauges = (Gauge("max_rss", LIMIT * 1024, RESUME * 1024, lambda: worker.used),)

@@ -221,7 +221,10 @@ def test_a_queue_that_is_cancelled_while_its_messages_come_gets_them_back(redis_
 def test_what_is_no_message_is_put_aside_and_keeps_nobody_waiting(redis_url, redis, text, caplog):
     redis.lpush("lane", text)
     send(redis_url, ["after"])
-    with consuming(redis_url, prefetch=1) as consumed, caplog.at_level(logging.ERROR):
+    with (
+        consuming(redis_url, prefetch=1) as consumed,
+        caplog.at_level(logging.ERROR, "celery_budgets"),
+    ):
         assert consumed.wait_for(1) == ["after"]
         assert redis.lrange("lane.undecodable", 0, -1) == [text]
         assert redis.hlen("unacked") == 1
@@ -261,7 +264,7 @@ def test_a_user_without_scripts_gets_kombus_way_and_is_told(redis_url, redis, de
                       categories=["+@all"], commands=[denied])  # fmt: skip
     url = f"redis://narrow:x@{redis_url.rpartition('@')[2]}"
     send(redis_url, ["first", "second"])
-    with caplog.at_level(logging.WARNING), consuming(url, prefetch=2) as consumed:
+    with caplog.at_level(logging.WARNING, "celery_budgets"), consuming(url, prefetch=2) as consumed:
         assert consumed.wait_for(2) == ["first", "second"]
         assert consumed.channel.pops
         consumed.messages[0].ack()
@@ -306,7 +309,7 @@ def test_a_reply_that_is_overdue_ends_its_connection_alone(redis_url, caplog):
         (line,) = consumed.channel.waits
         wait_until(lambda: consumed.drain(0.05) or line.waits, "it waits")
         before = line.connection
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.WARNING, "celery_budgets"):
             consumed.channel.drop_stale(line.sent_at + 1000)
         assert "budgets.redis_silent" in caplog.text
         assert not line.waits
