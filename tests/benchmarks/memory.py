@@ -84,8 +84,9 @@ def _runtime(app: Celery) -> WorkerRuntime:
         pool_cls="celery.concurrency.solo:TaskPool", concurrency=1, autoscaler=None, semaphore=None
     )
     consumer = SimpleNamespace(
-        app=app, controller=controller, pool=Pool(), add_task_queue=_nothing, call_soon=_nothing
-    )
+        app=app, controller=controller, hostname="host", pool=Pool(), add_task_queue=_nothing,
+        call_soon=_nothing,
+    )  # fmt: skip
     return WorkerRuntime(consumer, wake=_nothing)
 
 
