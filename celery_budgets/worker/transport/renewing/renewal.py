@@ -121,14 +121,11 @@ class Renewal:
         return not stood_still and now - self._back_at > self.period
 
     def stop(self) -> None:
-        """Renew no more; wait a little for what is still to be acknowledged.
-
-        And for the end of the thread: where the interpreter ends before, it aborts the process if
-        that is in C++ code just then, as in greenlet's.
-        """
+        """Renew no more; wait a little for what is still to be acknowledged."""
         if self._thread is not None:
             self._thread.stop()
-            self._thread.join(2 * SOON)
+            if self._unsent:
+                self._thread.join(2 * SOON)
 
     def _run(self, thread: SystemThread) -> None:
         due = self._clock()

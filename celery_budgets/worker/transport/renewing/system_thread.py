@@ -1,19 +1,27 @@
 """A thread of the operating system, also where gevent has put greenlets in the place of threads.
 
 A greenlet would stand still with the event loop; such a thread does not, for as long as C code lets
-go of the interpreter lock now and then. It ends with the process, and is not there after a fork.
+go of the interpreter lock now and then. It is not there after a fork.
+
+It ends before the process does, which waits for it a little: the end of the interpreter aborts a
+process whose thread is in C++ code just then, as in greenlet's.
 
 See also: :mod:`celery_budgets.worker.transport.renewing.renewal`, which runs in one.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 __all__ = ["SystemThread", "system_lock"]
+
+#: How long the process waits for the thread at its end, seconds.
+_LAST_SECONDS = 2.0
 
 
 def system_lock() -> Any:
@@ -38,6 +46,8 @@ class SystemThread:
     def start(self) -> None:
         """Begin."""
         self._ended.acquire()
+        self._pid = os.getpid()
+        atexit.register(self._end_with_process)
         _original("_thread", "start_new_thread")(self._main, ())
 
     def wait(self, seconds: float) -> bool:
@@ -57,6 +67,11 @@ class SystemThread:
         if self._ended.acquire(timeout=seconds):
             self._ended.release()
 
+    def _end_with_process(self) -> None:
+        if os.getpid() == self._pid:
+            self.stop()
+            self.join(_LAST_SECONDS)
+
     def _main(self) -> None:
         try:
             self._run(self)
@@ -65,6 +80,7 @@ class SystemThread:
             if monkey is not None and monkey.is_module_patched("socket"):
                 # To wait for a socket, the thread has got an event loop of its own.
                 sys.modules["gevent"].get_hub().destroy(destroy_loop=True)
+            atexit.unregister(self._end_with_process)
             self._ended.release()
 
 

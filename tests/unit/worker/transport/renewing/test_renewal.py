@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -184,6 +186,27 @@ def test_the_thread_stops_when_it_is_told():
     thread.stop()
     thread.stop()
     assert ended.wait(10)
+
+
+PROGRAM = """
+import time
+from celery_budgets.worker.transport.renewing.system_thread import SystemThread
+
+def run(thread):
+    thread.wait(60)
+    time.sleep(0.3)
+    print("over", flush=True)
+
+SystemThread(run).start()
+"""
+
+
+def test_the_thread_ends_before_its_process_does():
+    """Also where nobody has told it to, such as on a way out that Celery's steps do not see."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "over\n"
 
 
 class Sweeps:
