@@ -6,7 +6,7 @@ Each is preceded by a line of ours: its moment, and the start of the call that w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from celery_budgets.execution.stacks.frames import MARKER, below_body, is_own
 from celery_budgets.model.stack import Frame, Stack, capped
@@ -34,12 +34,16 @@ def text_of(body: Sequence[Frame], others: Sequence[Sequence[Frame]] = ()) -> st
     )
 
 
-def is_complete(text: str) -> bool:
-    """Return whether the stack of a thread is written to its end."""
-    lines = text.splitlines()
-    return text.endswith("\n") and bool(lines) and (
-        lines[-1].endswith(" in <module>") or lines[-1] == _CUT_OFF
-    )  # fmt: skip
+def is_complete(text: str, outermost: Collection[tuple[str, str]]) -> bool:
+    """Return whether the stack of a thread is written to its end.
+
+    Args:
+        text: What faulthandler has written, innermost first.
+        outermost: The file and the function of what may be the outermost frame.
+    """
+    last = text.splitlines()[-1] if text.endswith("\n") else ""
+    found = _FRAME.fullmatch(last)
+    return last == _CUT_OFF or bool(found and (_plain(found[1]), _plain(found[3])) in outermost)
 
 
 def stacks_in(text: str, started_at: float) -> Iterator[Stack]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from celery_budgets.model.stack import Frame, capped
 
-__all__ = ["MARKER", "below_body", "frames_of", "frames_of_others", "is_own"]
+__all__ = ["MARKER", "below_body", "frames_of", "frames_of_others", "is_own", "outermost"]
 
 _EXECUTION = os.path.dirname(os.path.dirname(__file__))
 _OWN = os.path.dirname(_EXECUTION) + os.sep
@@ -57,6 +57,12 @@ def frames_of(innermost: FrameType | None) -> tuple[Frame, ...]:
     told = [_frame(frame, line) for frame, line in live]
     own = below_body(told)
     return capped([*own, *_awaited(live)]) if own else own
+
+
+def outermost() -> Frame:
+    """Return the outermost frame of this thread: also that of a process which it forks."""
+    *_, (frame, line) = walk_stack(sys._getframe())
+    return _frame(frame, line)
 
 
 def frames_of_others(thread_id: int) -> tuple[tuple[Frame, ...], ...]:

@@ -11,6 +11,7 @@ from time import monotonic, sleep, time
 from typing import TYPE_CHECKING
 
 from celery_budgets.execution.stacks.dump import heading, is_complete, stacks_in
+from celery_budgets.execution.stacks.frames import outermost
 from celery_budgets.execution.stacks.writer import MOST_FILE_BYTES, SIGNAL, file_of
 from celery_budgets.model.stack import Stack
 
@@ -22,10 +23,14 @@ __all__ = ["StackReader"]
 #: Longest wait for a process to write its stack, seconds; it takes a fraction of a millisecond.
 _ANSWER_SECONDS = 0.05
 _POLL = 0.0005
+#: The outermost frame of a process that is spawned (billiard.spawn.get_command_line).
+_SPAWNED = "<string>", "<module>"
 
 
 class StackReader:
     """Takes and reads the stacks of the calls in a worker's pool processes.
+
+    Made in the thread that starts the pool.
 
     Args:
         flights: Reads their flight records.
@@ -33,16 +38,21 @@ class StackReader:
 
     def __init__(self, flights: FlightReader) -> None:
         self._flights = flights
+        forked = outermost()
+        self._outermost = {(forked.file, forked.function), _SPAWNED}
 
-    def take(self, pid: int | None, moment: str) -> None:
+    def take(self, pid: int | None, moment: str) -> bool:
         """Make process *pid* write the stack of its call, which goes on running.
 
         Waits until it is written, at most 50 ms. Nothing happens where the process does not
         handle the signal, or is between two calls.
+
+        Returns:
+            Whether it is written to its end.
         """
         flight = self._flights.current(pid)
         if pid is None or SIGNAL is None or flight is None or flight.ended or not _is_heard(pid):
-            return
+            return False
         with contextlib.suppress(OSError):
             descriptor = os.open(
                 file_of(self._flights.folder, pid, "stack"), os.O_RDWR | os.O_APPEND
@@ -53,9 +63,21 @@ class StackReader:
                 os.write(descriptor, heading(moment, flight.started_at, time()).encode())
                 began = os.fstat(descriptor).st_size
                 os.kill(pid, SIGNAL)
-                _wait_written(descriptor, began)
+                return self._wait_written(descriptor, began)
             finally:
                 os.close(descriptor)
+        return False
+
+    def _wait_written(self, descriptor: int, began: int) -> bool:
+        """Wait until the stack behind offset *began* is complete."""
+        deadline = monotonic() + _ANSWER_SECONDS
+        while monotonic() < deadline:
+            sleep(_POLL)
+            size = os.fstat(descriptor).st_size
+            written = os.pread(descriptor, size - began, began).decode()
+            if is_complete(written, self._outermost):
+                return True
+        return False
 
     def of(self, pid: int | None, started_at: float) -> list[Stack]:
         """Return the stacks of a call in process *pid*, in the order of their taking.
@@ -87,13 +109,3 @@ def _is_heard(pid: int) -> bool:
         return False
     bit = 1 << (int(SIGNAL or 1) - 1)
     return bool(masks.get(b"SigCgt", 0) & bit) and not masks.get(b"SigBlk", 0) & bit
-
-
-def _wait_written(descriptor: int, began: int) -> None:
-    """Wait until the stack behind offset *began* is complete, or no longer grows."""
-    deadline = monotonic() + _ANSWER_SECONDS
-    while monotonic() < deadline:
-        sleep(_POLL)
-        size = os.fstat(descriptor).st_size
-        if size > began and is_complete(os.pread(descriptor, size - began, began).decode()):
-            return

@@ -64,8 +64,24 @@ def test_what_faulthandler_writes_is_read():
     assert first.frames == (Frame("/x.py", 0, "g"), Frame("/srv/café.py", 3, "f€"))
     assert list(stacks_in(text, 9.5)) == [Stack((OWN,), "asked", 10.5)]
     assert list(stacks_in(text, 3.5)) == []
-    assert is_complete('  File "/bin/celery", line 8 in <module>\n')
-    assert not is_complete('  File "/bin/celery", line 8 in <mod')
+
+
+@pytest.mark.parametrize(
+    ("last", "complete"),
+    [
+        ('  File "/bin/celery", line 8 in <module>\n', True),
+        ('  File "/bin/celery", line 8 in <mod', False),
+        ('  File "/bin/celery", line 8 in <module>', False),
+        ('  File "<frozen runpy>", line 198 in _run_module_as_main\n', True),
+        ('  File "/srv/imported_by_a_body.py", line 1 in <module>\n', False),
+        ("  ...\n", True),
+        ("", False),
+    ],
+)
+def test_a_stack_ends_with_the_outermost_frame_of_its_process(last, complete):
+    """``python -m celery`` begins elsewhere than ``celery``; a body may import a module."""
+    outermost = {("/bin/celery", "<module>"), ("<frozen runpy>", "_run_module_as_main")}
+    assert is_complete(last, outermost) is complete
 
 
 @pytest.mark.skipif(SIGNAL is None, reason="there is no such signal here")
@@ -87,7 +103,7 @@ def test_a_process_writes_its_stack_when_it_is_asked(tmp_path, handled):
     flights = SimpleNamespace(folder=str(tmp_path), current=lambda pid: flight)
     stacks = StackReader(flights)
     try:
-        stacks.take(pid, "asked")
+        assert stacks.take(pid, "asked") is handled
         found = stacks.of(pid, 1.25)
         # Below the body there is only a function in C.
         assert not found
