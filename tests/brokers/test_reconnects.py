@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from tests.support.apps import Servers
 from tests.support.servers import Server
 from tests.support.waiting import wait_until
+from tests.support.workers import leaving
 
 APP = "tests.worker.renewed_app"
 SECONDS = 3
@@ -66,7 +67,10 @@ def server(tmp_path):
 
 @pytest.fixture
 def ground(server, redis_url, load_app, worker):
-    return Ground(server, redis_url, load_app, worker)
+    yield Ground(server, redis_url, load_app, worker)
+    # Before their broker: without one, a worker on gevent stops in plain Celery no more either.
+    worker.leave()
+    leaving.see_off(server.url)
 
 
 @pytest.mark.parametrize("how", ["lose_connections", "restart"])
