@@ -32,12 +32,9 @@ class Kill:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        stack = self.stack
         return {
             "at": self.at, "task": self.task, "task_id": self.task_id, "lane": self.lane,
-            "worker": self.worker, "outcome": self.outcome,
-            "stack": stack.to_json() if stack is not None else None,
-            "label": stack.label if stack is not None else None,
+            "worker": self.worker, "outcome": self.outcome, **_place(self.stack),
         }  # fmt: skip
 
     @classmethod
@@ -70,11 +67,16 @@ class CallStack:
         stack = self.stack
         return {
             "task_id": self.task_id, "task": self.task, "lane": self.lane, "worker": self.worker,
-            "seconds": self.seconds,
-            "stack": stack.to_json() if stack is not None else None,
-            "label": stack.label if stack is not None else None,
+            "seconds": self.seconds, **_place(stack),
             "threads": [Stack(one, "asked").to_json() for one in stack.others] if stack else [],
         }  # fmt: skip
+
+
+def _place(stack: Stack | None) -> dict[str, Any]:
+    """Return a stack and its label as JSON values."""
+    if stack is None:
+        return {"stack": None, "label": None}
+    return {"stack": stack.to_json(), "label": stack.label}
 
 
 class KillGroup(NamedTuple):

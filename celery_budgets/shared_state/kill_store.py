@@ -10,10 +10,9 @@ from time import time
 from typing import Any
 
 from celery_budgets.model.kill import KEPT_SECONDS, Kill
-from celery_budgets.model.per_process import PerProcess
 from celery_budgets.shared_state.lease_store import client_of
 
-__all__ = ["MOST_SHARED", "KillStore", "keep_kill"]
+__all__ = ["MOST_SHARED", "KillStore"]
 
 #: Most kills that are kept for all workers.
 MOST_SHARED = 10_000
@@ -54,19 +53,3 @@ class KillStore:
     def close(self) -> None:
         """Close its connections."""
         self._client.close()
-
-
-#: The store of each app in this process, connected at its first kill.
-_stores = PerProcess(dict[str, KillStore])
-
-
-def keep_kill(app: Any, kill: dict[str, Any]) -> None:
-    """Keep *kill*, as JSON values, for all workers of *app*.
-
-    Raises:
-        ConfigurationError: It has no Redis for leases.
-    """
-    stores = _stores.of(app)
-    if not stores:
-        stores["of the leases"] = KillStore(app)
-    stores["of the leases"].add(kill)

@@ -22,7 +22,7 @@ from celery_budgets.execution.flight.record import Flight, flight_in
 from celery_budgets.execution.flight.recorder import recorder
 from celery_budgets.model.outcomes import Outcome
 from celery_budgets.model.priority import Broker, Priority, level_of
-from celery_budgets.shared_state.kill_store import keep_kill
+from celery_budgets.shared_state.kill_store import KillStore
 from celery_budgets.worker.backlog.backlog import Backlog
 from celery_budgets.worker.backlog.flow import Flow
 from celery_budgets.worker.backlog.objectives import Objectives
@@ -81,7 +81,7 @@ class WorkerRuntime:
         self.flights = FlightReader() if self.pool_kind == "prefork" else None
         #: Where killed calls were, and where running ones are.
         self.black_box = BlackBox(self.flights, enabled=bool(self.settings.stacks))
-        self.kills = Kills(partial(keep_kill, app))
+        self.kills = Kills(partial(KillStore, app))
         #: Its report for remote control; set once the worker has started.
         self.report: Any = None
         #: The processes of the pool; ``None`` if it has none.

@@ -10,7 +10,9 @@ function here imports what it needs of the worker, which has it anyway.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 from celery.utils.serialization import strtobool
 from celery.worker.control import Panel, control_command, inspect_command, nok, ok
@@ -21,22 +23,36 @@ from celery_budgets.model.budget import seconds_or_none
 from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.units import format_duration
 
-__all__: list[str] = []
+if TYPE_CHECKING:
+    from celery_budgets.worker.runtime import WorkerRuntime
+
+__all__ = ["with_runtime"]
 
 logger = logging.getLogger(__name__)
 
 _celery_time_limit = Panel.data["time_limit"]
 
 
-@inspect_command(args=[("scope", str)], signature="[scope]")
-def budgets(state: Any, scope: str | None = None, **_: Any) -> Any:
-    """Calls, limits and memory of this worker, per lane and task; or the calls of one scope."""
-    from celery_budgets.worker.runtime import runtime_of
+def with_runtime(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap *command*: pass it the runtime, or reply that this worker has none."""
 
-    try:
-        runtime = runtime_of(state.app)
-    except RuntimeError:
-        return nok("this worker runs without budgets: its app has no Budgets(app)")
+    @wraps(command)
+    def answered(state: Any, **arguments: Any) -> Any:
+        from celery_budgets.worker.runtime import runtime_of
+
+        try:
+            runtime = runtime_of(state.app)
+        except RuntimeError:
+            return nok("this worker runs without budgets: its app has no Budgets(app)")
+        return command(runtime, state, **arguments)
+
+    return answered
+
+
+@inspect_command(args=[("scope", str)], signature="[scope]")
+@with_runtime
+def budgets(runtime: WorkerRuntime, _state: Any, scope: str | None = None, **_: Any) -> Any:
+    """Calls, limits and memory of this worker, per lane and task; or the calls of one scope."""
     if scope is not None:
         return {"scope": runtime.roster.tally.of_scope(scope).to_json()}
     return {

@@ -6,9 +6,14 @@ Registered like :mod:`celery_budgets.worker.remote.commands`.
 from __future__ import annotations
 
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from celery.worker.control import inspect_command, nok
+from celery.worker.control import inspect_command
+
+from celery_budgets.worker.remote.commands import with_runtime
+
+if TYPE_CHECKING:
+    from celery_budgets.worker.runtime import WorkerRuntime
 
 __all__: list[str] = []
 
@@ -17,15 +22,13 @@ MOST_SHOWN = 100
 
 
 @inspect_command(args=[("task_id", str), ("lane", str)], signature="[task_id] [lane]")
-def lanes_stack(state: Any, task_id: str = "", lane: str = "", **_: Any) -> Any:
+@with_runtime
+def lanes_stack(
+    runtime: WorkerRuntime, _state: Any, task_id: str = "", lane: str = "", **_: Any
+) -> Any:
     """Where the body of a running call is, or those of a lane; they go on running."""
     from celery_budgets.model.kill import CallStack
-    from celery_budgets.worker.runtime import runtime_of
 
-    try:
-        runtime = runtime_of(state.app)
-    except RuntimeError:
-        return nok("this worker runs without budgets: its app has no Budgets(app)")
     found = [
         request
         for request in list(runtime.roster.in_hand.values())
@@ -45,12 +48,7 @@ def lanes_stack(state: Any, task_id: str = "", lane: str = "", **_: Any) -> Any:
 
 
 @inspect_command()
-def lanes_kills(state: Any, **_: Any) -> Any:
+@with_runtime
+def lanes_kills(runtime: WorkerRuntime, _state: Any, **_: Any) -> Any:
     """The calls that this worker has killed or lost in the last day, at most 1,000."""
-    from celery_budgets.worker.runtime import runtime_of
-
-    try:
-        runtime = runtime_of(state.app)
-    except RuntimeError:
-        return nok("this worker runs without budgets: its app has no Budgets(app)")
     return {"kills": [kill.to_json() for kill in runtime.kills.lately()]}

@@ -5,23 +5,26 @@ Registered like :mod:`celery_budgets.worker.remote.commands`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from celery.worker.control import inspect_command, nok
+from celery.worker.control import inspect_command
+
+from celery_budgets.worker.remote.commands import with_runtime
+
+if TYPE_CHECKING:
+    from celery_budgets.worker.runtime import WorkerRuntime
 
 __all__: list[str] = []
 
 
 @inspect_command(args=[("task_id", str)], signature="<task_id>")
-def lanes_why(state: Any, task_id: str = "", holders: Any = None, **_: Any) -> Any:
+@with_runtime
+def lanes_why(
+    runtime: WorkerRuntime, state: Any, task_id: str = "", holders: Any = None, **_: Any
+) -> Any:
     """Tell what this worker knows of one call, and the state of its lanes."""
     from celery_budgets.worker.remote.whereabouts import Whereabouts
-    from celery_budgets.worker.runtime import runtime_of
 
-    try:
-        runtime = runtime_of(state.app)
-    except RuntimeError:
-        return nok("this worker runs without budgets: its app has no Budgets(app)")
     whereabouts = Whereabouts(runtime, state.consumer)
     if holders is not None:
         return {"holders": whereabouts.holders(*holders)}

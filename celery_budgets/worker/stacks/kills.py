@@ -22,6 +22,7 @@ from celery_budgets.model.outcomes import Outcome
 from celery_budgets.worker.stacks.black_box import end_and_warning
 
 if TYPE_CHECKING:
+    from celery_budgets.shared_state.kill_store import KillStore
     from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["Kills"]
@@ -35,12 +36,12 @@ class Kills:
     """The last kills of one worker.
 
     Args:
-        keep: Writes a kill to where other processes find it; raises ``ConfigurationError`` where
-            there is no such place.
+        connect: Returns the store in which other processes find them; raises
+            ``ConfigurationError`` where there is none.
     """
 
-    def __init__(self, keep: Callable[[dict[str, Any]], None]) -> None:
-        self._keep = keep
+    def __init__(self, connect: Callable[[], KillStore]) -> None:
+        self._connect = connect
         self._kills: deque[Kill] = deque(maxlen=MOST_KEPT)
         self._unwritten: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._writer: threading.Thread | None = None
@@ -72,10 +73,12 @@ class Kills:
         return [kill for kill in tuple(self._kills) if kill.at >= since]
 
     def _write(self) -> None:
+        store: KillStore | None = None
         while True:
             kill = self._unwritten.get()
             try:
-                self._keep(kill)
+                store = store or self._connect()
+                store.add(kill)
                 self._told = False
             except ConfigurationError:
                 self._alone = True  # there is no Redis
