@@ -1,4 +1,7 @@
-"""``celery lanes kills``: where the calls hung that were killed in the last day."""
+"""``celery lanes kills``: where the calls hung that were killed in the last day.
+
+Runs in the operator's terminal.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The cells of the table of lanes that tell of a lane's queue: what is unknown is a "?"."""
+"""The cells of the table of lanes that tell of a lane's queue: what is unknown is a "?".
+
+Used in the operator's terminal.
+"""
 
 from __future__ import annotations
 

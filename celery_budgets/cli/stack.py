@@ -1,4 +1,7 @@
-"""``celery lanes stack``: where running calls are, without stopping them."""
+"""``celery lanes stack``: where running calls are, without stopping them.
+
+Runs in the operator's terminal.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Killed calls as they are remembered, and how they are grouped by where they hung."""
+"""Killed calls as they are remembered, and how they are grouped by where they hung.
+
+Values only: made in the worker main process, shown in one that asks.
+"""
 
 from __future__ import annotations
 

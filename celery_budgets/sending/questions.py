@@ -1,6 +1,8 @@
 """``Questions``: what a program may ask of all workers, which ``Budgets`` inherits.
 
 Each question is sent by remote control. See also: :mod:`celery_budgets.sending.remote_control`.
+
+Runs in the process that asks.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Asks all workers where their calls are, and which were killed.
 
+Runs in the process that asks.
+
 See also: :mod:`celery_budgets.worker.remote.stacks`, which answers.
 """
 

@@ -3,6 +3,8 @@
 A lane promises a wait by ``slo``, from sending (or the ETA) to the start. Kept are the last hour
 and the last day, by the minute.
 
+Counted in the worker main process, joined in one that asks.
+
 See also: :mod:`celery_budgets.worker.backlog.objectives`, which counts the calls of a worker.
 """
 

@@ -1,5 +1,7 @@
 """What waits for a lane at the broker, how fast it comes and goes: of all workers, as one value.
 
+Made in the process that asks.
+
 See also: :mod:`celery_budgets.telemetry.snapshots`, for the slots of the lanes.
 """
 

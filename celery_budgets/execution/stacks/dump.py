@@ -1,6 +1,8 @@
 """Reads the stacks that faulthandler, or the watchdog in its form, has written to a file.
 
 Each is preceded by a line of ours: its moment, and the start of the call that was running.
+
+Used in the pool process that writes notes, and in the worker main process.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Covers: any thread or greenlet, and the tasks that an asyncio event loop in it waits for.
 See also: :mod:`celery_budgets.execution.stacks.dump`, for the stacks that faulthandler writes.
+
+Runs in the process that runs the call.
 """
 
 from __future__ import annotations

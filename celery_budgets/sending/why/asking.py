@@ -1,5 +1,7 @@
 """Gathers what is known of one call: by its workers, its broker, its result and this process.
 
+Runs in the process that asks.
+
 See also: :mod:`celery_budgets.sending.why.verdict`, which chooses the cause.
 """
 

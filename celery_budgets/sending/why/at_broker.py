@@ -2,6 +2,8 @@
 
 Redis keeps a queue as lists, which are read from the end that workers take from. RabbitMQ hands a
 message out only to a consumer, so there the messages of a queue are counted.
+
+Runs in the process that asks.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 RabbitMQ tells only how many a queue holds. They were published between the lane's watermark and
 now; what this process has sent itself in that time is a sample of when, and without a sample they
 count as spread evenly.
+
+Runs in the process that asks.
 """
 
 from __future__ import annotations

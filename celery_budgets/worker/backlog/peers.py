@@ -5,6 +5,8 @@ reads for all, and each knows how busy a lane is over all workers.
 
 Without gossip (``--without-gossip``) a worker hears nothing: then each reads for itself, and what
 it says of a lane is about this worker alone.
+
+Runs in the worker main process.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """The bootstep by which a worker knows how many messages wait for its lanes at the broker.
 
+Runs in the worker main process.
+
 See also: :mod:`celery_budgets.worker.backlog`, which does the work.
 """
 

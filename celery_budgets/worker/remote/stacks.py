@@ -1,6 +1,8 @@
 """The remote control commands ``lanes_stack`` and ``lanes_kills``, which ``celery lanes`` sends.
 
 Registered like :mod:`celery_budgets.worker.remote.commands`.
+
+Runs in the worker main process.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The remote control command ``lanes_why``, which ``celery lanes why`` and ``Budgets.why`` send.
 
 Registered like :mod:`celery_budgets.worker.remote.commands`.
+
+Runs in the worker main process.
 """
 
 from __future__ import annotations

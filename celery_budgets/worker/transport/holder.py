@@ -3,6 +3,8 @@
 kombu notes each delivery by the time. Here the part of that time which is below a millisecond is a
 number that each connection of a worker has for itself, so the entry says who has written it, and
 plain workers read a time like any other.
+
+Runs in the worker main process.
 """
 
 from __future__ import annotations

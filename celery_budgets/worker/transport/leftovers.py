@@ -3,6 +3,8 @@
 A call that runs when the connection is lost runs on, and its delivery stays noted at Redis: the
 next connection takes it over, renews it and acknowledges it. What has not started goes back to the
 head of its queue as soon as there is a connection.
+
+Runs in the worker main process.
 """
 
 from __future__ import annotations
