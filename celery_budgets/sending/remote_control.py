@@ -52,6 +52,7 @@ class Inspection:
         also: Iterable[str] = (),
         arguments: Mapping[str, Any] | None = None,
         command: str = "budgets",
+        tells: str | None = None,
     ) -> Replies:
         """Return the answers of all workers to ``inspect budgets``, or to another question.
 
@@ -61,12 +62,15 @@ class Inspection:
             also: Names of workers to expect, besides those that the broker names.
             arguments: Arguments of the command.
             command: Name of the remote control command.
+            tells: Name of the list by which an answer to it is known.
 
         Raises:
             kombu.exceptions.OperationalError: The broker does not answer.
         """
+        arguments = arguments or {}
+        tells = tells or ("scope" if "scope" in arguments else "lanes")
         with self._app.connection_for_write() as connection:
-            return self._ask(connection, timeout, set(also), arguments or {}, command)
+            return self._ask(connection, timeout, set(also), arguments, command, tells)
 
     def _ask(
         self,
@@ -75,6 +79,7 @@ class Inspection:
         also: set[str],
         arguments: Mapping[str, Any],
         command: str,
+        tells: str,
     ) -> Replies:
         mailboxes = self._mailboxes(connection)
         # If the broker lists mailboxes, a worker without one has shut down properly.
@@ -83,9 +88,9 @@ class Inspection:
         replies = self._broadcast(connection, command, arguments, timeout, limit)
         if limit and not set(replies) <= expected:
             # A new worker's answer was counted instead of a missing one.
-            self._seen.update(_ours(replies, arguments))
-            return self._ask(connection, timeout, {*also, *replies}, arguments, command)
-        by_worker = _ours(replies, arguments)
+            self._seen.update(_ours(replies, tells))
+            return self._ask(connection, timeout, {*also, *replies}, arguments, command, tells)
+        by_worker = _ours(replies, tells)
         self._seen.update(by_worker)
         plain = set(replies) - set(by_worker)
         silent = (expected | plain) - set(by_worker)
@@ -146,38 +151,11 @@ class Inspection:
         return {row[-1].removesuffix(ending) for row in table if row[-1].endswith(ending)}
 
 
-def _ours(replies: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the *replies* to ``inspect budgets`` or ``lanes_why`` that are answers, by worker."""
-    expected = next((name for name in _EXPECTED if name in arguments), None)
-    is_answer = _EXPECTED[expected] if expected is not None else _tells_all
-    return {name: reply for name, reply in sorted(replies.items()) if is_answer(reply)}
-
-
-def _tells_scope(reply: Any) -> bool:
-    return isinstance(reply, Mapping) and isinstance(reply.get("scope"), list)
-
-
-def _tells_holders(reply: Any) -> bool:
-    return isinstance(reply, Mapping) and isinstance(reply.get("holders"), list)
-
-
-def _tells_call(reply: Any) -> bool:
-    return isinstance(reply, Mapping) and isinstance(reply.get("in_hand"), list)
-
-
-def _tells_stacks(reply: Any) -> bool:
-    return isinstance(reply, Mapping) and isinstance(reply.get("stacks"), list)
-
-
-def _tells_kills(reply: Any) -> bool:
-    return isinstance(reply, Mapping) and isinstance(reply.get("kills"), list)
-
-
-#: By the argument that asks for it: what makes a reply an answer.
-_EXPECTED = {"scope": _tells_scope, "holders": _tells_holders, "kills": _tells_kills,
-             "lane": _tells_stacks, "task_id": _tells_call}  # fmt: skip
-
-
-def _tells_all(reply: Any) -> bool:
-    """Return whether *reply* describes lanes, unlike an error or another command's reply."""
-    return isinstance(reply, Mapping) and isinstance(reply.get("lanes"), Mapping)
+def _ours(replies: Mapping[str, Any], tells: str) -> dict[str, Any]:
+    """Return the *replies* that are answers, by worker: not errors, or of another command."""
+    kind = Mapping if tells == "lanes" else list
+    return {
+        name: reply
+        for name, reply in sorted(replies.items())
+        if isinstance(reply, Mapping) and isinstance(reply.get(tells), kind)
+    }

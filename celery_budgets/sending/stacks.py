@@ -45,7 +45,7 @@ def stacks(
     if lane is not None:
         settings_of(app).lanes[lane]
     arguments = {"task_id": task_id or "", "lane": lane or ""}
-    replies = inspection.ask(timeout, arguments=arguments, command="lanes_stack")
+    replies = inspection.ask(timeout, arguments=arguments, command="lanes_stack", tells="stacks")
     found = [_call_stack(one) for answer in replies.by_worker.values() for one in answer["stacks"]]
     return found, replies
 
@@ -61,7 +61,7 @@ def kills(app: Any, inspection: Inspection, timeout: float = 1.0) -> tuple[list[
     Raises:
         kombu.exceptions.OperationalError: The broker does not answer.
     """
-    replies = inspection.ask(timeout, command="lanes_kills", arguments={"kills": True})
+    replies = inspection.ask(timeout, command="lanes_kills", tells="kills")
     told = [Kill.from_json(one) for answer in replies.by_worker.values() for one in answer["kills"]]
     # A kill has one instant on one worker: one that both have told is counted once.
     every = {(kill.worker, kill.task_id, kill.at): kill for kill in [*_kept(app), *told]}

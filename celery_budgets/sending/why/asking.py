@@ -90,7 +90,9 @@ def _evidence(
         # Before the workers, who say what they have started by then: on RabbitMQ their answers
         # are waited for as long as the timeout lasts.
         now, there = time(), counted(connection, _queues(app, given))
-        replies = inspection.ask(timeout, arguments={"task_id": task_id}, command=COMMAND)
+        replies = inspection.ask(
+            timeout, arguments={"task_id": task_id}, command=COMMAND, tells="in_hand"
+        )
         evidence = replace(
             _answers(app, replies, task_id, given), now=now,
             counts={queue: messages for queue, (messages, _) in there.items()},
@@ -139,7 +141,7 @@ def _with_holders(
     if not twins or len(twins) < len(evidence.in_hand):
         return evidence
     arguments = {"task_id": evidence.task_id, "holders": twins[0]["key"]}
-    replies = inspection.ask(timeout, arguments=arguments, command=COMMAND)
+    replies = inspection.ask(timeout, arguments=arguments, command=COMMAND, tells="holders")
     told = [each for answer in replies.by_worker.values() for each in answer["holders"]]
     return replace(evidence, holders=tuple(Why.from_json(each) for each in told))
 
