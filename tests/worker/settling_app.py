@@ -13,7 +13,13 @@ app = Celery("settling")
 app.conf.update(task_default_retry_delay=0)
 if "APP_WIDE" in os.environ:
     app.conf.update(task_acks_on_failure_or_timeout=False, task_reject_on_worker_lost=True)
-budgets = Budgets(app, lanes=[Lane("lane", 2, timeout=0.2, hard_timeout=0.6)])
+budgets = Budgets(
+    app,
+    lanes=[
+        Lane("lane", 2, timeout=0.2, hard_timeout=0.6),
+        Lane("wide", 4, timeout=30.0),
+    ],
+)
 
 
 def body(self, fault):

@@ -122,7 +122,4 @@ def test_where_blocks_are_counted(tools):
         assert dict(counted.outcomes) == {"succeeded": 1}
     else:
         assert counted is None
-    # A call may run in another of the worker's processes, which has counted none.
-    wait_until(
-        lambda: sum(tools.local.delay().get(timeout=30).values()) >= 1, "one process has counted it"
-    )
+    assert tools.local.delay().get(timeout=30)["succeeded"] >= 1

@@ -57,6 +57,19 @@ def test_a_message_is_settled_as_celery_settings_say(broker_url, worker, load_ap
     check(worker(APP, "-Q", "lane"), load_app(APP), CASES)
 
 
+@pytest.mark.slow
+def test_calls_whose_processes_die_at_once_run_once(broker_url, worker, load_app):
+    """Celery gives a call to another process where it has not read yet that it has begun."""
+    running, module = worker(APP, "-Q", "wide", "-c", "4"), load_app(APP)
+    early = module.app.tasks["early"]
+    sent = [early.apply_async(("die",), queue="wide") for _ in range(60)]
+    for result in sent:
+        with pytest.raises(WorkerLostError):
+            result.get(timeout=60)
+    runs = [int(module.app.backend.client.get(f"runs:{result.id}")) for result in sent]
+    assert runs == [1] * len(sent), running.tail()
+
+
 def test_settings_of_the_app_count_as_well(worker, load_app):
     running = worker(APP, "-Q", "lane", env={"APP_WIDE": "1"})
     module = load_app(APP, APP_WIDE="1")

@@ -12,7 +12,6 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from tests.support.apps import fresh_app
 from tests.support.marks import first_of
-from tests.support.waiting import wait_until
 from tests.support.workers import RunningWorker, Workers
 from tests.worker.soft_limit_app import HARD, SOFT
 
@@ -83,13 +82,14 @@ def test_the_second_line_says_the_same(running):
     """Here the worker's own timer is not there to send the soft signal."""
     if running.pool != "prefork":
         pytest.skip("on this pool there is one line only")
-    call = running.app.caught.delay()
-    wait_until(lambda: running.worker.wait_active(1), "it runs")
+    # Long enough for the worker to tell in between that it runs.
+    call = running.app.caught.apply_async(soft_time_limit=2.5)
+    running.worker.wait_active(1)
     os.kill(running.worker.pid, signal.SIGSTOP)
     try:
         (child,) = running.worker.pool_pids()
         # The result is stored by the process itself.
-        assert call.get(timeout=20) == [SOFT]
+        assert call.get(timeout=20) == [2.5]
     finally:
         os.kill(running.worker.pid, signal.SIGCONT)
     assert child in running.worker.pool_pids()

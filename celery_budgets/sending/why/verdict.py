@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
+from math import inf
 from typing import Any
 
 from celery import states
@@ -39,10 +40,37 @@ def _in_hand(e: Evidence) -> Why | None:
     """A worker has it."""
     if not e.in_hand:
         return None
-    why = min(e.in_hand, key=lambda each: (_RANK.index(each.cause), not each.certain))
-    if why.cause is Cause.TWIN and e.holders:
-        return replace(why, detail=f"{_told(e.holders[0])}; {why.detail}", since=None)
-    return why
+    why = min(
+        e.in_hand,
+        key=lambda each: (_RANK.index(each.cause), not each.certain, _began(each)),
+    )
+    holder = _holder(why, e.holders)
+    if holder is None:
+        return why
+    certain = (
+        why.cause is not Cause.RUNNING or holder.worker == why.worker
+        or abs(_began(why) - _began(holder)) > SKEW
+    )  # fmt: skip
+    detail = why.detail if why.cause is Cause.TWIN else f"on {why.worker}"
+    return Why(
+        e.task_id, Cause.TWIN, lane=why.lane, worker=why.worker, certain=certain,
+        detail=_joined(_told(holder), detail),
+    )  # fmt: skip
+
+
+def _holder(why: Why, holders: tuple[Why, ...]) -> Why | None:
+    """Return the running call of which *why* tells a twin; ``None`` if it tells of that call.
+
+    Of calls with one key, only the body of the one that began first runs; the others look, and go.
+    """
+    first = min(holders, key=_began, default=None)
+    if why.cause is not Cause.RUNNING or first is None:
+        return first
+    return first if _began(first) < _began(why) and first.task_id != why.task_id else None
+
+
+def _began(why: Why) -> float:
+    return why.since if why.since is not None else inf
 
 
 def _told(holder: Why) -> str:

@@ -1,11 +1,14 @@
-"""Detects started calls before Celery drops unaccepted ones, at a stop or a lost connection.
+"""Detects started calls where Celery takes unaccepted ones for calls that have not begun.
 
-Celery then drops every call that no process has accepted (celery.concurrency.asynpool.AsynPool.
-flush, 5.7), since its message is redelivered. A call that is already written to a process begins
-nevertheless: it would run twice, even if it must not, and its process would wait 30 s at its exit
-for its result to be read (billiard.pool.Worker._ensure_messages_consumed). So the messages of the
-processes are read first, until it is known which calls have begun. At a reconnect, Celery 5.5
-drops running calls too; they are restored.
+At a stop or a lost connection it drops every call that no process has accepted (celery.
+concurrency.asynpool.AsynPool.flush, 5.7), since its message is redelivered. A call that is already
+written to a process begins nevertheless: it would run twice, even if it must not, and its process
+would wait 30 s at its exit for its result to be read (billiard.pool.Worker.
+_ensure_messages_consumed). So the messages of the processes are read first, until it is known which
+calls have begun. At a reconnect, Celery 5.5 drops running calls too; they are restored.
+
+When a process dies, Celery gives its unaccepted call to another one (AsynPool.on_partial_read), and
+the call runs twice if its acceptance was not read yet. It is read first here too.
 
 See also: :mod:`celery_budgets.worker.lanes.dropped_calls`, for a process that does not report in
 time.
@@ -31,7 +34,7 @@ BEGIN_SECONDS = 1.0
 
 
 class StartedCalls:
-    """Wraps ``TaskPool.flush`` to detect started calls.
+    """Wraps ``TaskPool.flush`` and ``AsynPool.on_job_process_down`` to detect started calls.
 
     Args:
         pool: A ``celery.concurrency.prefork.TaskPool`` that has started; it calls
@@ -43,11 +46,26 @@ class StartedCalls:
         self._task_pool, self._pool = pool, pool._pool
         self._hub = hub
         self._celery_flush = pool.flush
+        self._celery_process_down = self._pool.on_job_process_down
 
     def attach(self) -> None:
-        """Replace TaskPool.flush, unless a process asks before it begins a call (synack)."""
+        """Replace both methods, unless a process asks before it begins a call (synack)."""
         if not self._pool.synack:
             self._task_pool.flush = self.flush
+            self._pool.on_job_process_down = self.process_down
+
+    def process_down(self, job: Any, pid_gone: int) -> None:
+        """Read what the process of *job* has reported, then let Celery settle the call.
+
+        billiard.pool.Pool._join_exited_workers reads that of the processes that it has found dead,
+        and then takes the calls of all dead ones, also of one that has died in between.
+        """
+        process = job._write_to
+        if not job._accepted and process is not None and not process._is_alive():
+            self._pool.process_flush_queues(process)
+            if job._accepted:
+                return  # the next round finds its process dead, and the call lost
+        self._celery_process_down(job, pid_gone)
 
     def flush(self) -> None:
         """Find out which calls have begun, then let Celery drop the others."""

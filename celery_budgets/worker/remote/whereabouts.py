@@ -53,7 +53,7 @@ class Whereabouts:
     def of(self, task_id: str) -> list[dict[str, Any]]:
         """Return each delivery of *task_id* that is in hand, as JSON of ``Why``.
 
-        With ``key``, the task and the idempotency key of a twin that waits.
+        With ``key``, the task and the idempotency key, where it may be the twin of a running call.
         """
         return list(self._running(task_id)) or list(self._waiting(task_id))
 
@@ -187,13 +187,12 @@ class Whereabouts:
         headers = request.request_dict
         due = headers.get(HEADER_DUE_AT)
         due = due if isinstance(due, int | float) else request.eta.timestamp()
-        key = headers.get(HEADER_IDEMPOTENCY_KEY)
         facts: dict[str, Any] = {"starts_in": max(0.0, due - time())}
         detail = f"on {request.hostname}"
         if request.id in state.revoked:
             detail += "; it is revoked, and will not run"
-        if headers.get(HEADER_WAITED_FOR) is not None and isinstance(key, str):
-            return self._why(request, Cause.TWIN, detail=detail) | {"key": [request.type, key]}
+        if headers.get(HEADER_WAITED_FOR) is not None:
+            return self._why(request, Cause.TWIN, detail=detail)
         if headers.get("retries"):
             detail += f"; retry {headers['retries']}"
             return self._why(request, Cause.RETRY, detail=detail, **facts)
@@ -223,7 +222,13 @@ class Whereabouts:
     def _why(self, request: Any, cause: Cause, **facts: Any) -> dict[str, Any]:
         lane = getattr(request, "lane", None)
         name = lane.name if lane is not None else None
-        return Why(request.id, cause, lane=name, worker=request.hostname, **facts).to_json()
+        why = Why(request.id, cause, lane=name, worker=request.hostname, **facts).to_json()
+        headers = request.request_dict
+        key = headers.get(HEADER_IDEMPOTENCY_KEY)
+        # A twin takes a slot now and then, to look whether the other call still runs.
+        if isinstance(key, str) and (cause is Cause.RUNNING or HEADER_WAITED_FOR in headers):
+            why["key"] = [request.type, key]
+        return why
 
 
 def _named(holders: list[Delivery]) -> str:

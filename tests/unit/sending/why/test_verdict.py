@@ -162,6 +162,39 @@ def test_a_twin_names_the_call_that_it_waits_for():
     assert why.detail.startswith("77aa runs on v@h")
 
 
+HOLDER = Why("77aa", Cause.RUNNING, worker="v@h", since=900.0)
+
+
+@pytest.mark.parametrize(
+    ("in_hand", "holders", "cause", "certain"),
+    [
+        # It has a slot now and then, or waits for one, to look whether the other still runs.
+        ((has("running", worker="w@h", since=990.0),), (HOLDER,), "twin", True),
+        ((has("running", worker="w@h", certain=False),), (HOLDER,), "twin", True),
+        ((has("lane", worker="w@h", since=900.1),), (HOLDER,), "twin", True),
+        ((has("paused", worker="w@h"),), (HOLDER,), "twin", True),
+        # Itself, and another one that looks.
+        ((has("running", worker="w@h", since=800.0),), (HOLDER,), "running", True),
+        ((has("running", worker="v@h", since=900.0),), (HOLDER,), "running", True),
+        ((has("lane"),), (), "lane", True),
+        # Two that share their id.
+        (
+            (has("running", worker="w@h", since=990.0), has("running", worker="v@h", since=900.0)),
+            (has("running", worker="v@h", since=900.0),), "running", True,
+        ),
+        # The clocks of two hosts; of one.
+        ((has("running", worker="w@h", since=900.3),), (HOLDER,), "twin", False),
+        ((has("running", worker="v@h", since=900.3),), (HOLDER,), "twin", True),
+    ],
+)  # fmt: skip
+def test_a_twin_that_looks_is_no_running_call(in_hand, holders, cause, certain):
+    """Of the calls with one key, the one that began first runs."""
+    others = tuple(each for each in in_hand if each.cause is Cause.RUNNING)
+    why = verdict(evidence(in_hand=in_hand, holders=holders + others))
+    assert (why.cause, why.certain) == (cause, certain)
+    assert ("77aa runs on v@h" in str(why)) == (cause == "twin")
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 from time import monotonic
 from types import SimpleNamespace
@@ -46,6 +47,8 @@ class Bench:
         self.pool = SimpleNamespace(
             _cache={}, _active_writers=set(), _busy_workers=set(), synack=False,
             handle_result_event=self.read, maintain_pool=lambda: self.done.append("maintain"),
+            process_flush_queues=self.read_all,
+            on_job_process_down=lambda job, pid: self.done.append("down"),
         )  # fmt: skip
         self.hub = SimpleNamespace(readers={}, remove=lambda descriptor: None)
         self.task_pool = SimpleNamespace(_pool=self.pool, flush=lambda: self.done.append("flush"))
@@ -70,6 +73,10 @@ class Bench:
         process = Process(100 + len(self.processes))
         self.processes.append(process)
         return process
+
+    def read_all(self, process):
+        if select.select([process.outqR_fd], [], [], 0)[0]:
+            self.read(process.outqR_fd)
 
     def read(self, descriptor):
         (number,) = os.read(descriptor, 1)
@@ -193,12 +200,35 @@ def test_calls_that_run_stay_known_on_celery_5_5(bench, ended):
     assert bench.pool._busy_workers == (set() if ended else {process.inqW_fd})
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_call_that_has_begun_goes_to_no_other_process(bench, begun):
+    """Its process has died after the others were found dead, and its report is not read yet."""
+    process = bench.process()
+    job = bench.job(1, process)
+    if begun:
+        os.write(process.says, bytes([1]))
+    process.die()
+    bench.pool.on_job_process_down(job, process.pid)
+    assert bench.done == ([1] if begun else ["down"])
+    # In the next round it is known to have begun, and Celery takes it for lost.
+    bench.pool.on_job_process_down(job, process.pid)
+    assert bench.done[-1] == "down"
+
+
+def test_a_call_that_was_not_written_goes_to_another_process(bench):
+    """Nothing is read for it."""
+    job = bench.job(1, None)
+    bench.pool.on_job_process_down(job, 100)
+    assert bench.done == ["down"]
+
+
 def test_a_pool_whose_processes_ask_is_left_alone(bench):
     """With synack none begins before the worker agrees, and Celery says no."""
     bench.pool.synack = True
-    bench.task_pool.flush = theirs = object()
+    bench.task_pool.flush = bench.pool.on_job_process_down = theirs = object()
     StartedCalls(bench.task_pool, bench.hub).attach()
     assert bench.task_pool.flush is theirs
+    assert bench.pool.on_job_process_down is theirs
 
 
 def test_a_failure_is_logged_and_the_pool_flushed(bench, caplog):
@@ -226,6 +256,7 @@ def test_celery_still_has_what_is_touched():
     source = inspect.getsource(AsynPool)
     for touched in (
         "job._write_to = proc", "job._writer = ref(cor)", "self._active_writers",
-        "self.handle_result_event", "def flush(self)",
+        "self.handle_result_event", "def flush(self)", "if not job._accepted:",
+        "def on_job_process_down(self, job, pid_gone)", "def process_flush_queues(self, proc)",
     ):  # fmt: skip
         assert touched in source
