@@ -175,6 +175,11 @@ FIELDS: dict[str, Field] = {
     "idempotency_retention": Field(
         86400.0, _above_zero(parse_duration), "how long a key and its result are kept"
     ),
+    "progress_retention": Field(
+        604800.0,
+        _above_zero(parse_duration),
+        "how long a state that a call has saved is kept for its next attempt",
+    ),
     "idempotency_lease": Field(
         30.0,
         _between(parse_duration, 1, 86400),

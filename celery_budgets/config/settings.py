@@ -52,6 +52,7 @@ class Settings:
     #: Not in the repr: it may contain a password.
     idempotency_url: str | None = field(repr=False)
     idempotency_retention: float
+    progress_retention: float
     idempotency_lease: float
     redis_transport: str
     backlog: bool

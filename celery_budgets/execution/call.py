@@ -77,6 +77,7 @@ class Call:
 
     __slots__ = (
         "_happened", "budget", "ceiling", "due_at", "hard_at", "hard_ceiling", "hard_sent",
+        "has_state",
         "lane", "limits",
         "memory_due", "memory_guarded", "memory_sent", "memory_warned",
         "moved", "open", "outcome", "parent",
@@ -123,6 +124,8 @@ class Call:
         self.soft_sent = self.hard_sent = self.memory_warned = self.soft_exceeded = False
         #: Whether it was terminated by the soft signal, which its body may handle.
         self.terminated = False
+        #: Whether this attempt has saved a state, or found one (tasks.task_call).
+        self.has_state = False
         self.memory_guarded = memory_guarded
         #: RSS at which MemoryLimitExceeded is to be raised in the body, bytes; 0: not raised.
         self.memory_due, self.memory_sent = 0, False

@@ -12,6 +12,8 @@ from typing import Any, Final
 HEADER_DUE_AT: Final = "budgets_due_at"
 #: How often this call was killed before, counted over its re-runs.
 HEADER_KILLS: Final = "budgets_kills"
+#: Set where an attempt of the call has saved a state for the next one.
+HEADER_SAVED: Final = "budgets_saved"
 #: Deadline of the call: instants of the soft and the hard limit, seconds since the epoch; None
 #: where the call does not inherit one.
 HEADER_DEADLINE: Final = "budgets_deadline"

@@ -32,7 +32,7 @@ class KillStore:
     """
 
     def __init__(self, app: Any) -> None:
-        self._client, prefix = client_of(app, _SECONDS)
+        self._client, prefix = client_of(app, _SECONDS, "lanes kills")
         self._key = prefix + _NAME
 
     def add(self, kill: dict[str, Any]) -> None:

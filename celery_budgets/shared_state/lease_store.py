@@ -32,31 +32,34 @@ def leases_of(app: Any) -> Leases:
     read_from, found = _leases.get(app, (None, None))
     if found is None or read_from is not settings:
         length = settings.idempotency_lease
-        client, prefix = _client(app, settings.idempotency_url, length * SERVER_SECONDS)
+        client, prefix = _client(
+            app, settings.idempotency_url, length * SERVER_SECONDS, "idempotency_key"
+        )
         retention = settings.idempotency_retention
         found = Leases(client, length=length, retention=retention, prefix=prefix + _PREFIX)
         _leases[app] = settings, found
     return found
 
 
-def client_of(app: Any, timeout: float) -> tuple[Any, str]:
+def client_of(app: Any, timeout: float, needed_by: str) -> tuple[Any, str]:
     """Return a new client of the Redis of the leases of *app*, and the prefix of its keys.
 
     Args:
         app: The Celery app.
         timeout: Longest wait for a reply, seconds.
+        needed_by: What needs it, for an error.
 
     Raises:
         ConfigurationError: As :func:`leases_of`.
     """
-    return _client(app, settings_of(app).idempotency_url, timeout)
+    return _client(app, settings_of(app).idempotency_url, timeout, needed_by)
 
 
 #: By app, with the settings they were created from: the configuration may be reloaded.
 _leases: WeakKeyDictionary[Any, tuple[Any, Leases]] = WeakKeyDictionary()
 
 
-def _client(app: Any, url: str | None, timeout: float) -> tuple[Any, str]:
+def _client(app: Any, url: str | None, timeout: float, needed_by: str) -> tuple[Any, str]:
     """Return a client with a timeout of *timeout* seconds, and the prefix of its keys."""
     from celery.backends.redis import RedisBackend
 
@@ -74,14 +77,14 @@ def _client(app: Any, url: str | None, timeout: float) -> tuple[Any, str]:
     # The first one: the others are for fail-over, and do not have the leases of the first.
     broker = next(iter(addresses(app.conf.broker_write_url)), "")
     if broker.startswith("sentinel://"):
-        return _by_sentinel(app, timeout), _key_prefix(app.conf.broker_transport_options)
+        return _by_sentinel(app, timeout, needed_by), _key_prefix(app.conf.broker_transport_options)
     broker = broker.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
     if broker.startswith(_SCHEMES):
         tls = app.conf.broker_use_ssl
         more = dict(tls) if isinstance(tls, dict) and broker.startswith("rediss://") else {}
         return _from_url(broker, timeout, **more), _key_prefix(app.conf.broker_transport_options)
     raise ConfigurationError(
-        "idempotency_key needs a Redis to keep it in, and neither the result backend nor the "
+        f"{needed_by} needs a Redis to keep it in, and neither the result backend nor the "
         'broker is one; set budgets_idempotency_url, such as "redis://localhost:6379/2"'
     )
 
@@ -92,7 +95,7 @@ def _from_url(url: str, timeout: float, **more: Any) -> Any:
     return Redis.from_url(url, **_impatient(timeout), **more)
 
 
-def _by_sentinel(app: Any, timeout: float) -> Any:
+def _by_sentinel(app: Any, timeout: float, needed_by: str) -> Any:
     """Return a client of the master that the broker's sentinels name.
 
     Mirrors kombu.transport.redis.SentinelChannel._sentinel_managed_pool. Differs: connects lazily.
@@ -105,7 +108,7 @@ def _by_sentinel(app: Any, timeout: float) -> Any:
     name = options.get("master_name")
     if name is None:
         raise ConfigurationError(
-            "idempotency_key: the broker's sentinels are not told which Redis; set "
+            f"{needed_by}: the broker's sentinels are not told which Redis; set "
             "broker_transport_options['master_name']"
         )
     parsed = [parse_url(each) for each in addresses(app.conf.broker_write_url)]

@@ -33,6 +33,7 @@ from celery_budgets.model.headers import (
 )
 from celery_budgets.model.outcomes import Outcome
 from celery_budgets.tasks.deadline_at_start import terms_at_start
+from celery_budgets.tasks.task_call import TaskCall
 from celery_budgets.telemetry import spans
 
 if TYPE_CHECKING:
@@ -140,10 +141,11 @@ def _begin(task: Budgeted, request: Any, terms: Terms) -> tuple[Call | None, Spa
     try:
         settings = settings_of(task.app)
         lane = settings.lanes[terms.lane]
-        call = Call(
+        call = TaskCall(
             request.id, lane.name, task.budget_in(lane), TimeLimits(terms.soft, terms.hard),
             rss=memory.recent_rss(monotonic(), AGE), ceiling=terms.ceiling,
             hard_ceiling=terms.hard_ceiling, memory_guarded=settings.memory_guard,
+            task=task, request=request,
         )  # fmt: skip
         note_call(request, call)
         span = spans.span_of(task, call.task_id)

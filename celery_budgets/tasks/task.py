@@ -5,7 +5,7 @@ See also: :mod:`celery_budgets.tasks.run`, which runs a call under its budget.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from celery import Task
 
@@ -22,7 +22,7 @@ from celery_budgets.tasks.calling import call_body, guard_call
 from celery_budgets.tasks.strategies import STRATEGY, strategy_problems
 
 if TYPE_CHECKING:
-    from celery_budgets.execution.call import Call
+    from celery_budgets.tasks.task_call import TaskCall
 
 __all__ = ["BudgetedTask"]
 
@@ -94,18 +94,18 @@ class BudgetedTask(Task):
         return budgets[1]
 
     @property
-    def budget(self) -> Call:
-        """The running call: ``remaining()``, ``extend(seconds)`` and ``check()``.
+    def budget(self) -> TaskCall:
+        """The running call: ``remaining()``, ``extend(seconds)``, ``check()``, ``save(state)``.
 
-        In a direct or an eager call a task has no limits, which these methods reflect.
+        In a direct or an eager call a task has no limits, and keeps no state.
         """
         call = call_of(self.request)
         if call is not None:
-            return call
-        from celery_budgets.execution.call import Call
+            return cast("TaskCall", call)
+        from celery_budgets.tasks.task_call import TaskCall
 
         forever = TimeLimits(float("inf"), float("inf"))
-        return Call(self.request.id or "", self.lane or "", Budget(), forever)
+        return TaskCall(self.request.id or "", self.lane or "", Budget(), forever, task=self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body under its budget when a worker calls, plainly otherwise.

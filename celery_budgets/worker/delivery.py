@@ -101,6 +101,8 @@ class Delivery(Protocol):
     job: Any
     #: Whether its message was redelivered elsewhere, so that this delivery must not settle it.
     overtaken: bool
+    #: Whether Celery has requeued its message, or published a retry.
+    sent_again: bool
     counted: bool
     runs_on: bool
     given_up: bool

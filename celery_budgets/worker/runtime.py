@@ -46,6 +46,7 @@ from celery_budgets.worker.memory.gauges import gauges_of
 from celery_budgets.worker.memory.replacement import give_memory_back
 from celery_budgets.worker.pool.size import pool_name, slots_of
 from celery_budgets.worker.pool.slow_calls import SlowCalls
+from celery_budgets.worker.saved_states import SavedStateDeletion
 from celery_budgets.worker.stacks.black_box import BlackBox
 from celery_budgets.worker.stacks.kills import Kills
 from celery_budgets.worker.transport.leftovers import Leftovers
@@ -104,8 +105,11 @@ class WorkerRuntime:
         self._make_gate(consumer)
         end_span = KilledSpan(self.terms, self.roster.count_failure).end
         # The record first: with its slot given back, a process may write of another call.
-        self.roster.on_end = [self._copy_record, self._give_slot_back, self._note, end_span]
-        self.roster.on_return = [self._copy_record, self._give_slot_back, end_span]
+        delete_state = SavedStateDeletion(consumer.controller).look
+        self.roster.on_end = [
+            self._copy_record, self._give_slot_back, self._note, end_span, delete_state,
+        ]  # fmt: skip
+        self.roster.on_return = [self._copy_record, self._give_slot_back, end_span, delete_state]
 
     def _make_lanes(self, consumer: Any, wake: Callable[[], None]) -> None:
         lanes = self.settings.lanes

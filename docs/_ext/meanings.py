@@ -70,6 +70,12 @@ LOG_EVENTS = {
     "budgets.call_runs_again": "A killed call is sent again, because its task has `max_kills`.",
     "budgets.call_stopped": "The signal that stops the worker has ended the process of a call too. "
     "The call goes back to its queue.",
+    "budgets.state_not_deleted": "Redis did not delete what ended calls have saved. It expires "
+    "after `budgets_progress_retention`.",
+    "budgets.state_not_read": "Redis did not answer what an earlier attempt of a call has saved. "
+    "The call begins from the start.",
+    "budgets.state_not_saved": "Redis did not keep what a call has saved. The call runs on; its "
+    "next attempt begins at what was saved before. Told once per call.",
     "budgets.cannot_terminate": "`scope.cancel(running=True)` reached a pool that cannot "
     "terminate calls (threads, solo). The call runs to its end.",
     "budgets.children_ended": "The child processes of a killed call were ended with it.",

@@ -38,7 +38,7 @@ WORKER_FLOORS = (
     ("transport", "delivery"),
     ("stacks",),
     ("calls",),
-    ("pool",),
+    ("pool", "saved_states"),
     ("lanes", "backlog"),
     ("memory",),
     ("runtime",),

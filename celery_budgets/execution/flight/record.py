@@ -15,14 +15,14 @@ from celery_budgets.execution.call import Call
 
 __all__ = [
     "ANNOUNCED_OFFSET", "CHILD", "CHILDREN", "CHILDREN_OFFSET", "DEADLINES", "DEADLINES_OFFSET",
-    "FAILURES", "FAILURES_OFFSET", "HOW_IT_WENT", "MOST_CHILDREN", "PEAK", "PEAK_OFFSET",
-    "REASON_OFFSET", "SIZE", "TERMINATED", "WAITS_OFFSET", "Flight", "Reason",
-    "flight_in", "key_of", "pack", "pack_how_it_went", "unpack", "with_its_end",
+    "FAILURES", "FAILURES_OFFSET", "HAS_STATE_OFFSET", "HOW_IT_WENT", "MOST_CHILDREN", "PEAK",
+    "PEAK_OFFSET", "REASON_OFFSET", "SIZE", "TERMINATED", "WAITS_OFFSET", "Flight", "Reason",
+    "flight_in", "has_state", "key_of", "pack", "pack_how_it_went", "unpack", "with_its_end",
 ]  # fmt: skip
 
 _TASK_ID_BYTES = 128
-#: State, reason, soft exceeded, twin, waits, children left alone.
-_FLAGS = "BBBBBB2x"
+#: State, reason, soft exceeded, twin, waits, children left alone, has saved a state.
+_FLAGS = "BBBBBBBx"
 #: The fields that change while the call runs: the flags, start (epoch), soft and hard deadline
 #: (monotonic), wall seconds, RSS before, peak and after (bytes).
 _CHANGING = f"{_FLAGS}4d3Q"
@@ -33,6 +33,7 @@ SIZE = _LAYOUT.size
 HOW_IT_WENT = slice(_TASK_ID_BYTES, _TASK_ID_BYTES + _CHANGES.size)
 REASON_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}sB")
 WAITS_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}sBBBB")
+HAS_STATE_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}sBBBBBB")
 PEAK = struct.Struct("<Q")
 PEAK_OFFSET = struct.calcsize(f"<{_TASK_ID_BYTES}s{_FLAGS}4d1Q")
 DEADLINES = struct.Struct("<2d")
@@ -90,6 +91,8 @@ class Flight(NamedTuple):
     waits: bool = False
     #: Whether its child processes are left alone.
     leaves_children: bool = False
+    #: Whether this attempt or an earlier one has saved a state.
+    has_state: bool = False
 
     @property
     def task_id(self) -> str:
@@ -110,7 +113,7 @@ def pack(call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> bytes:
     """Return the record of the running *call*."""
     return _LAYOUT.pack(
         key_of(call.task_id), _RUNNING, 0,
-        call.soft_exceeded, call.twin, False, call.budget.children == "leave",
+        call.soft_exceeded, call.twin, False, call.budget.children == "leave", call.has_state,
         call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
         call.rss_before, call.rss_peak, call.rss_after, trace_id, span_id,
     )  # fmt: skip
@@ -119,7 +122,7 @@ def pack(call: Call, trace_id: bytes = b"", span_id: bytes = b"") -> bytes:
 def pack_how_it_went(call: Call) -> bytes:
     """Return the changing fields of the record of *call*, after its end."""
     return _CHANGES.pack(
-        _ENDED, 0, call.soft_exceeded, call.twin, False, False,
+        _ENDED, 0, call.soft_exceeded, call.twin, False, False, call.has_state,
         call.started_at, call.soft_at, call.hard_at, call.wall_seconds,
         call.rss_before, call.rss_peak, call.rss_after,
     )  # fmt: skip
@@ -133,15 +136,15 @@ def with_its_end(record: bytes, call: Call) -> bytes:
 def unpack(data: bytes | mmap.mmap) -> Flight | None:
     """Return the record in *data*; ``None`` if it is empty."""
     (
-        task_id, state, reason, soft_exceeded, twin, waits, leaves, started_at, soft, hard, wall,
-        before, peak, after, trace_id, span_id,
+        task_id, state, reason, soft_exceeded, twin, waits, leaves, saved, started_at, soft,
+        hard, wall, before, peak, after, trace_id, span_id,
     ) = _LAYOUT.unpack_from(data)  # fmt: skip
     if state == _IDLE:
         return None
     return Flight(
         task_id.rstrip(b"\0"), state == _ENDED, _REASONS[reason],
         bool(soft_exceeded), started_at, soft, hard, wall, before, peak, after, trace_id, span_id,
-        bool(twin), bool(waits), bool(leaves),
+        bool(twin), bool(waits), bool(leaves), bool(saved),
     )  # fmt: skip
 
 
@@ -154,3 +157,11 @@ def flight_in(record: Flight | bytes | mmap.mmap | None, task_id: str) -> Flight
         return record
     flight = unpack(record)
     return flight if flight is not None and flight.is_of(task_id) else None
+
+
+def has_state(record: Flight | bytes | None, task_id: str) -> bool:
+    """Return whether *record* is of *task_id*, and says that a state was saved."""
+    if isinstance(record, bytes) and not record[HAS_STATE_OFFSET]:
+        return False  # as for most calls, without unpacking it
+    flight = flight_in(record, task_id)
+    return flight is not None and flight.has_state

@@ -30,6 +30,7 @@ from celery_budgets.execution.flight.record import (
     DEADLINES_OFFSET,
     FAILURES,
     FAILURES_OFFSET,
+    HAS_STATE_OFFSET,
     HOW_IT_WENT,
     MOST_CHILDREN,
     PEAK,
@@ -117,6 +118,16 @@ class FlightRecorder:
             (self.waiting.add if waits else self.waiting.discard)(call.task_id)
         elif call is self._call:
             self._map[WAITS_OFFSET] = waits
+
+    def has_state(self, call: Call) -> None:
+        """Record that *call* has saved a state, or has found one."""
+        if self._map is None:
+            record = self._local.get((call.task_id, call.thread_id))
+            if record is not None:
+                before, after = record[:HAS_STATE_OFFSET], record[HAS_STATE_OFFSET + 1 :]
+                self._keep(call, before + b"\1" + after)
+        elif call is self._call:
+            self._map[HAS_STATE_OFFSET] = True
 
     def killed(self, call: Call, reason: Reason) -> None:
         """Record why this process is about to end itself during *call*."""

@@ -69,6 +69,8 @@ class CallEnd:
     ran: bool
     #: Whether its process is still busy with it after a termination; then it keeps its slot.
     runs_on: bool
+    #: Whether the killed call was sent again.
+    again: bool = False
 
 
 class Roster:
@@ -166,7 +168,7 @@ class Roster:
                 twin = flight is not None and flight.twin
                 queue = request.delivery_info["routing_key"]
                 self._sent_again.append(SentAgain(key[0], time(), queue, twin=twin))
-        self._tell(self.on_end, CallEnd(request, outcome, flight, reason, ran, runs_on))
+        self._tell(self.on_end, CallEnd(request, outcome, flight, reason, ran, runs_on, again))
 
     def comes_back(self, request: Delivery) -> None:
         """Release what a terminated *request* still held, when the pool has finished with it."""
