@@ -116,14 +116,19 @@ LOG_EVENTS = {
     "budgets.lane_waits_for_itself": "Calls of a full lane wait by `get()` for calls of the same "
     "lane.",
     "budgets.lanes_look_failed": "The periodic check of lanes raised. The next one follows.",
-    "budgets.lease_lost": "A call could not renew the lease of its idempotency key. It is stopped, "
-    "and sent again.",
+    "budgets.lease_lost": "A call could not renew the lease of its idempotency key: it is stopped, "
+    "and sent again. Or others have taken its places of limits over the fleet, because its "
+    "process stood still for longer than a lease.",
     "budgets.lease_not_let_go": "The lease of a key could not be released. It expires by itself.",
     "budgets.lease_not_settled": "The result of a key could not be stored. A twin may run the "
     "body again.",
     "budgets.lease_not_taken": "Redis did not answer when a call tried to take its key. The call "
     "is sent again with a delay.",
     "budgets.lease_overrun": "A body ended after its lease was lost. A twin may have run too.",
+    "budgets.limits_failed": "What holds calls to limits over the fleet raised. It continues.",
+    "budgets.limits_known": "Redis tells again who uses the limits over the fleet.",
+    "budgets.limits_unknown": "Redis does not tell who uses the limits over the fleet. New calls "
+    "with limits wait until it does, or run after one lease where `on_outage` says so.",
     "budgets.mapped_unknown": "The worker could not determine which task a `map` message runs.",
     "budgets.memory_limit": "A call reached its memory limit; its process is killed, or the "
     "exception is raised in it.",

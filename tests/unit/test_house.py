@@ -225,7 +225,7 @@ WRITTEN_BY_OTHERS = {
     "a delivery is settled by the rooms that it passes": ("request", "first", "end"),
     "records of the module that writes them": (
         "held", "lease", "scope", "sent", "slot", "slots", "calls", "twin", "histogram", "left",
-        "leftovers", "_leftovers", "waits", "summary", "result", "lanes[lane]",
+        "leftovers", "_leftovers", "waits", "summary", "result", "lanes[lane]", "wish",
     ),
     "what the pool is known by once it has started": ("runtime", "ledger_of(worker.app)"),
     "lists and settings that an owner is told once": ("roster", "_slots", "_renewals", "gate"),

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 from celery_budgets.model.lanes import Lane
 from celery_budgets.model.priority import Broker, low_queue
+from celery_budgets.shared_state.system_thread import system_lock
 from celery_budgets.worker.backlog.flow import PERIOD as MINUTE
 from celery_budgets.worker.backlog.flow import Flow
-from celery_budgets.worker.transport.renewing.system_thread import system_lock
 
 __all__ = ["PERIOD", "STALE", "Backlog", "LaneBacklog", "Reading"]
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Protocol
 
+from celery_budgets.shared_state.system_thread import SystemThread
 from celery_budgets.worker.backlog.backlog import STALE, Backlog, Reading
-from celery_budgets.worker.transport.renewing.system_thread import SystemThread
 
 __all__ = ["TICK", "Queues", "Reader"]
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 from time import time
 from typing import Any, Protocol
 
+from celery_budgets.shared_state.system_thread import SystemThread
 from celery_budgets.worker.transport.renewing.in_hand import ARRIVED
-from celery_budgets.worker.transport.renewing.system_thread import SystemThread
 from celery_budgets.worker.transport.renewing.unsent import Unsent
 
 __all__ = ["LONGEST_PERIOD", "Index", "Renewal"]

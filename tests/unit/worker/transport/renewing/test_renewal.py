@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from celery_budgets.shared_state.system_thread import SystemThread
 from celery_budgets.worker.transport.renewing.fleet import HEARD_AFTER, MINDED, PATIENCE, Fleet
 from celery_budgets.worker.transport.renewing.in_hand import ARRIVED
 from celery_budgets.worker.transport.renewing.renewal import Renewal
 from celery_budgets.worker.transport.renewing.sweeping import EVERY, Sweeping
-from celery_budgets.worker.transport.renewing.system_thread import SystemThread
 
 TIMEOUT = 30.0
 
@@ -190,7 +190,7 @@ def test_the_thread_stops_when_it_is_told():
 
 PROGRAM = """
 import time
-from celery_budgets.worker.transport.renewing.system_thread import SystemThread
+from celery_budgets.shared_state.system_thread import SystemThread
 
 def run(thread):
     thread.wait(60)

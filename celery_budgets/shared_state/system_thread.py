@@ -6,7 +6,7 @@ go of the interpreter lock now and then. It is not there after a fork.
 It ends before the process does, which waits for it a little: the end of the interpreter aborts a
 process whose thread is in C++ code just then, as in greenlet's.
 
-See also: :mod:`celery_budgets.worker.transport.renewing.renewal`, which runs in one.
+Used in the worker main process, and in each process that runs blocks with limits.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-__all__ = ["SystemThread", "system_lock"]
+__all__ = ["Bell", "SystemThread", "system_lock"]
 
 #: How long the process waits for the thread at its end, seconds.
 _LAST_SECONDS = 2.0
@@ -27,6 +28,23 @@ _LAST_SECONDS = 2.0
 def system_lock() -> Any:
     """Return a lock between such a thread and others; not to be held while a greenlet may wait."""
     return _original("_thread", "allocate_lock")()
+
+
+class Bell:
+    """Wakes one such thread from any other."""
+
+    def __init__(self) -> None:
+        self._lock = system_lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        """Have :meth:`wait` return, now or when it is called next."""
+        with suppress(RuntimeError):  # another has rung it just now
+            self._lock.release()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, in the thread itself, until it is rung."""
+        self._lock.acquire(timeout=seconds)
 
 
 class SystemThread:

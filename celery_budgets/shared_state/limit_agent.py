@@ -1,0 +1,293 @@
+"""``LimitAgent``: asks for the limits of the calls of this process, waits, renews and gives back.
+
+All talk with Redis is that of two threads: neither an event loop nor a body ever waits for it
+here. One asks and renews, the other hears what this process is offered.
+
+While Redis does not answer, what is granted goes on to its end, and new calls wait, or run after
+one lease where their limits say so (``on_outage="run"``). Who has lost its places, because the
+process stood still for longer than a lease and others have taken them, is told.
+
+See also: :mod:`celery_budgets.shared_state.limit_store`, the places in Redis.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import inf
+from time import monotonic
+from uuid import uuid4
+
+from redis.exceptions import RedisError
+
+from celery_budgets.model.limit import Demand
+from celery_budgets.shared_state.limit_store import Answer, LimitStore
+from celery_budgets.shared_state.offers import Offers
+from celery_budgets.shared_state.system_thread import Bell, SystemThread
+
+__all__ = ["LimitAgent", "Wish"]
+
+logger = logging.getLogger(__name__)
+
+#: Share of a lease's length after which it is renewed.
+RENEWED_AFTER = 1 / 3
+#: Seconds between two attempts while Redis does not answer.
+AGAIN = 1.0
+#: Seconds after which who waits in line asks again at the latest: a message may be lost.
+ASKS_AGAIN = 5.0
+#: How long after the end of a lease it is looked again, seconds.
+LATE = 0.01
+#: Longest sleep, seconds: the machine may have been suspended.
+LONGEST = 1.0
+
+
+class Wish:
+    """What one call needs, from the moment that it asks until it gives it back.
+
+    Args:
+        holder: Its name in Redis.
+        demands: What it needs.
+        tell: Called, in the agent's thread, at each change; must not block.
+    """
+
+    __slots__ = (
+        "asked", "demands", "due_at", "granted", "holder", "lost", "over", "refused", "since",
+        "tell", "unknown",
+    )  # fmt: skip
+
+    def __init__(
+        self, holder: str, demands: Sequence[Demand], tell: Callable[[Wish], object]
+    ) -> None:
+        self.holder = holder
+        self.demands = demands
+        self.tell = tell
+        #: Whether Redis may know of it.
+        self.asked = False
+        #: Whether the call may run.
+        self.granted = False
+        #: What it waits for; ``None`` before the first answer.
+        self.refused: Demand | None = None
+        #: Whether Redis did not answer when it was asked last.
+        self.unknown = False
+        #: Whether others have taken its places while its call ran.
+        self.lost = False
+        #: Whether it was given back.
+        self.over = False
+        #: Since when it waits, by the clock of Redis.
+        self.since = 0
+        #: Monotonic instant at which it asks again.
+        self.due_at = 0.0
+
+
+class LimitAgent:
+    """Holds the calls of one process to limits.
+
+    Args:
+        store: The places, with a client of the agent's own.
+        listen: The same, for what this process is offered.
+        on_lost: Called, in the agent's thread, with a wish whose places others have taken.
+        clock: Returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        store: LimitStore,
+        listen: LimitStore,
+        on_lost: Callable[[Wish], object] = lambda wish: None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.name = uuid4().hex
+        self._store = store
+        self._on_lost = on_lost
+        self._clock = clock
+        self._numbers = itertools.count(1)
+        self._bell = Bell()
+        #: What is to be done, in this order; others only append.
+        self._todo: deque[tuple[Callable[[Wish], None], Wish]] = deque()
+        self._told: deque[str | None] = deque()
+        self._waiting: dict[str, Wish] = {}
+        self._held: dict[str, Wish] = {}
+        self._renew_at = 0.0
+        #: Since when Redis does not answer, and when it is asked again.
+        self._away_since: float | None = None
+        self._again_at = 0.0
+        #: Until then nothing is asked for: others renew first what they have.
+        self._asks_at = 0.0
+        self._offers = Offers(listen, self.name, self._hear)
+        self._thread: SystemThread | None = None
+
+    def ask(self, demands: Sequence[Demand], tell: Callable[[Wish], object]) -> Wish:
+        """Ask for *demands*; *tell* is called when they are granted or refused."""
+        wish = Wish(f"{self.name}:{next(self._numbers)}", demands, tell)
+        self._todo.append((self._ask, wish))
+        if self._thread is None:
+            self._thread = SystemThread(self._run)
+            self._thread.start()
+            self._offers.start()
+        self._bell.ring()
+        return wish
+
+    def release(self, wish: Wish) -> None:
+        """Give back what *wish* has, or stop waiting; may be called repeatedly."""
+        if not wish.over:
+            wish.over = True
+            self._todo.append((self._release, wish))
+            self._bell.ring()
+
+    def stop(self) -> None:
+        """Give back everything, and end the threads."""
+        if self._thread is not None:
+            self._offers.stop()
+            self._thread.stop()
+            self._bell.ring()
+            self._thread.join(AGAIN)
+            self._offers.join()
+
+    def _hear(self, holder: str | None) -> None:
+        """Note that *holder* is offered a place; ``None``: messages may have been lost."""
+        self._told.append(holder)
+        self._bell.ring()
+
+    def _run(self, thread: SystemThread) -> None:
+        while not thread.wait(0):
+            try:
+                delay = self.tick()
+            except Exception:
+                logger.exception("budgets.limits_failed: looked at again in %s s", AGAIN)
+                delay = AGAIN
+            self._bell.wait(min(delay, LONGEST))
+        for wish in [*self._held.values(), *self._waiting.values()]:
+            self.release(wish)
+        self.tick()
+
+    def tick(self) -> float:
+        """Do what is due; return the seconds until the next."""
+        if self._away_since is None or self._clock() >= self._again_at:
+            try:
+                if self._away_since is not None:
+                    self._come_back()
+                self._work()
+            except RedisError as exc:
+                self._stay_away(exc)
+        if self._away_since is not None:
+            self._without_redis()
+            return max(0.0, self._again_at - self._clock())
+        due = [wish.due_at for wish in self._waiting.values()]
+        if self._held:
+            due.append(self._renew_at)
+        return max(0.0, min(due, default=inf) - self._clock())
+
+    def _work(self) -> None:
+        if self._held and self._clock() >= self._renew_at:
+            self._renew()
+        while self._todo:
+            act, wish = self._todo[0]
+            act(wish)
+            self._todo.popleft()
+        while self._told:
+            holder = self._told.popleft()
+            for wish in self._those_waiting():
+                if holder is None or wish.holder == holder:
+                    self._ask(wish)
+        for wish in self._those_waiting():
+            if wish.due_at <= self._clock():
+                self._ask(wish)
+
+    def _those_waiting(self) -> list[Wish]:
+        return list(self._waiting.values())
+
+    def _ask(self, wish: Wish) -> None:
+        if wish.over:
+            return  # its release comes next, and ends its wait in Redis too
+        asked_at = self._clock()
+        if asked_at < self._asks_at:
+            self._waiting[wish.holder], wish.due_at = wish, self._asks_at
+            return
+        wish.asked = True
+        answer = self._store.acquire(wish.holder, wish.demands, wish.since)
+        if answer.granted:
+            if not self._held:
+                self._renew_at = asked_at + self._store.length * RENEWED_AFTER
+            self._held[wish.holder] = wish
+            self._grant(wish)
+        else:
+            self._refuse(wish, answer)
+
+    def _grant(self, wish: Wish) -> None:
+        self._waiting.pop(wish.holder, None)
+        wish.granted, wish.unknown, wish.refused = True, False, None
+        self._tell(wish.tell, wish)
+
+    def _refuse(self, wish: Wish, answer: Answer) -> None:
+        self._waiting[wish.holder] = wish
+        news = wish.refused is not answer.refused or wish.unknown
+        wish.refused, wish.since, wish.unknown = answer.refused, answer.since, False
+        # Nobody tells that a lease has ended.
+        wish.due_at = self._clock() + (answer.wait or min(answer.ends + LATE, ASKS_AGAIN))
+        if news:
+            self._tell(wish.tell, wish)
+
+    def _tell(self, tell: Callable[[Wish], object], wish: Wish) -> None:
+        try:
+            tell(wish)
+        except Exception:
+            logger.exception("budgets.limits_failed holder=%s", wish.holder)
+
+    def _release(self, wish: Wish) -> None:
+        self._waiting.pop(wish.holder, None)
+        if wish.asked:
+            self._store.release(wish.holder, wish.demands)
+        self._held.pop(wish.holder, None)
+
+    def _renew(self) -> None:
+        held = [wish for wish in self._held.values() if not wish.lost]
+        kept = self._store.renew([(wish.holder, wish.demands) for wish in held])
+        self._renew_at = self._clock() + self._store.length * RENEWED_AFTER
+        for wish, holds in zip(held, kept, strict=True):
+            if not holds and not wish.over:
+                wish.lost = True
+                names = ", ".join(demand.limit.name for demand in wish.demands)
+                logger.error(
+                    "budgets.lease_lost name=%s holder=%s: others have taken its places",
+                    names, wish.holder,
+                )  # fmt: skip
+                self._tell(self._on_lost, wish)
+
+    def _stay_away(self, error: RedisError) -> None:
+        self._again_at = self._clock() + AGAIN
+        # First of all when it is back.
+        self._renew_at = 0.0
+        if self._away_since is None:
+            self._away_since = self._clock()
+            logger.warning("budgets.limits_unknown: new calls with limits wait: %s", error)
+
+    def _come_back(self) -> None:
+        self._store.client.ping()
+        self._away_since = None
+        self._asks_at = self._clock() + 2 * AGAIN
+        logger.warning("budgets.limits_known")
+
+    def _without_redis(self) -> None:
+        """Tell those who ask that nobody knows, or let them run where their limits say so."""
+        assert self._away_since is not None
+        long = self._clock() - self._away_since > self._store.length
+        for _ in range(len(self._todo)):
+            act, wish = self._todo.popleft()
+            if wish.asked or not wish.over:  # else Redis never hears of it
+                self._todo.append((act, wish))
+        asking = [wish for act, wish in list(self._todo) if act == self._ask]
+        for wish in [*self._waiting.values(), *asking]:
+            if wish.over or wish.granted:
+                continue
+            if long and all(demand.limit.on_outage == "run" for demand in wish.demands):
+                self._grant(wish)
+            elif not wish.unknown:
+                wish.unknown = True
+                self._tell(wish.tell, wish)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether Redis answered when it was asked last."""
+        return self._away_since is None

@@ -1,0 +1,76 @@
+"""``Offers``: hears, in a thread, which places of limits this process is offered.
+
+See also: :mod:`celery_budgets.shared_state.limit_agent`, which takes them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from celery_budgets.shared_state.limit_store import LimitStore
+from celery_budgets.shared_state.system_thread import SystemThread
+
+__all__ = ["Offers"]
+
+logger = logging.getLogger(__name__)
+
+#: Longest read, seconds: how soon the thread sees that it is to end.
+READ = 0.5
+#: Seconds until it connects again.
+AGAIN = 1.0
+
+
+class Offers:
+    """Subscribes to the channel of one process.
+
+    Args:
+        store: Knows the channels; its client is used by this thread alone.
+        process: The name of the process.
+        hear: Called, in this thread, with the holder that is offered a place, and with ``None``
+            when messages may have been lost.
+    """
+
+    def __init__(
+        self, store: LimitStore, process: str, hear: Callable[[str | None], object]
+    ) -> None:
+        self._store = store
+        self._channel = store.channels + process
+        self._hear = hear
+        self._thread = SystemThread(self._run)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Listen no more."""
+        self._thread.stop()
+
+    def join(self) -> None:
+        """Wait a little for the end of the thread."""
+        self._thread.join(2 * READ)
+
+    def _run(self, thread: SystemThread) -> None:
+        while not thread.wait(0):
+            try:
+                with self._store.client.pubsub() as messages:
+                    messages.subscribe(self._channel)
+                    while not thread.wait(0):
+                        self._read(messages.get_message(timeout=READ))
+            except RedisError:
+                thread.wait(AGAIN)  # who asks tells of it
+            except Exception:
+                logger.exception("budgets.limits_failed: offers are heard again in %s s", AGAIN)
+                thread.wait(AGAIN)
+
+    def _read(self, message: Any) -> None:
+        if message is None:
+            return
+        if message["type"] == "subscribe":
+            self._hear(None)  # also where the client has connected again by itself
+        elif message["type"] == "message":
+            self._hear(message["data"].decode())
