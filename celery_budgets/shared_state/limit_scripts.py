@@ -59,7 +59,7 @@ local function forget(line, process)
   end
 end
 
-local function room(demand) return demand.most - redis.call('ZCARD', demand.held) end
+local function room(demand) return demand.most - redis.call('ZCOUNT', demand.held, '-inf', '+inf') end
 
 -- Remove those whose lease has ended, and offer what is free to the first in line.
 local function tidy(demand)
@@ -190,7 +190,7 @@ for place, held in ipairs(KEYS) do
   renewed[place] = 1
   if not redis.call('ZSCORE', held, holder .. '#1') then
     redis.call('ZREMRANGEBYSCORE', held, '-inf', now)
-    if most - redis.call('ZCARD', held) < weight then renewed[place] = 0 end
+    if most - redis.call('ZCOUNT', held, '-inf', '+inf') < weight then renewed[place] = 0 end
   end
   if renewed[place] == 1 then put(held, holder, '#', weight, now + length) end
 end
