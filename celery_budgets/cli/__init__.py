@@ -13,6 +13,7 @@ from click_didyoumean import DYMGroup
 
 # Importing them registers `celery inspect budgets` and the control commands with the command line.
 import celery_budgets.worker.remote.commands
+import celery_budgets.worker.remote.health
 import celery_budgets.worker.remote.lane_commands
 import celery_budgets.worker.remote.stacks
 import celery_budgets.worker.remote.why  # noqa: F401
@@ -27,6 +28,7 @@ COMMANDS = {
     "worker": "worker",
     "up": "up",
     "status": "status",
+    "health": "health",
     "top": "top",
     "why": "why",
     "stack": "stack",

@@ -16,7 +16,7 @@ from celery_budgets.cli.options import seconds_option
 from celery_budgets.config.settings import settings_of
 from celery_budgets.sending.remote_control import Inspection, Replies
 
-__all__ = ["of_workers", "run_on_workers", "why_silent"]
+__all__ = ["of_workers", "run_on_workers", "why_silent", "worker_names"]
 
 #: Seconds that workers have to apply the change, which may start pool processes.
 CHANGE_SECONDS = 10.0
@@ -28,7 +28,8 @@ def of_workers(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("lane"),
         click.option(
             "-d", "--destination", "workers", metavar="WORKER", multiple=True,
-            callback=_names, help="Address this worker only; repeatable, or separated by commas.",
+            callback=worker_names,
+            help="Address this worker only; repeatable, or separated by commas.",
         ),
         seconds_option("--timeout", 1.0, "Seconds that workers have to answer."),
         click.pass_context,
@@ -38,7 +39,10 @@ def of_workers(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _names(_ctx: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> list[str]:
+def worker_names(
+    _ctx: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
+) -> list[str]:
+    """Return the names of workers in an option, which may list several; refuse an empty one."""
     names = [name.strip() for text in given for name in text.split(",")]
     if not all(names):
         # An empty shell variable must not address all workers.

@@ -101,6 +101,13 @@ class Flow:
         """
         return self._watermarks.get((lane, priority))
 
+    def starts(self, lane: str) -> tuple[int, float | None]:
+        """Return how many calls of *lane* have started, and seconds since the last one."""
+        with self._lock:
+            instants = self._instants.get(lane)
+            ago = self._clock() - instants[-1] if instants else None
+            return self._started[lane], ago
+
     def departures_per_second(self, lane: str) -> float:
         """Return how many calls of *lane* this worker has started per second, in the last minute.
 

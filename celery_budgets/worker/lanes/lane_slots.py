@@ -167,6 +167,11 @@ class WorkerSlots:
                 self._holding.pop(name, None)
         return given_up
 
+    def has_room(self, lane: str) -> bool:
+        """Return whether a call of *lane* that arrived now would get a slot."""
+        with self._lock:
+            return self._may_take(self.lanes[lane])
+
     def limit_of(self, lane: Lane) -> int:
         """Return how many calls of *lane* this worker may run at once now."""
         # A worker may be started with fewer slots than its lane has: celery worker -c.

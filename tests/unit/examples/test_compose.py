@@ -19,9 +19,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from celery.bin.celery import celery
 from celery.bin.worker import worker as worker_command
 
+from celery_budgets.cli.health import command as health
 from celery_budgets.model.lanes import DEFAULT_LANES, Lanes
 from celery_budgets.units import parse_duration, parse_size
 from tests.support.places import ROOT
@@ -169,9 +169,9 @@ def test_the_health_of_a_worker_is_asked_by_its_own_name(workers):
     for service in workers.values():
         words = shlex.split(service["healthcheck"]["test"])
         assert words[:3] == ["celery", "-A", "examples.tools.app"]
-        inspect = celery.commands[words[3]]
-        context = inspect.make_context("inspect", words[4:], resilient_parsing=True)
-        assert context.params["destination"] == ["$LANE@$HOSTNAME"]
+        assert words[3:5] == ["lanes", "health"]
+        context = health.make_context("health", words[5:], resilient_parsing=True)
+        assert context.params["workers"] == ["$LANE@$HOSTNAME"]
         assert context.params["timeout"] < parse_duration(service["healthcheck"]["timeout"])
 
 

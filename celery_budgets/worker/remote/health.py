@@ -1,0 +1,54 @@
+"""The remote control command ``lanes_health``, which ``celery lanes health`` sends.
+
+Registered like :mod:`celery_budgets.worker.remote.commands`.
+
+Runs in the worker main process.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.nodenames import gethostname
+from celery.worker.control import inspect_command
+
+from celery_budgets.worker.remote.commands import with_runtime
+
+if TYPE_CHECKING:
+    from celery_budgets.model.lanes import Lane
+    from celery_budgets.worker.runtime import WorkerRuntime
+
+__all__: list[str] = []
+
+
+@inspect_command()
+@with_runtime
+def lanes_health(runtime: WorkerRuntime, state: Any, **_: Any) -> Any:
+    """Whether this worker consumes the queues of its lanes, and its processes are up."""
+    processes = runtime.processes
+    if processes is not None:
+        processes.look()
+    return {
+        "host": gethostname(),
+        "pid": os.getpid(),
+        "lanes": {lane.name: _of_lane(runtime, state.consumer, lane) for lane in runtime.served},
+        "processes": processes.to_json() if processes is not None else None,
+        "gate": "open" if runtime.gate.is_open else "closed",
+    }
+
+
+def _of_lane(runtime: WorkerRuntime, consumer: Any, lane: Lane) -> dict[str, Any]:
+    tasks = consumer.task_consumer
+    starts, last = runtime.flow.starts(lane.name)
+    return {
+        "queue": lane.queue,
+        # Not what it should consume: a consumer may have been lost on the way.
+        "consumes": tasks is not None and bool(tasks.consuming_from(lane.queue)),
+        "paused": sorted(runtime.queue_pauses.paused.get(lane.queue, ())),
+        "active": runtime.roster.active[lane.name],
+        "limit": runtime.slots.limit_of(lane),
+        "free": runtime.slots.has_room(lane.name),
+        "starts": starts,
+        "last_start": last,
+    }
