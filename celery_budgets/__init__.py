@@ -12,6 +12,7 @@ from celery_budgets.errors import (
 )
 from celery_budgets.model.budget import Budget
 from celery_budgets.model.lanes import Lane, Lanes
+from celery_budgets.model.limit import Limit
 from celery_budgets.model.outcomes import Outcome
 from celery_budgets.tasks.task import BudgetedTask
 
@@ -23,6 +24,7 @@ __all__ = [
     "ConfigurationError",
     "Lane",
     "Lanes",
+    "Limit",
     "MemoryLimitExceeded",
     "NoServerError",
     "Outcome",

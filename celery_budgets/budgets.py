@@ -7,7 +7,7 @@ the instrumentation. See also: :mod:`celery_budgets.worker.bootsteps`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 from uuid import uuid4
 
@@ -22,6 +22,7 @@ from celery_budgets.model.budget import BudgetFields
 from celery_budgets.model.deadline import Deadline
 from celery_budgets.model.headers import HEADER_DEADLINE
 from celery_budgets.model.lanes import Lane
+from celery_budgets.model.limit import Limit
 from celery_budgets.sending.options import stamp
 from celery_budgets.sending.questions import Questions
 from celery_budgets.sending.remote_control import Inspection
@@ -46,6 +47,7 @@ class Budgets(Questions):
     Args:
         app: The Celery app. Its configuration may be loaded later.
         lanes: The lanes; by default those of the settings, else the five default lanes.
+        limits: The limits over the fleet; by default those of the settings.
 
     Raises:
         ConfigurationError: Lists every problem, if the app is configured already; otherwise
@@ -56,12 +58,19 @@ class Budgets(Questions):
         >>> budgets = Budgets(app)
     """
 
-    def __init__(self, app: Any, *, lanes: Iterable[Lane] | None = None) -> None:
+    def __init__(
+        self,
+        app: Any,
+        *,
+        lanes: Iterable[Lane] | None = None,
+        limits: Iterable[Limit] | None = None,
+    ) -> None:
         #: The Celery app.
         self.app = getattr(app, "_get_current_object", lambda: app)()
         super().__init__(Inspection(self.app))
         self._lanes = None if lanes is None else tuple(lanes)
-        declare(self.app, self._lanes)
+        self._limits = None if limits is None else tuple(limits)
+        declare(self.app, self._lanes, self._limits)
         # The app keeps this object and is freed with it: signals hold only a weak reference.
         self.app.__dict__[_BUDGETS] = self
         self.app.steps["worker"].add("celery_budgets.worker.bootsteps.worker_step:BudgetsStep")
@@ -108,6 +117,8 @@ class Budgets(Questions):
         if self._lanes is not None:
             # A spawned pool process gets a copy of the app, of which only the configuration.
             conf.budgets_lanes = self._lanes
+        if self._limits is not None:
+            conf.budgets_limits = self._limits
         add_router(self.app)
         settings = self.settings
         add_lanes(self.app, settings)
@@ -174,7 +185,9 @@ class Budgets(Questions):
         tool_name: str | None = None,
         input_size: int | str | None = None,
         wait: float | str | None = 0.0,
-        **limits: Unpack[BudgetFields],
+        limits: Iterable[str] = (),
+        limit_keys: Mapping[str, Any] | None = None,
+        **fields: Unpack[BudgetFields],
     ) -> Block:
         """Run any code as one call under the budget of *lane*: ``with``, ``async with``, or ``@``.
 
@@ -187,8 +200,10 @@ class Budgets(Questions):
             task_id: Id of the call; a new one by default.
             tool_name: Name of the code; by default that of the function, or of the lane.
             input_size: Size of its input, bytes, for its span.
-            wait: Longest wait for a slot, seconds, in order of arrival; ``None``: without limit.
-            **limits: Fields of a budget that override the lane's, such as ``timeout`` (seconds).
+            wait: Longest wait for a slot, and for limits, seconds; ``None``: without limit.
+            limits: Names of limits over the fleet that it is held to.
+            limit_keys: The key by limit, for those that have keys.
+            **fields: Fields of a budget that override the lane's, such as ``timeout`` (seconds).
 
         Raises:
             ConfigurationError: A value is invalid; or, at its start, the lane does not exist.
@@ -198,10 +213,11 @@ class Budgets(Questions):
             ...     review(path, call.remaining())
         """
         from celery_budgets.blocks.block import Block
+        from celery_budgets.blocks.limited_slots import Asked
 
         return Block(
             self.app, lane, task_id=task_id, tool_name=tool_name, input_size=input_size,
-            wait=wait, limits=limits,
+            wait=wait, limits=fields, asked=Asked(tuple(limits), dict(limit_keys or {})),
         )  # fmt: skip
 
     def deadline(self, seconds: float | str) -> dict[str, list[float]]:

@@ -1,8 +1,7 @@
 """``budgets.call(...)``: any code as one call under the budget of a lane.
 
-For code that is no task: a call to a model, a handler of a web framework, a step of a script, a
-part of a task that belongs to another lane. The block takes a slot of this process, has its limits
-enforced, and is reported like a task: by a span, a log record and in the statistics.
+For code that is no task: a call to a model, a handler of a web framework, a step of a script. The
+block takes a slot of this process, has its limits enforced, and is reported like a task.
 
 See also: :mod:`celery_budgets.blocks.process_slots` and :mod:`celery_budgets.blocks.interrupt`.
 """
@@ -28,14 +27,16 @@ from celery_budgets.blocks.interrupt import (
     in_coroutine,
     interrupt_here,
 )
+from celery_budgets.blocks.limited_slots import Asked, LimitedSlots, slots_of
 from celery_budgets.blocks.limits import (
     cause_of,
     end_no_later,
     is_over_hard_limit,
     limits_within,
+    outcome_at_end,
     parsed,
 )
-from celery_budgets.blocks.process_slots import ProcessSlots, Slot, process_slots
+from celery_budgets.blocks.process_slots import ProcessSlots, Slot
 from celery_budgets.blocks.report import BlockReport, rss_if_known
 from celery_budgets.config.settings import settings_of
 from celery_budgets.execution.call import Call
@@ -69,11 +70,11 @@ class Block:
         app: The Celery app.
         lane: Name of the lane.
         task_id: Id of the call; a new one by default.
-        tool_name: Name of the code, like a task's name; by default that of the function, or of
-            the lane.
+        tool_name: Name of the code; by default that of the function, or of the lane.
         input_size: Size of its input, bytes, for its span.
-        wait: Longest wait for a slot, seconds; ``None``: without limit.
+        wait: Longest wait for a slot and limits, seconds; ``None``: without limit.
         limits: Fields of a budget that override the lane's.
+        asked: Its limits over the fleet.
 
     Raises:
         ConfigurationError: A number makes no sense.
@@ -89,6 +90,7 @@ class Block:
         input_size: int | str | None,
         wait: float | str | None,
         limits: Mapping[str, Any],
+        asked: Asked,
     ) -> None:
         self._app = app
         self._lane = lane
@@ -97,6 +99,7 @@ class Block:
         self._input_size = parsed(lane, "input_size", parse_size, input_size)
         self._wait = parsed(lane, "wait", parse_duration, wait)
         self._limits = limits
+        self._asked = asked
         self._call: BlockCall | None = None
         self._slot: Slot | None = None
 
@@ -138,7 +141,7 @@ class Block:
         call = self._running()
         stray = self._leave(call)
         over = is_over_hard_limit(call, error)
-        self._report.ended(call, _outcome(call, error, over=over), error)
+        self._report.ended(call, outcome_at_end(call, error, over=over), error)
         if stray is not None:
             raise stray  # of an enclosing call, or of the user
         if over:
@@ -147,14 +150,15 @@ class Block:
     def __del__(self) -> None:
         """Clean up like ``__exit__``, if a limit interrupted that before its first line.
 
-        Python may raise an asynchronous exception as a function begins, before any ``try`` in it.
+        Python may raise an asynchronous exception as a function begins, before any ``try``.
         """
         call = getattr(self, "_call", None)
         if call is None or call.outcome is not None:
             return
         call.interrupt.leave(call)
         self._release(call)  # not the context: garbage is collected inside any open block
-        outcome = _outcome(call, SoftTimeLimitExceeded(), over=call.over_hard_limit(late=True))
+        over = call.over_hard_limit(late=True)
+        outcome = outcome_at_end(call, SoftTimeLimitExceeded(), over=over)
         self._report.ended(call, outcome, None)
 
     async def __aexit__(
@@ -176,7 +180,7 @@ class Block:
             limit = SoftTimeLimitExceeded(call.limits.soft)
             self._report.ended(call, Outcome.SOFT_TIME_LIMIT, limit)
             raise limit from error
-        self._report.ended(call, _outcome(call, error, over=over), error)
+        self._report.ended(call, outcome_at_end(call, error, over=over), error)
         if over:
             raise TimeLimitExceeded(call.limits.hard) from cause_of(error)
 
@@ -206,10 +210,10 @@ class Block:
         name = self._tool_name or f"{function.__module__}.{function.__qualname__}"
         return Block(
             self._app, self._lane, task_id=self._task_id, tool_name=name,
-            input_size=self._input_size, wait=self._wait, limits=self._limits,
+            input_size=self._input_size, wait=self._wait, limits=self._limits, asked=self._asked,
         )  # fmt: skip
 
-    def _prepare(self) -> tuple[ProcessSlots, Slot]:
+    def _prepare(self) -> tuple[ProcessSlots | LimitedSlots, Slot]:
         """Determine the lane, the budget and the enclosing call."""
         if self._slot is not None:
             raise RuntimeError("a block is entered once; call budgets.call(...) anew")
@@ -220,7 +224,7 @@ class Block:
         self._memory_guarded = settings.memory_guard
         self._outer = cast("BlockCall | None", running_block())
         self._parent = running_call()
-        self._slots = process_slots(self._app, settings.lanes)
+        self._slots = slots_of(self._app, settings, lane.name, self._asked)
         self._report = BlockReport(
             self._app, lane, self._tool_name or lane.name, self._task_id or uuid(),
             path_here(), self._input_size, monotonic(),
@@ -294,7 +298,3 @@ class Block:
             self._slots.release(self._slot)
         call, self._call = self._call, None
         self._report.given_up(outcome_of_block(error, call), error)
-
-
-def _outcome(call: Call, error: BaseException | None, *, over: bool) -> Outcome:
-    return Outcome.HARD_TIME_LIMIT if over else outcome_of_block(error, call)

@@ -42,4 +42,5 @@ class BlockCall(Call):
         super().__init__(*arguments, **options)
         self.interrupt = interrupt
         self.slot = slot
+        slot.call = self
         self.parent = parent

@@ -12,11 +12,15 @@ from typing import Any
 
 from celery_budgets.errors import ConfigurationError, RejectedByBudget
 from celery_budgets.execution.call import Call, HardLimitReached
+from celery_budgets.execution.outcome import outcome_of_block
 from celery_budgets.model.budget import Budget, TimeLimits
+from celery_budgets.model.outcomes import Outcome
 from celery_budgets.model.reasons import REASON_DEADLINE
 from celery_budgets.units import scaled
 
-__all__ = ["cause_of", "end_no_later", "is_over_hard_limit", "limits_within", "parsed"]
+__all__ = [
+    "cause_of", "end_no_later", "is_over_hard_limit", "limits_within", "outcome_at_end", "parsed",
+]  # fmt: skip
 
 
 def limits_within(parent: Call | None, budget: Budget, lane: str) -> tuple[TimeLimits, TimeLimits]:
@@ -60,6 +64,11 @@ def is_over_hard_limit(call: Call, error: BaseException | None) -> bool:
     if error is not None and not isinstance(error, Exception):
         return False
     return call.over_hard_limit(late=True)
+
+
+def outcome_at_end(call: Call, error: BaseException | None, *, over: bool) -> Outcome:
+    """Return how a block has ended with *error*, *over* its hard limit or not."""
+    return Outcome.HARD_TIME_LIMIT if over else outcome_of_block(error, call)
 
 
 def parsed(lane: str, name: str, parse: Callable[[Any], Any], value: Any) -> Any:

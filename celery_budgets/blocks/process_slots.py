@@ -37,13 +37,17 @@ class Slot:
         outer: The slot of the enclosing block, if there is one.
     """
 
-    __slots__ = ("lane", "outer", "wake")
+    __slots__ = ("call", "lane", "outer", "wake", "wish")
 
     def __init__(self, lane: str, outer: Slot | None = None) -> None:
         self.lane = lane
         self.outer = outer
         #: Called, in any thread, when the slot is granted.
         self.wake: Callable[[], object] = _nobody
+        #: What its block needs of limits over the fleet (blocks.limited_slots).
+        self.wish: Any = None
+        #: The block, once it runs.
+        self.call: Any = None
 
 
 class ProcessSlots:

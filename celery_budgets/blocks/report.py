@@ -28,6 +28,7 @@ from celery_budgets.model.lanes import Lane
 from celery_budgets.telemetry import attributes as names
 
 if TYPE_CHECKING:
+    from celery_budgets.blocks.limited_slots import LimitedSlots
     from celery_budgets.blocks.process_slots import ProcessSlots
     from celery_budgets.execution.call import Call
     from celery_budgets.model.outcomes import Outcome
@@ -88,7 +89,7 @@ class BlockReport:
         self._worker = (around.hostname if around is not None else None) or anon_nodename()
 
     @shielded()
-    def started(self, call: Call, slots: ProcessSlots) -> None:
+    def started(self, call: Call, slots: ProcessSlots | LimitedSlots) -> None:
         """Report that the block has its slot, and its limits."""
         self._waited = call.started_mono - self._asked_at
         span = self._span = self._new_span(

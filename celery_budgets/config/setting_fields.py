@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from celery_budgets.model.lanes import Lane
+from celery_budgets.model.limit import Limit
 from celery_budgets.units import parse_duration, parse_size
 
 __all__ = ["FIELDS", "Field"]
@@ -138,12 +139,19 @@ def _lanes(value: Any) -> Any:
     return _mapping(value)
 
 
+def _limits(value: Any) -> Any:
+    if isinstance(value, list | tuple) and all(isinstance(limit, Limit) for limit in value):
+        return tuple(value)
+    return _mapping(value)
+
+
 #: Every setting by name without its prefix.
 FIELDS: dict[str, Field] = {
     "lanes": Field(None, _optional(_lanes), "the lanes, as a mapping or a list of `Lane`"),
     "tools": Field({}, _tools, "lane by task name or glob"),
     "default_lane": Field(None, _optional(_text), "lane of everything else"),
     "global_concurrency": Field(32, _above_zero(_whole), "calls at once over all lanes"),
+    "limits": Field({}, _limits, "limits over the fleet, as a mapping or a list of `Limit`"),
     "priorities": Field(False, _flag, "serve calls of high priority first, of low priority last"),
     "priority_aging": Field(
         60.0, _above_zero(parse_duration), "longest wait of low priority calls in a busy lane"

@@ -20,6 +20,7 @@ from celery_budgets.config.setting_fields import FIELDS
 from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.model.budget import Budget
 from celery_budgets.model.lanes import DEFAULT_LANES, Lane, Lanes
+from celery_budgets.model.limit import LIMIT_FIELDS, Limit
 from celery_budgets.model.per_process import OncePerProcess
 
 __all__ = ["ENVIRONMENT_PREFIX", "PREFIX", "Settings", "declare", "reread", "settings_of"]
@@ -40,6 +41,8 @@ class Settings:
     """The settings of one app, converted and validated."""
 
     lanes: Lanes
+    #: The limits over the fleet, by name.
+    limits: Mapping[str, Limit]
     #: The default budget of lanes.
     budget: Budget
     max_worker_rss: int | None
@@ -65,12 +68,15 @@ class Settings:
     metrics_port: int | None
 
     @classmethod
-    def of(cls, app: Any, lanes: Iterable[Lane] | None = None) -> Settings:
+    def of(
+        cls, app: Any, lanes: Iterable[Lane] | None = None, limits: Iterable[Limit] | None = None
+    ) -> Settings:
         """Return the settings of *app*, read from its configuration and the environment.
 
         Args:
             app: The Celery app; its configuration is read.
             lanes: The lanes, where the program gives them itself.
+            limits: The limits, where the program gives them itself.
 
         Raises:
             ConfigurationError: Lists every problem, not only the first.
@@ -78,8 +84,11 @@ class Settings:
         # Celery loads the configuration when a key is read; before, it has no keys to list.
         app.conf.get("timezone")
         # The environment takes precedence over the program, as with Celery's own variables.
+        given = _given(app.conf)
+        if limits is not None and f"{ENVIRONMENT_PREFIX}LIMITS" not in os.environ:
+            given["limits"] = tuple(limits)
         named_outside = f"{ENVIRONMENT_PREFIX}LANES" in os.environ
-        return cls.from_mapping(_given(app.conf), None if named_outside else lanes)
+        return cls.from_mapping(given, None if named_outside else lanes)
 
     @classmethod
     def from_mapping(
@@ -95,10 +104,11 @@ class Settings:
         budget = _default_budget(given, values, problems)
         listed = _listed(lanes if lanes is not None else values.pop("lanes"), budget, problems)
         values.pop("lanes", None)
+        limits = _limits_from(values.pop("limits"), problems)
         table = _table(listed, values, problems)
         ConfigurationError.raise_if(problems)
         assert table is not None
-        return cls(lanes=table, budget=budget, **values)
+        return cls(lanes=table, limits=limits, budget=budget, **values)
 
 
 def _known() -> list[str]:
@@ -182,6 +192,36 @@ def _lane_from(name: str | None, entry: Any, default: Budget) -> Lane:
     return Lane(name, **{"budget": default, **entry})
 
 
+def _limits_from(limits: Any, problems: list[str]) -> dict[str, Limit]:
+    """Return the limits by name, from objects or from a mapping of fields."""
+    found: dict[str, Limit] = {}
+    entries = limits.items() if isinstance(limits, Mapping) else ((None, one) for one in limits)
+    for name, entry in entries:
+        try:
+            limit = entry if isinstance(entry, Limit) else _limit_from(name, entry)
+            if limit.name in found:
+                problems.append(f"limit {limit.name!r} is named twice; rename one")
+            found[limit.name] = limit
+        except ConfigurationError as exc:
+            problems.extend(exc.problems)
+    return found
+
+
+def _limit_from(name: Any, entry: Any) -> Limit:
+    if isinstance(entry, int) and not isinstance(entry, bool):
+        return Limit(name, entry)
+    if not isinstance(entry, Mapping):
+        raise ConfigurationError(
+            f"limit {name!r}: {entry!r} must be its concurrency or a mapping of its fields"
+        )
+    unknown = [key for key in entry if key not in LIMIT_FIELDS]
+    if unknown:
+        raise ConfigurationError(
+            f"limit {name!r}: {unknown[0]!r} is no field; {nearest(unknown[0], LIMIT_FIELDS)}"
+        )
+    return Limit(name, **entry)
+
+
 def _table(listed: tuple[Lane, ...], values: dict[str, Any], problems: list[str]) -> Lanes | None:
     tools, default = values.pop("tools"), values.pop("default_lane")
     global_concurrency = values.pop("global_concurrency")
@@ -199,6 +239,7 @@ class _Held:
 
     def __init__(self) -> None:
         self.lanes: Iterable[Lane] | None = None
+        self.limits: Iterable[Limit] | None = None
         self.settings: Settings | None = None
         #: Counts invalidations: settings that were read before one are not cached after it.
         self.version = 0
@@ -219,11 +260,11 @@ def _held_for(app: Any) -> _Held:
     return held if held is not None else app.__dict__.setdefault(_HELD, _Held())
 
 
-def declare(app: Any, lanes: Iterable[Lane] | None) -> None:
-    """Remember the lanes that the program gives to *app* itself."""
+def declare(app: Any, lanes: Iterable[Lane] | None, limits: Iterable[Limit] | None = None) -> None:
+    """Remember the lanes and the limits that the program gives to *app* itself."""
     held, given = _held_for(app), None if lanes is None else tuple(lanes)
     with _lock():
-        held.lanes = given
+        held.lanes, held.limits = given, None if limits is None else tuple(limits)
         held.put_away()
 
 
@@ -238,7 +279,7 @@ def settings_of(app: Any) -> Settings:
     while settings is None:
         version = held.version
         # Not under the lock: it may import a module, which may wait for another thread.
-        read = Settings.of(app, held.lanes)
+        read = Settings.of(app, held.lanes, held.limits)
         with _lock():
             if held.settings is None and held.version == version:
                 held.settings = read

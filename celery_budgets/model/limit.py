@@ -13,7 +13,10 @@ from typing import Any, NamedTuple, Self
 
 from celery_budgets.errors import ConfigurationError
 
-__all__ = ["Demand", "Limit", "Rate"]
+__all__ = ["LIMIT_FIELDS", "Demand", "Limit", "Rate"]
+
+#: What may be said of a limit beside its name.
+LIMIT_FIELDS = frozenset({"concurrency", "rate", "burst", "key", "on_outage"})
 
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smh])\s*", re.IGNORECASE)

@@ -132,8 +132,9 @@ class LimitAgent:
     def release(self, wish: Wish) -> None:
         """Give back what *wish* has, or stop waiting; may be called repeatedly."""
         if not wish.over:
-            wish.over = True
+            # In this order: an interrupt in between leads to a second release.
             self._todo.append((self._release, wish))
+            wish.over = True
             self._bell.ring()
 
     def stop(self) -> None:

@@ -59,7 +59,9 @@ local function forget(line, process)
   end
 end
 
-local function room(demand) return demand.most - redis.call('ZCOUNT', demand.held, '-inf', '+inf') end
+local function room(demand)
+  return demand.most - redis.call('ZCOUNT', demand.held, '-inf', '+inf')
+end
 
 -- Remove those whose lease has ended, and offer what is free to the first in line.
 local function tidy(demand)

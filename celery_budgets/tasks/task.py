@@ -186,6 +186,11 @@ class BudgetedTask(Task):
                 f"task {cls.name!r}: max_kills {cls.max_kills} would run a task again that is "
                 "declared idempotent=False; drop one of them"
             )
+        if isinstance(getattr(cls, "limits", None), list | tuple | set | frozenset):
+            problems.append(
+                f"task {cls.name!r}: limits over the fleet hold blocks alone yet, no whole tasks; "
+                "leave limits out and write: with budgets.call(lane, limits=[...], wait=...)"
+            )
         ConfigurationError.raise_if(problems)
 
     def home(self) -> Lane:

@@ -23,6 +23,7 @@ def test_the_public_names():
         "ConfigurationError",
         "Lane",
         "Lanes",
+        "Limit",
         "MemoryLimitExceeded",
         "NoServerError",
         "Outcome",

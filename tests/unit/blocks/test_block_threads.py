@@ -42,7 +42,7 @@ def _slow_reading(monkeypatch):
     """Let each thread begin to read before another has read, as a slow configuration does."""
     read = settings.Settings.of
 
-    def slowly(app, lanes=None):
+    def slowly(app, lanes=None, limits=None):
         time.sleep(0.1)
         return read(app, lanes)
 
@@ -85,7 +85,7 @@ def test_what_was_read_before_a_change_is_not_held(budgets, monkeypatch):
     settings.reread(budgets.app)
     read, times = settings.Settings.of, []
 
-    def changed_meanwhile(app, lanes=None):
+    def changed_meanwhile(app, lanes=None, limits=None):
         found = read(app, lanes)
         times.append(found)
         if len(times) == 1:

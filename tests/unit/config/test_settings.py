@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from celery import Celery
 
-from celery_budgets import Budgets, ConfigurationError, Lane
+from celery_budgets import Budgets, ConfigurationError, Lane, Limit
 from celery_budgets.config.setting_fields import FIELDS
 from celery_budgets.config.settings import Settings, settings_of
 
@@ -229,3 +229,24 @@ def test_the_recorders_variable_is_no_setting(monkeypatch):
 
     monkeypatch.setenv(ENVIRONMENT, "/dev/shm/somewhere")
     assert settings_of(new_app()).budget.timeout == 300
+
+
+def test_limits_come_from_objects_and_from_a_mapping():
+    """By name; a number alone is the concurrency."""
+    given = {"api": 20, "slow": {"rate": "5/m", "burst": 2}}
+    limits = Settings.from_mapping({"limits": given}).limits
+    assert limits == {"api": Limit("api", 20), "slow": Limit("slow", rate="5/m", burst=2)}
+    assert Settings.from_mapping({"limits": list(limits.values())}).limits == limits
+    assert Settings.from_mapping({"limits": '{"api": 20}'}).limits == {"api": Limit("api", 20)}
+
+
+def test_all_that_is_wrong_with_limits_is_told():
+    """With the remedies."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_mapping({"limits": {"a": {"rat": "1/s"}, "b": 0, "c": {"rate": "x"}}})
+    told = "\n".join(caught.value.problems)
+    assert "limit 'a': 'rat' is no field; did you mean 'rate'?" in told
+    assert "limit 'b': concurrency 0 must be" in told
+    assert "limit 'c': rate: 'x' is no rate" in told
+    with pytest.raises(ConfigurationError, match="limit 'a' is named twice"):
+        Settings.from_mapping({"limits": [Limit("a", 1), Limit("a", 2)]})

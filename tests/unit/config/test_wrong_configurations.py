@@ -313,7 +313,7 @@ def test_several_problems_come_at_once():
     with pytest.raises(ConfigurationError) as caught:
         settings(
             timeout="soon",
-            time_limit=5,
+            time_out=5,
             max_rss="300MiB",
             rss_warning="350MiB",
             tracing=2,
@@ -321,7 +321,7 @@ def test_several_problems_come_at_once():
             tools={"x": "d"},
         )()
     assert caught.value.problems == (
-        "setting budgets_time_limit is not known; did you mean 'budgets_timeout'? known: "
+        "setting budgets_time_out is not known; did you mean 'budgets_timeout'? known: "
         + ", ".join(sorted(_every_setting())),
         "setting budgets_timeout: 'soon' is not a duration: write it as '90s', '5m', '1.5h' or "
         "'250ms'",
