@@ -193,6 +193,16 @@ FIELDS: dict[str, Field] = {
         _between(parse_duration, 1, 86400),
         "when the key of a lost process is free again",
     ),
+    "stop_grace": Field(
+        None,
+        _optional(_above_zero(parse_duration)),
+        "time from SIGTERM to SIGKILL; None: `worker_soft_shutdown_timeout`, if that is above 0",
+    ),
+    "drain_cutoff": Field(
+        0.05,
+        _between(_number, 0.0, 1.0),
+        "at a stop, a call whose chance to end in time is lower is handed back at once",
+    ),
     "redis_transport": Field(
         "budgets",
         _one_of("budgets", "kombu"),

@@ -57,6 +57,8 @@ class Settings:
     idempotency_retention: float
     progress_retention: float
     idempotency_lease: float
+    stop_grace: float | None
+    drain_cutoff: float
     redis_transport: str
     backlog: bool
     tracing: bool

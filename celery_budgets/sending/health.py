@@ -1,6 +1,6 @@
 """Asks the workers of one host whether they work.
 
-Runs in the process that asks. See also: :mod:`celery_budgets.model.health`, which judges.
+Runs in the process that asks. See also: :mod:`celery_budgets.model.workers.health`, which judges.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from celery.utils.nodenames import gethostname, nodesplit
 
-from celery_budgets.model.health import Finding, findings, is_idle
+from celery_budgets.model.workers.health import Finding, findings, is_idle
 from celery_budgets.sending.remote_control import Inspection
 
 __all__ = ["Health", "health"]

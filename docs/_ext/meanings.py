@@ -70,6 +70,13 @@ LOG_EVENTS = {
     "budgets.call_runs_again": "A killed call is sent again, because its task has `max_kills`.",
     "budgets.call_stopped": "The signal that stops the worker has ended the process of a call too. "
     "The call goes back to its queue.",
+    "budgets.drain": "The worker stops with a known grace. The record says of a running call with "
+    "what chance it ends in time, and what becomes of it: it gets the grace, is handed back to its "
+    "queue now, or is left until the end because it must not run twice.",
+    "budgets.drain_failed": "A call could not be handed back at a stop. The broker delivers it "
+    "again when the worker has gone.",
+    "budgets.drain_leaves": "The grace of a stop is over, and a call that must not run twice still "
+    "runs. Whoever kills the worker now ends it for good.",
     "budgets.state_not_deleted": "Redis did not delete what ended calls have saved. It expires "
     "after `budgets_progress_retention`.",
     "budgets.state_not_read": "Redis did not answer what an earlier attempt of a call has saved. "

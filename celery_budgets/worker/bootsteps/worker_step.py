@@ -12,9 +12,10 @@ import threading
 from functools import partial
 from importlib.metadata import version
 from itertools import takewhile
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from celery import bootsteps
+from celery import bootsteps, signals
 
 from celery_budgets.blocks.ledger import ledger_of
 from celery_budgets.config.settings import Settings, settings_of
@@ -37,6 +38,7 @@ from celery_budgets.units import KIB
 from celery_budgets.worker.calls.settling import contain
 from celery_budgets.worker.pool.abandoned_threads import AbandonedThreads
 from celery_budgets.worker.pool.children import Children
+from celery_budgets.worker.pool.drain import Drain
 from celery_budgets.worker.pool.processes import PoolProcesses
 from celery_budgets.worker.pool.size import pool_name, pool_pids
 from celery_budgets.worker.pool.started_calls import StartedCalls
@@ -64,6 +66,7 @@ class BudgetsStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, autoscale: Any = None, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self.settings: Settings = settings_of(worker.app)
+        self._asked_to_stop_at: float | None = None
         self.pool = pool_name(worker.pool_cls)
         self.lanes: list[Lane] = check_worker(worker, self.settings, autoscale)
         if self.settings.json_logs:
@@ -106,6 +109,7 @@ class BudgetsStep(bootsteps.StartStopStep):
         runtime.embedded = threading.current_thread() is not threading.main_thread()
         if not runtime.embedded:
             stop_warmly_at_hangup(worker)
+            signals.worker_shutting_down.connect(self._note_stop, sender=worker.hostname)
         failures.listen(runtime.roster.count_failure)
         interrupt = self._interrupt(worker, runtime)
         if runtime.flights is None:
@@ -148,7 +152,19 @@ class BudgetsStep(bootsteps.StartStopStep):
             Children(worker.pool, flights).attach()
 
     def stop(self, worker: Any) -> None:
-        """Nothing to do before the pool has stopped."""
+        """Hand back what will not end in time, before the pool waits for its calls."""
+        grace = self.settings.stop_grace or worker.app.conf.worker_soft_shutdown_timeout
+        if self._asked_to_stop_at is None or not grace:
+            return
+        runtime = runtime_of(worker.app)
+        asynpool = worker.pool._pool if runtime.processes is not None else None
+        drain = Drain(runtime.roster, runtime.flight_of, asynpool, self.settings.drain_cutoff)
+        drain.begin(self._asked_to_stop_at + grace)
+
+    def _note_stop(self, sig: str = "", how: str = "", **_: Any) -> None:
+        """Note when somebody has asked for a warm stop who will kill the worker later."""
+        if (sig, how) == ("SIGTERM", "Warm") and self._asked_to_stop_at is None:
+            self._asked_to_stop_at = monotonic()
 
     def terminate(self, worker: Any) -> None:
         """Nothing to do before the pool has stopped."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_budgets.model.health import findings, is_idle
+from celery_budgets.model.workers.health import findings, is_idle
 
 LANE = {
     "queue": "q", "consumes": True, "paused": [], "active": 1, "limit": 2, "free": True,
