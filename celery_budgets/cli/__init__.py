@@ -13,6 +13,7 @@ from click_didyoumean import DYMGroup
 
 # Importing them registers `celery inspect budgets` and the control commands with the command line.
 import celery_budgets.worker.remote.commands
+import celery_budgets.worker.remote.drain
 import celery_budgets.worker.remote.health
 import celery_budgets.worker.remote.lane_commands
 import celery_budgets.worker.remote.stacks
@@ -33,6 +34,7 @@ COMMANDS = {
     "why": "why",
     "stack": "stack",
     "kills": "kills",
+    "drain": "drain",
     "set": "set_limit",
     "pause": "pause",
     "resume": "resume",

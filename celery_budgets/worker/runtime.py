@@ -38,6 +38,7 @@ from celery_budgets.worker.lanes.drift import Drift
 from celery_budgets.worker.lanes.held_deliveries import HeldDeliveries
 from celery_budgets.worker.lanes.lane_limits import LaneLimits
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
+from celery_budgets.worker.lanes.leaving import Leaving
 from celery_budgets.worker.lanes.operator_pauses import OperatorPauses
 from celery_budgets.worker.lanes.queue_pauses import QueuePauses
 from celery_budgets.worker.memory.admission import Admission
@@ -128,6 +129,7 @@ class WorkerRuntime:
         )  # fmt: skip
         self.queue_pauses = QueuePauses(consumer)
         self.pauses = OperatorPauses(consumer, self.queue_pauses, lanes, self.slots, self.held)
+        self.leaving = Leaving(consumer, self.pauses, self.queue_pauses, self.served)
         self.limits = LaneLimits(consumer, lanes, self.slots, self.queue_pauses)
         self.drift = Drift(consumer, self.slots, self.queue_pauses)
 
@@ -184,6 +186,13 @@ class WorkerRuntime:
         """Return the flight record of *request*."""
         return flight_in(self._record_of(request), request.id)
 
+    def running_flight_of(self, request: Delivery) -> Flight | None:
+        """Return the flight record of a running call; ``None`` where calls run in this process.
+
+        There, reading it would take it.
+        """
+        return None if self.flights is None else self.flight_of(request)
+
     @property
     def telemetry_failures(self) -> int:
         """Spans and records that could not be created, here and in the pool processes."""
@@ -199,6 +208,7 @@ class WorkerRuntime:
         """Update the counts for alerts and rates; called about once a second."""
         self.flow.look()
         self.slow_calls.look()
+        self.leaving.look()
         self.roster.tally.recent.follow("telemetry_failures", self.telemetry_failures)
         if self.processes is not None:
             self.processes.look()

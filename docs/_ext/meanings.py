@@ -73,6 +73,8 @@ LOG_EVENTS = {
     "budgets.drain": "The worker stops with a known grace. The record says of a running call with "
     "what chance it ends in time, and what becomes of it: it gets the grace, is handed back to its "
     "queue now, or is left until the end because it must not run twice.",
+    "budgets.leaving": "The worker was asked by `lanes drain` to take no more work, and stops when "
+    "its running calls have ended.",
     "budgets.drain_failed": "A call could not be handed back at a stop. The broker delivers it "
     "again when the worker has gone.",
     "budgets.drain_leaves": "The grace of a stop is over, and a call that must not run twice still "

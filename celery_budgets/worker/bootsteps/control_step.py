@@ -10,6 +10,7 @@ from celery import bootsteps
 
 # Importing registers them, in the panel of commands that all workers of a process share.
 import celery_budgets.worker.remote.commands
+import celery_budgets.worker.remote.drain
 import celery_budgets.worker.remote.health
 import celery_budgets.worker.remote.lane_commands
 import celery_budgets.worker.remote.stacks

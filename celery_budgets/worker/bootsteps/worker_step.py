@@ -158,7 +158,9 @@ class BudgetsStep(bootsteps.StartStopStep):
             return
         runtime = runtime_of(worker.app)
         asynpool = worker.pool._pool if runtime.processes is not None else None
-        drain = Drain(runtime.roster, runtime.flight_of, asynpool, self.settings.drain_cutoff)
+        drain = Drain(
+            runtime.roster, runtime.running_flight_of, asynpool, self.settings.drain_cutoff
+        )
         drain.begin(self._asked_to_stop_at + grace)
 
     def _note_stop(self, sig: str = "", how: str = "", **_: Any) -> None:
