@@ -135,6 +135,7 @@ def test_the_entry_point_adds_lanes_to_celery():
 NAMING = {
     "celery_budgets.worker", "celery_budgets.worker.remote",
     "celery_budgets.worker.remote.commands", "celery_budgets.worker.remote.lane_commands",
+    "celery_budgets.worker.remote.drain", "celery_budgets.worker.remote.health",
     "celery_budgets.worker.remote.stacks", "celery_budgets.worker.remote.why",
 }  # fmt: skip
 
