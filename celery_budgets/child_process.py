@@ -21,21 +21,23 @@ from typing import IO, Any
 
 __all__ = ["PARTING_SECONDS", "BoundProcess"]
 
-#: Seconds between the parting signal and SIGKILL for the whole process group.
+#: Seconds between the parting signal and SIGKILL for the whole process group, unless given.
 PARTING_SECONDS = 10
 
 # The shell execs the program, so the program keeps the pid that Popen knows. The guard is forked
 # twice: a worker that counts its children must not count it. It is in the program's process group,
 # so the system cannot reuse the group's number while the guard lives.
-_SCRIPT = f"""
+_SCRIPT = """
 exec 3<&0 </dev/null
-( {{
+seconds=$1
+shift
+( {
     read -r _ <&3
     kill -s "$0" $$
     n=0
-    while [ $n -lt {PARTING_SECONDS} ] && kill -0 $$; do sleep 1; n=$((n + 1)); done
+    while [ $n -lt "$seconds" ] && kill -0 $$; do sleep 1; n=$((n + 1)); done
     kill -s KILL 0
-}} >/dev/null 2>&1 & )
+} >/dev/null 2>&1 & )
 exec "$@" 3<&-
 """
 
@@ -45,8 +47,8 @@ class BoundProcess(subprocess.Popen[bytes]):
 
     Args:
         command: The program and its arguments.
-        parting: Signal that the guard sends when this process ends first;
-            :data:`PARTING_SECONDS` later it kills the process group.
+        parting: Signal that the guard sends when this process ends first.
+        parting_seconds: How much later it kills the process group.
         environment: Variables of its environment; ``None``: those of this process.
         output: Where its output and its errors go, as for :class:`subprocess.Popen`.
     """
@@ -56,11 +58,19 @@ class BoundProcess(subprocess.Popen[bytes]):
         command: Sequence[str],
         *,
         parting: signal.Signals = signal.SIGTERM,
+        parting_seconds: int = PARTING_SECONDS,
         environment: dict[str, str] | None = None,
         output: int | IO[Any] | None = None,
     ) -> None:
         super().__init__(
-            ["/bin/sh", "-c", _SCRIPT, parting.name.removeprefix("SIG"), *command],
+            [
+                "/bin/sh",
+                "-c",
+                _SCRIPT,
+                parting.name.removeprefix("SIG"),
+                str(parting_seconds),
+                *command,
+            ],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT if output is not None else None,

@@ -5,13 +5,14 @@ See also: :mod:`celery_budgets.cli.supervisor`, the loop around several of these
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 
-from celery_budgets.child_process import BoundProcess
+from celery_budgets.child_process import PARTING_SECONDS, BoundProcess
 from celery_budgets.units import format_duration
 
 __all__ = ["Backoff", "Say", "Supervised", "describe"]
@@ -60,6 +61,7 @@ class Supervised:
         say: Prints a line of a lane.
         backoff: The pauses between restarts.
         environment: Environment of the worker; ``None``: that of this process.
+        longest_call: Seconds that a warm shutdown may take.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Supervised:
         say: Say,
         backoff: Backoff,
         environment: dict[str, str] | None = None,
+        longest_call: float | None = None,
     ) -> None:
         self.name = name
         self.command = command
@@ -78,16 +81,18 @@ class Supervised:
         self._say = say
         self._backoff = backoff
         self._environment = environment
+        self._parting_seconds = PARTING_SECONDS + math.ceil(longest_call or 0.0)
         self.started_at = self.starts_at
         self._rest = b""
         self._error = ""
 
     def start(self) -> int:
         """Start the worker, and return the file descriptor of its output."""
-        # Not SIGTERM: after our own death a warm shutdown could keep the worker for long.
         self.process = BoundProcess(
             self.command,
-            parting=signal.SIGQUIT,
+            # After our own death it ends its calls first, as if we had stopped it.
+            parting=signal.SIGTERM,
+            parting_seconds=self._parting_seconds,
             environment=self._environment,
             output=subprocess.PIPE,
         )

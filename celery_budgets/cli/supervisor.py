@@ -55,7 +55,14 @@ class Supervisor:
         self._say = say
         self._longest_call = longest_call
         self._workers = [
-            Supervised(name, command, say=say, backoff=backoff(), environment=environment)
+            Supervised(
+                name,
+                command,
+                say=say,
+                backoff=backoff(),
+                environment=environment,
+                longest_call=longest_call,
+            )
             for name, command in commands.items()
         ]
         self._selector = selectors.DefaultSelector()

@@ -230,6 +230,23 @@ def test_workers_and_broker_do_not_outlive_a_killed_supervisor(up):
     running.wait_nothing_left(timeout=20)
 
 
+@pytest.mark.slow
+def test_workers_of_a_killed_supervisor_end_their_calls(up):
+    """They leave warmly, though nobody reads their output any more."""
+    with EmbeddedBroker() as broker:
+        servers = Servers(broker.url(0), broker.url(1))
+        running = up(**servers.environment)
+        running.wait_ready()
+        with calls_to(servers) as module:
+            call = module.nap.delay(15)  # longer than a guard waits for other programs
+            wait_until(lambda: _is_busy(module), "the nap began")
+            running.process.kill()
+            running.process.wait()
+            assert call.get(timeout=30) == 15
+        running.wait_nothing_left()
+
+
+@pytest.mark.slow
 def test_a_worker_that_refuses_to_start_says_why(up, redis_url):
     """Here: a visibility timeout below the hard limit of the lane. It is tried again, visibly."""
     servers = Servers(redis_url, redis_url)
