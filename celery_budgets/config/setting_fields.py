@@ -152,6 +152,9 @@ FIELDS: dict[str, Field] = {
     "default_lane": Field(None, _optional(_text), "lane of everything else"),
     "global_concurrency": Field(32, _above_zero(_whole), "calls at once over all lanes"),
     "limits": Field({}, _limits, "limits over the fleet, as a mapping or a list of `Limit`"),
+    "fleet_concurrency": Field(
+        None, _optional(_above_zero(_whole)), "calls at once over all lanes and all workers"
+    ),
     "priorities": Field(False, _flag, "serve calls of high priority first, of low priority last"),
     "priority_aging": Field(
         60.0, _above_zero(parse_duration), "longest wait of low priority calls in a busy lane"

@@ -43,6 +43,7 @@ class Settings:
     lanes: Lanes
     #: The limits over the fleet, by name.
     limits: Mapping[str, Limit]
+    fleet_concurrency: int | None
     #: The default budget of lanes.
     budget: Budget
     max_worker_rss: int | None
@@ -201,6 +202,8 @@ def _limits_from(limits: Any, problems: list[str]) -> dict[str, Limit]:
     for name, entry in entries:
         try:
             limit = entry if isinstance(entry, Limit) else _limit_from(name, entry)
+            if limit.name.startswith("@"):
+                problems.append(f"limit {limit.name!r}: a name with @ is reserved; rename it")
             if limit.name in found:
                 problems.append(f"limit {limit.name!r} is named twice; rename one")
             found[limit.name] = limit

@@ -24,6 +24,7 @@ class Lane:
     Args:
         name: Letters, digits, ``_``, ``-`` and ``.``.
         concurrency: Calls that may run at once on one worker.
+        fleet: Calls that may run at once over all workers; by default any number.
         queue: Queue at the broker; the lane's name by default.
         tools: Names or globs of the tasks that belong to this lane.
         idempotent: ``False``: acknowledge early, so that no call is redelivered or run again.
@@ -47,6 +48,7 @@ class Lane:
 
     name: str
     concurrency: int
+    fleet: int | None
     queue: str
     tools: tuple[str, ...]
     idempotent: bool
@@ -63,6 +65,7 @@ class Lane:
         name: str,
         concurrency: int = 1,
         *,
+        fleet: int | None = None,
         queue: str | None = None,
         tools: Iterable[str] = (),
         idempotent: bool = True,
@@ -77,6 +80,7 @@ class Lane:
             tools = tuple(tools)
         problems = list(_lane_problems(name, concurrency, queue, tools, idempotent, budget))
         problems += _sharing_problems(name, concurrency, min, max)
+        problems += _fleet_problems(name, fleet)
         known = {key: value for key, value in limits.items() if key in _BUDGET_FIELDS}
         problems += [
             f"lane {name!r}: {key}: no such field; {nearest(key, _BUDGET_FIELDS | _LANE_FIELDS)}"
@@ -99,9 +103,9 @@ class Lane:
         ConfigurationError.raise_if(problems)
         changes = known if budget is None else asdict(settled)
         for attribute, value in (
-            ("name", name), ("concurrency", concurrency), ("queue", queue or name),
-            ("tools", tools), ("idempotent", idempotent), ("min", min), ("max", max),
-            ("priority", priority), ("slo", slo), ("budget", settled),
+            ("name", name), ("concurrency", concurrency), ("fleet", fleet),
+            ("queue", queue or name), ("tools", tools), ("idempotent", idempotent),
+            ("min", min), ("max", max), ("priority", priority), ("slo", slo), ("budget", settled),
             ("_limits", tuple(changes.items())),
         ):  # fmt: skip
             object.__setattr__(self, attribute, value)
@@ -111,6 +115,7 @@ class Lane:
         return Lane(
             self.name,
             self.concurrency,
+            fleet=self.fleet,
             queue=self.queue,
             tools=self.tools,
             idempotent=self.idempotent,
@@ -141,6 +146,14 @@ def _lane_problems(
         yield f"lane {name!r}: budget {budget!r} is not a Budget; give single fields of one here"
 
 
+def _fleet_problems(name: Any, fleet: Any) -> Iterator[str]:
+    if fleet is not None and (isinstance(fleet, bool) or not isinstance(fleet, int) or fleet < 1):
+        yield (
+            f"lane {name!r}: fleet {fleet!r} must be a whole number of 1 or more: the calls that "
+            "run at once over all workers"
+        )
+
+
 def _wait(value: float | str) -> float:
     seconds = parse_duration(value)
     if seconds <= 0:
@@ -169,6 +182,9 @@ def _sharing_problems(name: Any, concurrency: Any, least: Any, most: Any) -> Ite
 
 _BUDGET_FIELDS = frozenset(BudgetFields.__annotations__)
 _LANE_FIELDS = frozenset(
-    {"concurrency", "queue", "tools", "idempotent", "min", "max", "priority", "slo", "budget"}
-)
+    {
+        "concurrency", "fleet", "queue", "tools", "idempotent", "min", "max", "priority", "slo",
+        "budget",
+    }
+)  # fmt: skip
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")

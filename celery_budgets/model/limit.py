@@ -20,7 +20,8 @@ LIMIT_FIELDS = frozenset({"concurrency", "rate", "burst", "key", "on_outage"})
 
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smh])\s*", re.IGNORECASE)
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+#: With an @: of the package itself; settings refuse it.
+_NAME = re.compile(r"@?[A-Za-z0-9_.-]+")
 
 
 class Rate(NamedTuple):

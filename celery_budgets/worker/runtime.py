@@ -35,6 +35,7 @@ from celery_budgets.worker.calls.reruns import KillReruns
 from celery_budgets.worker.calls.roster import CallEnd, Roster
 from celery_budgets.worker.calls.scopes import revoke_if_cancelled
 from celery_budgets.worker.lanes.drift import Drift
+from celery_budgets.worker.lanes.fleet_leases import leases_of
 from celery_budgets.worker.lanes.held_deliveries import HeldDeliveries
 from celery_budgets.worker.lanes.lane_limits import LaneLimits
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
@@ -45,6 +46,7 @@ from celery_budgets.worker.memory.admission import Admission
 from celery_budgets.worker.memory.gate import Gate
 from celery_budgets.worker.memory.gauges import gauges_of
 from celery_budgets.worker.memory.replacement import give_memory_back
+from celery_budgets.worker.pool.ending import end_soon
 from celery_budgets.worker.pool.size import pool_name, slots_of
 from celery_budgets.worker.pool.slow_calls import SlowCalls
 from celery_budgets.worker.saved_states import SavedStateDeletion
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
     from celery_budgets.worker.pool.abandoned_threads import AbandonedThreads
     from celery_budgets.worker.pool.processes import PoolProcesses
+    from celery_budgets.worker.pool.time_limits import TimeLimitTimer
 
 __all__ = ["WorkerRuntime", "keep", "runtime_of"]
 
@@ -69,9 +72,12 @@ class WorkerRuntime:
     Args:
         consumer: The Celery consumer, which knows its worker.
         wake: Called, from any thread, to start calls soon that have waited for a slot.
+        ring: The same, from a thread that knows nothing of the pool and its event loop.
     """
 
-    def __init__(self, consumer: Any, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, consumer: Any, wake: Callable[[], None], ring: Callable[[], None] = lambda: None
+    ) -> None:
         app, worker = consumer.app, consumer.controller
         self._consumer = consumer
         self.settings = settings_of(app)
@@ -88,6 +94,8 @@ class WorkerRuntime:
         self.report: Any = None
         #: The processes of the pool; ``None`` if it has none.
         self.processes: PoolProcesses | None = None
+        #: Its timer of time limits; ``None`` if it has none.
+        self.time_limits: TimeLimitTimer | None = None
         #: Threads that run on past their hard limit; ``None`` if the pool has no threads.
         self.threads: AbandonedThreads | None = None
         #: What a lost connection to Redis leaves to the next one.
@@ -102,6 +110,7 @@ class WorkerRuntime:
         self.held = HeldDeliveries()
         #: Deliveries that wait for their ETA.
         self.awaited: set[Any] = set()
+        self.leases = leases_of(app, self.settings, ring, self._end_soon)
         self._make_lanes(consumer, wake)
         self._make_gate(consumer)
         end_span = KilledSpan(self.terms, self.roster.count_failure).end
@@ -126,6 +135,7 @@ class WorkerRuntime:
             lanes.values(), self._size, self._p95, wake,
             partial(_priority_of, self.broker) if self.broker is not None else None,
             self.settings.priority_aging, capacity=consumer.controller.concurrency,
+            leases=self.leases,
         )  # fmt: skip
         self.queue_pauses = QueuePauses(consumer)
         self.pauses = OperatorPauses(consumer, self.queue_pauses, lanes, self.slots, self.held)
@@ -235,6 +245,9 @@ class WorkerRuntime:
         give_memory_back(
             self._consumer, self.gate, prefork=self.flights is not None, embedded=self.embedded
         )
+
+    def _end_soon(self, request: Delivery) -> None:
+        self._consumer.call_soon(end_soon, request, self.time_limits)
 
     def _share_of(self, lane: str) -> LaneShare:
         busy = self.roster.active[lane] + self.roster.waiting()[lane]

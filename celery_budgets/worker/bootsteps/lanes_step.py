@@ -20,6 +20,7 @@ from celery.worker.consumer.tasks import Tasks
 
 from celery_budgets.config.settings import settings_of
 from celery_budgets.model.priority import Broker, Priority, number_of
+from celery_budgets.worker.bootsteps.loop_bell import LoopBell
 from celery_budgets.worker.lanes.consumer_renewal import ConsumerRenewal
 from celery_budgets.worker.lanes.dropped_calls import DroppedCalls
 from celery_budgets.worker.lanes.held_deliveries import give_back_soon, is_waiting, take_waiting
@@ -63,7 +64,8 @@ class LanesStep(bootsteps.StartStopStep):
         self._first_start = True
         #: Deliveries that wait for their ETA, by queue: the broker counts them as unacknowledged.
         self._later: Counter[str] = Counter()
-        self._runtime = runtime = WorkerRuntime(c, self._wake)
+        self._bell = LoopBell(c, self._start_due)
+        self._runtime = runtime = WorkerRuntime(c, self._wake, self._bell.ring)
         self._awaited = runtime.awaited
         keep(c.app, runtime)
         self._broker = runtime.broker
@@ -114,6 +116,8 @@ class LanesStep(bootsteps.StartStopStep):
         if c.hub is None:
             c.connection.drain_events = partial(_drain_soon, c.connection.drain_events)
         self._disarm(c)
+        if self._runtime.leases is not None:
+            self._bell.attach()
         self._timer_entries = [c.timer.call_repeatedly(TICK, c.call_soon, (self._look,))]
         if c.hub is not None and self._runtime.flights is not None:
             # Not elsewhere: on solo a body blocks the timers, and threads do not wake the loop.
@@ -132,6 +136,11 @@ class LanesStep(bootsteps.StartStopStep):
         # Without its consumer the event loop does not run, and fires no timer.
         self._roster.tally.call_later = None
         self._roster.tally.count_noted()
+
+    def shutdown(self, c: Any) -> None:
+        """Give back places of limits over the fleet, once the pool has stopped."""
+        if self._runtime.leases is not None:
+            self._runtime.leases.stop()
 
     def take_in(self, request: Request) -> None:
         """Pass *request* to the pool once its lane has a slot. Replaces on_task_request."""

@@ -145,7 +145,10 @@ class BudgetsStep(bootsteps.StartStopStep):
     def _join_processes(self, worker: Any, runtime: WorkerRuntime, flights: FlightReader) -> None:
         asynpool = worker.pool._pool
         if hasattr(asynpool, "_on_hard_timeout"):
-            TimeLimitTimer(asynpool, worker.hub, flights, runtime.black_box.take).attach()
+            runtime.time_limits = TimeLimitTimer(
+                asynpool, worker.hub, flights, runtime.black_box.take
+            )
+            runtime.time_limits.attach()
             StartedCalls(worker.pool, worker.hub).attach()
             runtime.processes = PoolProcesses(asynpool)
         if hasattr(asynpool, "_timeout_handler"):

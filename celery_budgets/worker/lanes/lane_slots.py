@@ -11,7 +11,7 @@ Does not cover: passing calls to the pool (:mod:`celery_budgets.worker.bootsteps
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from time import monotonic
@@ -19,63 +19,17 @@ from typing import TYPE_CHECKING
 
 from celery_budgets.model.lanes import Lane
 from celery_budgets.model.priority import Priority
+from celery_budgets.worker.lanes.fleet_leases import Demands, FleetLeases
+from celery_budgets.worker.lanes.slots_of_lane import LaneSlots
 
 if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
 
-__all__ = ["BORROW_SECONDS", "LaneSlots", "WorkerSlots"]
+__all__ = ["BORROW_SECONDS", "WorkerSlots"]
 
 #: A lane whose 95th percentile of durations is above this, in seconds, borrows nothing: a borrowed
 #: slot is returned only when the call in it has ended.
 BORROW_SECONDS = 10.0
-
-
-class LaneSlots:
-    """The slots of one lane.
-
-    Args:
-        lane: Its concurrency, and what it may lend and borrow.
-    """
-
-    __slots__ = ("held", "lane", "limit", "low", "low_at", "served", "started", "taken")
-
-    def __init__(self, lane: Lane) -> None:
-        self.lane = lane
-        #: Calls that may run at once, without borrowed slots.
-        self.limit = lane.concurrency
-        #: Whether this worker consumes its queue; no slots are kept for other lanes.
-        self.served = True
-        self.taken: set[Delivery] = set()
-        self.held: deque[Delivery] = deque()
-        #: The calls of low priority that have a slot.
-        self.low: set[Delivery] = set()
-        #: Monotonic instant at which a call of low priority was started last.
-        self.low_at = monotonic()
-        #: Number of calls of other priorities that have started.
-        self.started = 0
-
-    @property
-    def keeps(self) -> int:
-        """Slots that are never lent to another lane."""
-        return self.limit if self.lane.min is None else min(self.lane.min, self.limit)
-
-    @property
-    def most(self) -> int:
-        """Calls that may run at once, including borrowed slots."""
-        return max(self.limit, self.lane.max or 0)
-
-    def owed(self) -> int:
-        """Return the slots that must stay free for this lane."""
-        return max(0, self.keeps - len(self.taken)) if self.served else 0
-
-    def has_room_for_others(self) -> bool:
-        """Return whether calls of higher than low priority would find a slot, and none waits."""
-        return len(self.taken) - len(self.low) < self.limit and not self.held
-
-    def fullness(self) -> tuple[bool, float]:
-        """Return the sort key of lanes when slots are scarce: the lowest gets the next slot."""
-        taken = len(self.taken)
-        return taken >= self.keeps, taken / self.limit
 
 
 class WorkerSlots:
@@ -90,6 +44,7 @@ class WorkerSlots:
         priority: Returns the priority of a call; ``None`` if the app has no priorities.
         aging: Longest time in which a busy lane starts no call of low priority, seconds.
         capacity: Calls that the worker may run at once, over all its lanes.
+        leases: Places of limits over the fleet; ``None`` if no lane has any.
     """
 
     def __init__(
@@ -101,6 +56,7 @@ class WorkerSlots:
         priority: Callable[[Delivery], Priority] | None = None,
         aging: float = inf,
         capacity: float = inf,
+        leases: FleetLeases | None = None,
     ) -> None:
         self.lanes = {lane.name: LaneSlots(lane) for lane in lanes}
         self._size = size
@@ -108,6 +64,7 @@ class WorkerSlots:
         self._wake = wake
         self._priority = priority
         self._aging = aging
+        self._leases = leases
         #: Calls that the worker may run at once, over all its lanes.
         self.capacity = capacity
         self._total = 0
@@ -123,11 +80,14 @@ class WorkerSlots:
             if request in slots.taken:
                 return True
             turn_of = self._next()
-            if turn_of is None and not slots.held and self._may_take(slots):
+            if turn_of is None and not slots.held and self._may_start(slots, request):
                 self._reserve(slots, request)
                 return True
             slots.held.append(request)
             self._holding[slots.lane.name] = slots
+            if self._leases is not None:
+                turn_of = self._next()  # one without limits may go before those that wait for some
+                self._fit_leases(self._leases)
         if turn_of is not None:
             self._wake()
         return False
@@ -141,6 +101,8 @@ class WorkerSlots:
             slots.taken.discard(request)
             slots.low.discard(request)
             self._total -= 1
+            if self._leases is not None:
+                self._leases.free(request)
         if self._holding:
             self._wake()
 
@@ -150,6 +112,8 @@ class WorkerSlots:
             with self._lock:
                 slots = self._next()
                 if slots is None:
+                    if self._leases is not None:
+                        self._fit_leases(self._leases)
                     return
                 request = self._pick(slots)
                 if not slots.held:
@@ -165,6 +129,8 @@ class WorkerSlots:
             for name in names:
                 self.lanes[name].held.clear()
                 self._holding.pop(name, None)
+            if self._leases is not None:
+                self._fit_leases(self._leases)
         return given_up
 
     def has_room(self, lane: str) -> bool:
@@ -225,20 +191,42 @@ class WorkerSlots:
 
     def _pick(self, slots: LaneSlots) -> Delivery:
         """Remove and return the next held call: by priority, then by arrival."""
+        ready = self._ready(slots)
         if self._priority is None:
-            return slots.held.popleft()
+            slots.held.remove(ready[0])
+            return ready[0]
         order = [Priority.HIGH, Priority.NORMAL, Priority.LOW]
         if self.low_is_due(slots.lane.name):
             order.insert(0, order.pop())
-        places = [order.index(self._priority(request)) for request in slots.held]
-        place = places.index(min(places))
-        request = slots.held[place]
-        del slots.held[place]
+        places = [order.index(self._priority(request)) for request in ready]
+        request = ready[places.index(min(places))]
+        slots.held.remove(request)
         return request
+
+    def _ready(self, slots: LaneSlots) -> list[Delivery]:
+        """Return the held calls of a lane for which there is a place in their limits."""
+        if self._leases is None:
+            return list(slots.held)
+        return [request for request in slots.held if self._leases.allows(request)]
+
+    def _may_start(self, slots: LaneSlots, request: Delivery) -> bool:
+        return self._may_take(slots) and (self._leases is None or self._leases.allows(request))
+
+    def _fit_leases(self, leases: FleetLeases) -> None:
+        """Have as many places asked for as held calls could start now."""
+        startable: Counter[Demands] = Counter()
+        for slots in self._holding.values():
+            if self._may_take(slots):
+                most = slots.most if len(slots.taken) >= slots.limit else slots.limit
+                room = min(most - len(slots.taken), self._size() - self._total)
+                startable.update(list(filter(None, map(leases.of, slots.held)))[: max(0, room)])
+        leases.fit(startable)
 
     def _reserve(self, slots: LaneSlots, request: Delivery) -> None:
         slots.taken.add(request)
         self._total += 1
+        if self._leases is not None:
+            self._leases.bind(request)
         if self._priority is None:
             return
         if self._priority(request) is Priority.LOW:
@@ -268,4 +256,6 @@ class WorkerSlots:
         if not self._holding:
             return None
         ready = [slots for slots in self._holding.values() if self._may_take(slots)]
+        if self._leases is not None:
+            ready = [slots for slots in ready if self._ready(slots)]
         return min(ready, key=LaneSlots.fullness, default=None)

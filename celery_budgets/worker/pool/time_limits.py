@@ -180,6 +180,20 @@ class TimeLimitTimer:
             return inf
         return min(soft_at, hard_at)
 
+    def end_soon(self, result: Any, seconds: float) -> None:
+        """Interrupt a call as at its soft limit now, and kill it *seconds* later if it runs on."""
+        if result._worker_pid and result._job in self._pool._cache:
+            self._told.add(result._job)
+            self._pool.on_soft_timeout(result)
+            self._hub.call_later(seconds, self._end, result)
+
+    def _end(self, result: Any) -> None:
+        flight = self._flight(result)
+        if flight is not None and not flight.ended:
+            self._take_stack(result._worker_pid, "hard_time_limit")
+            self._pool.on_hard_timeout(result)
+            self._nudge()
+
     def _due_at(self, result: Any, now: float) -> float:
         return min(self._soft_at(result, now), self._hard_at(result, now))
 

@@ -149,6 +149,14 @@ class Whereabouts:
         full = len(slots.taken) >= self._runtime.slots.limit_of(request.lane)
         holders = list(slots.taken) if full else self._runtime.slots.reserved()
         rate = self.rate(request.lane.name)
+        leases = self._runtime.leases
+        refused = leases.refused(request) if leases is not None and not full else None
+        if refused is not None:
+            limit, known = refused
+            return self._why(
+                request, Cause.LIMIT if known else Cause.LIMIT_UNKNOWN, since=_due(request),
+                position=before, limit=limit, detail=f"on {request.hostname}",
+            )  # fmt: skip
         return self._why(
             request, Cause.LANE if full else Cause.GLOBAL, since=_due(request), position=before,
             starts_in=(before + 1) / rate if rate else None,

@@ -21,6 +21,7 @@ from celery_budgets.model.priority import Broker
 from celery_budgets.tasks.strategies import strategy_problems
 from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.units import format_duration, format_size
+from celery_budgets.worker.lanes.fleet_leases import demands_of_lanes
 from celery_budgets.worker.pool.size import pool_name
 from celery_budgets.worker.request_classes import request_problems
 from celery_budgets.worker.startup.priority_checks import priority_problems
@@ -74,6 +75,7 @@ def check_worker(worker: Any, settings: Settings, autoscale: Any = None) -> list
         *_pool_problems(worker),
         *_concurrency_problems(worker, settings, consumed, autoscale),
         *_task_problems(worker.app, settings),
+        *_fleet_problems(worker.app, settings),
         *filter(None, [visibility_problem(worker.app, settings.lanes, consumed)]),
         *(_memory_problems(worker, consumed) if settings.memory_guard else ()),
     ]
@@ -121,6 +123,16 @@ def _concurrency_problems(
             "budgets.concurrency_lowered lanes=%s concurrency=%s of=%s",
             names, worker.concurrency, most,
         )  # fmt: skip
+
+
+def _fleet_problems(app: Any, settings: Settings) -> Iterator[str]:
+    if demands_of_lanes(settings.lanes, settings.fleet_concurrency):
+        from celery_budgets.shared_state.lease_store import client_of
+
+        try:
+            client_of(app, 1.0, "a limit over the fleet")[0].close()
+        except ConfigurationError as exc:
+            yield from exc.problems
 
 
 def _task_problems(app: Any, settings: Settings) -> Iterator[str]:

@@ -169,10 +169,15 @@ WRONG = {
         lane("a", idempotent="no"),
         "lane 'a': idempotent 'no' must be True or False",
     ),
+    "lane fleet of zero": (
+        lane("a", fleet=0),
+        "lane 'a': fleet 0 must be a whole number of 1 or more: the calls that run at once over "
+        "all workers",
+    ),
     "lane field unknown": (
         lane("a", concurency=5),
         "lane 'a': concurency: no such field; did you mean 'concurrency'? known: budget, "
-        "children, concurrency, escalation_factor, hard_timeout, idempotent, max, max_rss, "
+        "children, concurrency, escalation_factor, fleet, hard_timeout, idempotent, max, max_rss, "
         "max_timeout, memory, min, priority, queue, rss_warning, slo, soft, timeout, tools",
     ),
     "lane budget wrong": (
@@ -223,6 +228,14 @@ WRONG = {
     "setting of zero": (
         settings(global_concurrency=0),
         "setting budgets_global_concurrency: 0 must be above 0",
+    ),
+    "fleet of zero": (
+        settings(fleet_concurrency=0),
+        "setting budgets_fleet_concurrency: 0 must be above 0",
+    ),
+    "limit with a reserved name": (
+        settings(limits={"@lane": 1}),
+        "limit '@lane': a name with @ is reserved; rename it",
     ),
     "setting in words": (
         settings(global_concurrency="many"),

@@ -249,3 +249,12 @@ def test_a_refusal_is_a_configuration_error():
 def test_a_python_whose_collector_keeps_memory(version, told):
     """Those with the incremental garbage collector, which 3.14.5 took back."""
     assert (checks.python_problem(version) is not None) == told
+
+
+def test_a_limit_over_the_fleet_needs_redis():
+    """The worker does not start without; a lane without a limit needs none."""
+    lane = Lane("a", 2, fleet=1)
+    (problem,) = refused(new_worker(lane, broker="amqp://"))
+    assert problem.startswith("a limit over the fleet needs a Redis to keep it in")
+    assert check(new_worker(lane, broker="amqp://", budgets_idempotency_url="redis://h/1"))
+    assert check(new_worker(Lane("a", 2), broker="amqp://"))

@@ -1,0 +1,162 @@
+"""Places of limits over the fleet, for the calls that wait in this worker.
+
+A call that waits has neither a slot nor a place. As many places are asked for as calls could start
+here now; a place that no call can use any more, because its slot went to another, is given back.
+The call that starts takes one along, and gives it back with its slot.
+
+Runs in the worker main process, in any of its threads, under the lock of
+:mod:`celery_budgets.worker.lanes.lane_slots`. See also:
+:mod:`celery_budgets.shared_state.limit_agent`, which talks with Redis.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from celery_budgets.model.lane import Lane
+from celery_budgets.model.limit import Demand, Limit
+
+if TYPE_CHECKING:
+    from celery_budgets.config.settings import Settings
+    from celery_budgets.shared_state.limit_agent import LimitAgent, Wish
+    from celery_budgets.worker.delivery import Delivery
+
+__all__ = ["Demands", "FleetLeases", "demands_of_lanes", "leases_of"]
+
+Demands: TypeAlias = tuple[Demand, ...]
+
+
+def demands_of_lanes(
+    lanes: Mapping[str, Lane], fleet_concurrency: int | None
+) -> dict[str, Demands]:
+    """Return what each call needs by its lane; without the lanes that are not limited."""
+    everywhere = () if fleet_concurrency is None else (Demand(Limit("@fleet", fleet_concurrency)),)
+    demands = {
+        lane.name: ((Demand(Limit("@lane", lane.fleet), lane.name),) if lane.fleet else ())
+        + everywhere
+        for lane in lanes.values()
+    }
+    return {name: needed for name, needed in demands.items() if needed}
+
+
+def leases_of(
+    app: Any,
+    settings: Settings,
+    wake: Callable[[], None],
+    lose: Callable[[Delivery], object],
+) -> FleetLeases | None:
+    """Return the leases of a worker of *app*; ``None`` if none of its lanes is limited.
+
+    For arguments see :class:`FleetLeases`.
+    """
+    demands = demands_of_lanes(settings.lanes, settings.fleet_concurrency)
+    if not demands:
+        return None
+    from celery_budgets.shared_state.limits_of_app import new_agent
+
+    return FleetLeases(demands, partial(new_agent, app), wake, lose)
+
+
+class FleetLeases:
+    """Asks for places, binds them to calls, and gives them back.
+
+    Args:
+        demands: What each call of a lane needs; lanes that are not limited are not in it.
+        agent: Returns what asks for places; called at the first.
+        wake: Called, from any thread, when a call may start.
+        lose: Called, from any thread, with a call whose places others have taken.
+    """
+
+    def __init__(
+        self,
+        demands: Mapping[str, Demands],
+        agent: Callable[[Callable[[Wish], object]], LimitAgent],
+        wake: Callable[[], None],
+        lose: Callable[[Delivery], object] = lambda request: None,
+    ) -> None:
+        self._demands = demands
+        self._make = agent
+        self._made: LimitAgent | None = None
+        self._wake = wake
+        self._lose = lose
+        #: What was asked for and no call has taken.
+        self._wishes: dict[Demands, list[Wish]] = {}
+        self._of: dict[Delivery, Wish] = {}
+
+    def of(self, request: Delivery) -> Demands:
+        """Return what *request* needs; nothing if its lane is not limited."""
+        return self._demands.get(request.lane.name, ())
+
+    def allows(self, request: Delivery) -> bool:
+        """Return whether there is a place for *request*."""
+        demands = self.of(request)
+        return not demands or any(wish.granted for wish in self._wishes.get(demands, ()))
+
+    def bind(self, request: Delivery) -> None:
+        """Have *request*, which is allowed, take its place along."""
+        demands = self.of(request)
+        if demands:
+            wishes = self._wishes[demands]
+            wish = next(wish for wish in wishes if wish.granted)
+            wishes.remove(wish)
+            self._of[request] = wish
+
+    def free(self, request: Delivery) -> None:
+        """Give back what *request* has."""
+        wish = self._of.pop(request, None)
+        if wish is not None:
+            self._agent.release(wish)
+
+    def fit(self, startable: Counter[Demands]) -> None:
+        """Ask for as many places as calls could start now, and give back what is too much."""
+        for demands in [*self._wishes, *(d for d in startable if d not in self._wishes)]:
+            wishes = self._wishes.setdefault(demands, [])
+            while len(wishes) < startable[demands]:
+                wishes.append(self._agent.ask(demands, self._tell))
+            while len(wishes) > startable[demands]:
+                # Who has waited longest keeps its turn.
+                last = next((w for w in reversed(wishes) if not w.granted), wishes[-1])
+                wishes.remove(last)
+                self._agent.release(last)
+
+    def refused(self, request: Delivery) -> tuple[str, bool] | None:
+        """Return the limit that *request* waits for, and whether it is known; ``None`` if none."""
+        demands = self.of(request)
+        wish = next(iter(self._wishes.get(demands, ())), None)
+        if wish is None or wish.granted or (wish.refused is None and not wish.unknown):
+            return None
+        demand = wish.refused if wish.refused is not None else demands[0]
+        return name_of(demand), not wish.unknown
+
+    def stop(self) -> None:
+        """Give everything back, once the pool has stopped."""
+        if self._made is not None:
+            self._made.stop()
+
+    @property
+    def _agent(self) -> LimitAgent:
+        if self._made is None:
+            self._made = self._make(self._on_lost)
+        return self._made
+
+    def _tell(self, wish: Wish) -> None:
+        if wish.granted:
+            self._wake()
+
+    def _on_lost(self, wish: Wish) -> None:
+        for request, held in list(self._of.items()):
+            if held is wish:
+                self._lose(request)
+                self._wake()
+
+
+def name_of(demand: Demand) -> str:
+    """Return how a limit is named to people: that of a lane by the lane."""
+    if demand.limit.name == "@lane":
+        return f"fleet of lane {demand.key}"
+    if demand.limit.name == "@fleet":
+        return "budgets_fleet_concurrency"
+    return demand.limit.name

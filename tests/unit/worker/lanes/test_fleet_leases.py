@@ -1,0 +1,172 @@
+"""Calls that wait for places of limits over the fleet, without a worker and without Redis."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from celery_budgets import Lane
+from celery_budgets.worker.lanes.fleet_leases import FleetLeases, demands_of_lanes
+from celery_budgets.worker.lanes.lane_slots import WorkerSlots
+
+
+class Wish:
+    def __init__(self, demands, tell):
+        self.demands, self.tell = demands, tell
+        self.granted, self.refused, self.unknown = False, None, False
+
+
+class Agent:
+    """Grants what the test grants."""
+
+    def __init__(self):
+        self.asked, self.released = [], []
+
+    def ask(self, demands, tell):
+        self.asked.append(Wish(demands, tell))
+        return self.asked[-1]
+
+    def release(self, wish):
+        self.asked.remove(wish)
+        self.released.append(wish)
+
+    def grant(self, place=0):
+        waiting = [wish for wish in self.asked if not wish.granted]
+        waiting[place].granted = True
+        waiting[place].tell(waiting[place])
+
+
+class Bench:
+    """Slots of some lanes, with an agent; *size* slots over all of them."""
+
+    def __init__(self, *lanes, size=10, fleet_concurrency=None):
+        self.agent, self.rung = Agent(), 0
+        demands = demands_of_lanes({lane.name: lane for lane in lanes}, fleet_concurrency)
+        self.leases = FleetLeases(demands, lambda on_lost: self.agent, self.ring, self.lose)
+        self.lost = []
+        self.slots = WorkerSlots(
+            lanes, lambda: size, lambda lane: None, self.ring, leases=self.leases
+        )
+
+    def ring(self):
+        self.rung += 1
+
+    def lose(self, request):
+        self.lost.append(request)
+
+    def offer(self, lane, count=1):
+        calls = [SimpleCall(lane) for _ in range(count)]
+        return calls, [call for call in calls if self.slots.take(call)]
+
+    def due(self):
+        return list(self.slots.due())
+
+
+class SimpleCall(SimpleNamespace):
+    def __init__(self, lane):
+        super().__init__(lane=SimpleNamespace(name=lane), id=lane)
+
+    __hash__ = object.__hash__
+
+
+def test_a_call_starts_with_a_place_and_gives_it_back_with_its_slot():
+    """It waits without a slot until then."""
+    bench = Bench(Lane("a", 2, fleet=1))
+    (call,), started = bench.offer("a")
+    assert started == []
+    assert bench.slots.taken()["a"] == 0
+    assert bench.due() == []
+    bench.agent.grant()
+    assert bench.rung == 1
+    assert bench.due() == [call]
+    bench.slots.release(call)
+    assert len(bench.agent.released) == 1
+    assert bench.agent.asked == []
+
+
+def test_no_more_places_are_asked_for_than_calls_could_start():
+    """Two slots: two places, however many calls wait."""
+    bench = Bench(Lane("a", 2, fleet=5))
+    calls, _ = bench.offer("a", 6)
+    assert len(bench.agent.asked) == 2
+    bench.agent.grant()
+    bench.agent.grant()
+    assert bench.due() == calls[:2]
+    assert len(bench.agent.asked) == 2, "those that the two have"
+    bench.slots.release(calls[0])
+    assert bench.due() == []
+    bench.agent.grant()
+    assert bench.due() == [calls[2]]
+
+
+def test_a_place_that_no_call_can_use_is_given_back():
+    """Its slot went to another lane meanwhile."""
+    bench = Bench(Lane("a", 1, fleet=1), Lane("free", 2), size=1)
+    bench.offer("a")
+    assert len(bench.agent.asked) == 1
+    (other,), started = bench.offer("free")
+    assert started == [other]
+    bench.agent.grant()
+    assert bench.due() == []
+    assert bench.agent.asked == []
+    bench.slots.release(other)
+    bench.due()
+    assert len(bench.agent.asked) == 1
+
+
+def test_a_lane_without_a_limit_runs_on_beside():
+    """Nothing is asked for it."""
+    bench = Bench(Lane("a", 1, fleet=1), Lane("free", 2))
+    bench.offer("a", 3)
+    calls, started = bench.offer("free", 2)
+    assert started == calls
+    assert len(bench.agent.asked) == 1
+
+
+def test_what_waits_no_more_needs_no_place():
+    """It went back to the broker."""
+    bench = Bench(Lane("a", 2, fleet=1))
+    calls, _ = bench.offer("a", 2)
+    bench.agent.grant()
+    assert bench.slots.give_up_held() == calls
+    assert bench.agent.asked == []
+
+
+def test_all_lanes_count_to_the_concurrency_of_the_fleet():
+    """Beside the limit of their own."""
+    bench = Bench(Lane("a", 2, fleet=1), Lane("b", 2), fleet_concurrency=3)
+    bench.offer("a")
+    bench.offer("b")
+    assert [[demand.limit.name for demand in wish.demands] for wish in bench.agent.asked] == [
+        ["@lane", "@fleet"], ["@fleet"],
+    ]  # fmt: skip
+
+
+def test_what_a_call_waits_for_is_known():
+    """By a name for people; and whether Redis has said so."""
+    bench = Bench(Lane("a", 2, fleet=1))
+    (call,), _ = bench.offer("a")
+    assert bench.leases.refused(call) is None
+    (wish,) = bench.agent.asked
+    wish.unknown = True
+    assert bench.leases.refused(call) == ("fleet of lane a", False)
+    wish.unknown, wish.refused = False, wish.demands[0]
+    assert bench.leases.refused(call) == ("fleet of lane a", True)
+
+
+def test_who_lost_its_place_is_told():
+    """The call, by what it had."""
+    bench = Bench(Lane("a", 2, fleet=1))
+    (call,), _ = bench.offer("a")
+    bench.agent.grant()
+    bench.due()
+    bench.leases._on_lost(bench.agent.asked[0])
+    assert bench.lost == [call]
+
+
+@pytest.mark.parametrize(("fleet", "everywhere"), [(None, None), (2, None), (None, 2)])
+def test_only_limited_lanes_need_anything(fleet, everywhere):
+    """Off is free."""
+    demands = demands_of_lanes({"a": Lane("a", 1, fleet=fleet)}, everywhere)
+    assert bool(demands) == (fleet is not None or everywhere is not None)

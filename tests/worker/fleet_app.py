@@ -1,0 +1,68 @@
+"""Lanes with a limit over all workers, whose calls write down when they ran, by Redis' clock."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from celery import Celery
+
+from celery_budgets import BudgetedTask, Budgets, Lane
+
+app = Celery("fleet")
+app.conf.budgets_idempotency_lease = os.environ.get("LEASE", "3s")
+if "VISIBILITY" in os.environ:
+    app.conf.broker_transport_options = {"visibility_timeout": int(os.environ["VISIBILITY"])}
+if "FLEET" in os.environ:
+    app.conf.budgets_fleet_concurrency = int(os.environ["FLEET"])
+app.conf.budgets_priorities = "PRIORITIES" in os.environ
+budgets = Budgets(app, lanes=[Lane("free", 2), Lane("shared", 4, fleet=2), Lane("one", 2, fleet=1)])
+
+
+def redis():
+    return app.backend.client
+
+
+def now():
+    seconds, microseconds = redis().time()
+    return seconds + microseconds / 1e6
+
+
+def ran(lane):
+    """Return when each body began and ended, in the order of their beginning."""
+    spans = [span.decode().split(" ", 2) for span in redis().lrange(f"ran:{lane}", 0, -1)]
+    return sorted((float(began), float(ended), name) for began, ended, name in spans)
+
+
+def most_at_once(spans):
+    """Return how many bodies ran at once at most."""
+    changes = sorted(change for began, ended, *_ in spans for change in ((began, 1), (ended, -1)))
+    most = at_once = 0
+    for _, change in changes:
+        at_once += change
+        most = max(most, at_once)
+    return most
+
+
+def work(lane, name, seconds):
+    began = now()
+    redis().sadd(f"running:{lane}", name)
+    time.sleep(seconds)
+    redis().srem(f"running:{lane}", name)
+    redis().rpush(f"ran:{lane}", f"{began} {now()} {name}")
+    return name
+
+
+@app.task(base=BudgetedTask, lane="free")
+def free(name, seconds=0.0):
+    return work("free", name, seconds)
+
+
+@app.task(base=BudgetedTask, lane="shared")
+def shared(name, seconds=0.1):
+    return work("shared", name, seconds)
+
+
+@app.task(base=BudgetedTask, lane="one")
+def one(name, seconds=0.1):
+    return work("one", name, seconds)
