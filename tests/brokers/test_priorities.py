@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from itertools import pairwise
 
 import pytest
@@ -62,13 +63,15 @@ def test_low_calls_move_while_others_keep_coming(worker, together, lane):
     """Within the aging bound, late acknowledged or early; and only one at a time."""
     running = worker(APP, "-Q", lane, env=ENVIRONMENT | {"AGING": "1"})
     slots = together.LIMITS[lane]
-    low, high = [], []
+    low, high, waiting = [], [], deque()
 
     def flooded():
-        waiting = sum(not result.ready() for result in high[-8 * slots :])
-        while waiting < 6 * slots:
-            high.append(together.occupy.apply_async((0.1,), queue=lane, priority="high"))
-            waiting += 1
+        while waiting and waiting[0].ready():
+            waiting.popleft()
+        # Some seconds ahead, however slowly this process gets on.
+        while len(waiting) < 30 * slots:
+            waiting.append(together.occupy.apply_async((0.1,), queue=lane, priority="high"))
+            high.append(waiting[-1])
         return low and all(result.ready() for result in low)
 
     flooded()
@@ -86,7 +89,7 @@ def test_an_idle_lane_runs_its_low_calls_at_full_speed(worker, together):
     """All slots of the lane, one after the other, and others overtake them at once."""
     running = worker(APP, env=ENVIRONMENT)
     low = [
-        together.occupy.apply_async((0.05,), queue="tool_call", priority="low") for _ in range(160)
+        together.occupy.apply_async((0.05,), queue="tool_call", priority="low") for _ in range(480)
     ]
     wait_until(lambda: low[20].ready(), "low calls run", detail=running.tail)
     high = together.occupy.apply_async((0.0,), queue="tool_call", priority="high")

@@ -64,9 +64,9 @@ def plain(name):
     hold.run(name)
 
 
-@app.task(base=BudgetedTask, lane="rated", rate_limit="1/m")
+@app.task(base=BudgetedTask, lane="rated", rate_limit="1/h")
 def rated():
-    """Run, once a minute."""
+    """Run, once an hour."""
 
 
 @app.task(base=BudgetedTask, lane="steady")

@@ -88,6 +88,8 @@ class LanesStep(bootsteps.StartStopStep):
         self._low: LowPriorityQueues | None = None
         if self._broker is Broker.RABBITMQ:
             self._low = LowPriorityQueues(served, queue_pauses, self.slots)
+            # Before it is acknowledged, upon which the broker sends the next one.
+            self.slots.on_low = partial(c.call_soon, self._low.look)
         _restore_consumer(c.app)
         #: Whether Celery's own consumer suffices, if a channel's prefetch count can be changed.
         self._alone = len(queues) == 1 and self._broker is None
@@ -220,9 +222,8 @@ class LanesStep(bootsteps.StartStopStep):
             return None
         slots = self.slots.lanes[lane.name]
         later = 0 if self._renewals.needed else self._later[queue]
-        if queue != lane.queue:
-            # A low queue: as many as may start now, so that few are prefetched when it is busy.
-            return max(1, slots.limit - len(slots.taken)) + later
+        if queue != lane.queue and self._low is not None:
+            return self._low.prefetch(lane) + later
         ahead = slots.most * int(self._consumer.prefetch_multiplier)
         return ahead + later if ahead else 0  # 0: no bound, as in Celery
 

@@ -67,6 +67,8 @@ class WorkerSlots:
         self._leases = leases
         #: Calls that the worker may run at once, over all its lanes.
         self.capacity = capacity
+        #: Called when a call of low priority is given a slot.
+        self.on_low: Callable[[], object] = int
         self._total = 0
         #: The lanes that hold calls.
         self._holding: dict[str, LaneSlots] = {}
@@ -232,6 +234,7 @@ class WorkerSlots:
         if self._priority(request) is Priority.LOW:
             slots.low.add(request)
             slots.low_at = monotonic()
+            self.on_low()
         else:
             slots.started += 1
 

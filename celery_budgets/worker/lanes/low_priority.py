@@ -68,6 +68,8 @@ class LowPriorityQueues:
         self._slots = slots
         #: By lane: the number of started calls, and when it was last seen to change.
         self._started: dict[str, tuple[int, float]] = {}
+        #: By lane: whether its queue is consumed because it is idle, not for one call that is due.
+        self._idle: dict[str, bool] = {}
         for lane in self._lanes:
             queue_pauses.withhold(low_queue(lane.queue), _REASON)
 
@@ -78,11 +80,22 @@ class LowPriorityQueues:
         for lane in self._lanes:
             queue = low_queue(lane.queue)
             waits = _REASON in self._queue_pauses.paused.get(queue, ())
-            wanted = self._is_idle(lane.name) or self._slots.low_is_due(lane.name)
-            if wanted and waits:
+            idle = self._is_idle(lane.name)
+            wanted = idle or self._slots.low_is_due(lane.name)
+            if waits and wanted:
+                self._idle[lane.name] = idle
                 self._queue_pauses.resume(_REASON, [queue])
-            elif not wanted and not waits:
+            elif not waits and not (wanted and self._idle.get(lane.name) is idle):
+                # One that is still wanted is consumed at the next look, by its other count.
                 self._queue_pauses.pause([queue], _REASON)
+
+    def prefetch(self, lane: Lane) -> int:
+        """Return how many low calls may be on their way to *lane*: one, unless it is idle.
+
+        The broker sends the next one as soon as one is acknowledged, early where its task says so.
+        """
+        slots = self._slots.lanes[lane.name]
+        return max(1, slots.limit - len(slots.taken)) if self._idle.get(lane.name) else 1
 
     def _is_idle(self, lane: str) -> bool:
         """Return whether the broker has not filled a free slot with other calls for long."""
