@@ -193,6 +193,8 @@ class WorkerSlots:
 
     def _pick(self, slots: LaneSlots) -> Delivery:
         """Remove and return the next held call: by priority, then by arrival."""
+        if self._priority is None and self._leases is None:
+            return slots.held.popleft()
         ready = self._ready(slots)
         if self._priority is None:
             slots.held.remove(ready[0])
