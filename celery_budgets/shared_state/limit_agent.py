@@ -54,7 +54,7 @@ class Wish:
 
     __slots__ = (
         "asked", "demands", "due_at", "granted", "holder", "lost", "over", "refused", "since",
-        "tell", "unknown",
+        "tell", "unknown", "valid_until",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,8 @@ class Wish:
         self.refused: Demand | None = None
         #: Whether Redis did not answer when it was asked last.
         self.unknown = False
+        #: Monotonic instant until which no others can have taken its places.
+        self.valid_until = inf
         #: Whether others have taken its places while its call ran.
         self.lost = False
         #: Whether it was given back.
@@ -212,6 +214,7 @@ class LimitAgent:
             if not self._held:
                 self._renew_at = asked_at + self._store.length * RENEWED_AFTER
             self._held[wish.holder] = wish
+            wish.valid_until = asked_at + self._store.length
             self._grant(wish)
         else:
             self._refuse(wish, answer)
@@ -244,9 +247,11 @@ class LimitAgent:
 
     def _renew(self) -> None:
         held = [wish for wish in self._held.values() if not wish.lost]
+        began = self._clock()
         kept = self._store.renew([(wish.holder, wish.demands) for wish in held])
         self._renew_at = self._clock() + self._store.length * RENEWED_AFTER
         for wish, holds in zip(held, kept, strict=True):
+            wish.valid_until = began + self._store.length
             if not holds and not wish.over:
                 wish.lost = True
                 names = ", ".join(demand.limit.name for demand in wish.demands)

@@ -34,6 +34,15 @@ def ran(lane):
     return sorted((float(began), float(ended), name) for began, ended, name in spans)
 
 
+def cut_short(lane, killed_at):
+    """Return the same of bodies that have not ended: their processes were killed then."""
+    spans = []
+    for which, began in redis().hgetall(f"begun:{lane}").items():
+        name, pid = which.decode().rsplit(" ", 1)
+        spans.append((float(began), killed_at[int(pid)], name))
+    return spans
+
+
 def most_at_once(spans):
     """Return how many bodies ran at once at most."""
     changes = sorted(change for began, ended, *_ in spans for change in ((began, 1), (ended, -1)))
@@ -46,10 +55,14 @@ def most_at_once(spans):
 
 def work(lane, name, seconds):
     began = now()
+    redis().hset(f"begun:{lane}", f"{name} {os.getpid()}", began)
     redis().sadd(f"running:{lane}", name)
     time.sleep(seconds)
     redis().srem(f"running:{lane}", name)
-    redis().rpush(f"ran:{lane}", f"{began} {now()} {name}")
+    with redis().pipeline() as pipe:
+        pipe.hdel(f"begun:{lane}", f"{name} {os.getpid()}")
+        pipe.rpush(f"ran:{lane}", f"{began} {now()} {name}")
+        pipe.execute()
     return name
 
 

@@ -143,6 +143,7 @@ class LanesStep(bootsteps.StartStopStep):
         """Give back places of limits over the fleet, once the pool has stopped."""
         if self._runtime.leases is not None:
             self._runtime.leases.stop()
+            self._bell.close()
 
     def take_in(self, request: Request) -> None:
         """Pass *request* to the pool once its lane has a slot. Replaces on_task_request."""

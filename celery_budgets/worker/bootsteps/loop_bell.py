@@ -49,6 +49,12 @@ class LoopBell:
             self._rung = True
             self._consumer.call_soon(self._run)
 
+    def close(self) -> None:
+        """Wake the event loop no more: it has ended, and so has whoever rings."""
+        pipe, self._pipe = self._pipe, None
+        for end in pipe or ():
+            os.close(end)
+
     def _hear(self, *_: Any) -> None:
         assert self._pipe is not None
         with suppress(BlockingIOError):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery_budgets.model.lane import Lane
@@ -93,14 +94,15 @@ class FleetLeases:
     def allows(self, request: Delivery) -> bool:
         """Return whether there is a place for *request*."""
         demands = self.of(request)
-        return not demands or any(wish.granted for wish in self._wishes.get(demands, ()))
+        return not demands or any(map(_is_good, self._wishes.get(demands, ())))
 
     def bind(self, request: Delivery) -> None:
         """Have *request*, which is allowed, take its place along."""
         demands = self.of(request)
         if demands:
             wishes = self._wishes[demands]
-            wish = next(wish for wish in wishes if wish.granted)
+            # Good a moment ago, when it was allowed; no longer so if the process stood still since.
+            wish = next(filter(_is_good, wishes), None) or next(w for w in wishes if w.granted)
             wishes.remove(wish)
             self._of[request] = wish
 
@@ -114,6 +116,9 @@ class FleetLeases:
         """Ask for as many places as calls could start now, and give back what is too much."""
         for demands in [*self._wishes, *(d for d in startable if d not in self._wishes)]:
             wishes = self._wishes.setdefault(demands, [])
+            for lost in [wish for wish in wishes if wish.lost]:
+                wishes.remove(lost)
+                self._agent.release(lost)
             while len(wishes) < startable[demands]:
                 wishes.append(self._agent.ask(demands, self._tell))
             while len(wishes) > startable[demands]:
@@ -150,7 +155,12 @@ class FleetLeases:
         for request, held in list(self._of.items()):
             if held is wish:
                 self._lose(request)
-                self._wake()
+        self._wake()
+
+
+def _is_good(wish: Wish) -> bool:
+    """Return whether a call may start on it: this process may have stood still since."""
+    return wish.granted and not wish.lost and monotonic() < wish.valid_until
 
 
 def name_of(demand: Demand) -> str:

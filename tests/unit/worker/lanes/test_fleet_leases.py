@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ class Wish:
     def __init__(self, demands, tell):
         self.demands, self.tell = demands, tell
         self.granted, self.refused, self.unknown = False, None, False
+        self.lost, self.valid_until = False, inf
 
 
 class Agent:
@@ -163,6 +165,20 @@ def test_who_lost_its_place_is_told():
     bench.due()
     bench.leases._on_lost(bench.agent.asked[0])
     assert bench.lost == [call]
+
+
+@pytest.mark.parametrize("field", [{"lost": True}, {"valid_until": 0.0}], ids=str)
+def test_no_call_starts_on_a_place_that_may_be_another_s(field):
+    """The process stood still between the grant and the start."""
+    bench = Bench(Lane("a", 2, fleet=1))
+    (call,), _ = bench.offer("a")
+    bench.agent.grant()
+    (wish,) = bench.agent.asked
+    vars(wish).update(field)
+    assert bench.due() == []
+    vars(bench.agent.asked[0]).update(lost=False, valid_until=inf, granted=True)
+    assert bench.due() == [call]
+    assert (wish in bench.agent.released) == ("lost" in field)
 
 
 @pytest.mark.parametrize(("fleet", "everywhere"), [(None, None), (2, None), (None, 2)])
