@@ -5,6 +5,7 @@ See also: :mod:`celery_budgets.tasks.run`, which runs a call under its budget.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from celery import Task
@@ -72,6 +73,8 @@ class BudgetedTask(Task):
     children: ClassVar[Literal["end", "leave"] | None] = None
     #: ``False``: acknowledge early, so that no call is redelivered; ``None``: the lane's.
     idempotent: ClassVar[bool | None] = None
+    #: Names of limits over the fleet, without keys, that its calls on workers are held to.
+    limits: ClassVar[Sequence[str]] = ()
     #: How often a killed call is run again; needs an idempotent task.
     max_kills: ClassVar[int] = 0
 
@@ -186,10 +189,9 @@ class BudgetedTask(Task):
                 f"task {cls.name!r}: max_kills {cls.max_kills} would run a task again that is "
                 "declared idempotent=False; drop one of them"
             )
-        if isinstance(getattr(cls, "limits", None), list | tuple | set | frozenset):
+        if isinstance(cls.limits, str) or not all(isinstance(name, str) for name in cls.limits):
             problems.append(
-                f"task {cls.name!r}: limits over the fleet hold blocks alone yet, no whole tasks; "
-                "leave limits out and write: with budgets.call(lane, limits=[...], wait=...)"
+                f"task {cls.name!r}: limits {cls.limits!r} must be a list of names of limits"
             )
         ConfigurationError.raise_if(problems)
 

@@ -7,7 +7,7 @@ import time
 
 from celery import Celery
 
-from celery_budgets import BudgetedTask, Budgets, Lane
+from celery_budgets import BudgetedTask, Budgets, Lane, Limit
 
 app = Celery("fleet")
 app.conf.budgets_idempotency_lease = os.environ.get("LEASE", "3s")
@@ -16,7 +16,11 @@ if "VISIBILITY" in os.environ:
 if "FLEET" in os.environ:
     app.conf.budgets_fleet_concurrency = int(os.environ["FLEET"])
 app.conf.budgets_priorities = "PRIORITIES" in os.environ
-budgets = Budgets(app, lanes=[Lane("free", 2), Lane("shared", 4, fleet=2), Lane("one", 2, fleet=1)])
+budgets = Budgets(
+    app,
+    lanes=[Lane("free", 2), Lane("shared", 4, fleet=2), Lane("one", 2, fleet=1)],
+    limits=[Limit("api", 1), Limit("slowly", rate="5/s", burst=1)],
+)
 
 
 def redis():
@@ -74,6 +78,16 @@ def free(name, seconds=0.0):
 @app.task(base=BudgetedTask, lane="shared")
 def shared(name, seconds=0.1):
     return work("shared", name, seconds)
+
+
+@app.task(base=BudgetedTask, lane="free", limits=["api"])
+def api(name, seconds=0.1):
+    return work("api", name, seconds)
+
+
+@app.task(base=BudgetedTask, lane="free", limits=["slowly"])
+def slowly(name):
+    return work("slowly", name, 0.0)
 
 
 @app.task(base=BudgetedTask, lane="one")

@@ -90,3 +90,19 @@ def test_a_place_that_is_free_is_taken_by_another_worker_at_once(worker, load_ap
     assert most_at_once(spans) == 1
     gaps = sorted(after[0] - before[1] for before, after in pairwise(spans))
     assert gaps[int(len(gaps) * 0.95)] < 0.5
+
+
+def test_tasks_are_held_to_the_limits_that_they_name(worker, load_app, broker_url):
+    """Over two workers; a task of the same lane without limits does not wait for them."""
+    for _ in range(2):
+        worker(APP, "-Q", "free")
+    app = load_app(APP)
+    results = [task.delay(str(n)) for n in range(6) for task in (app.api, app.slowly)]
+    beside = [app.free.delay(str(n)) for n in range(2)]
+    results.append(app.api.map(["in a map"]).delay())
+    for result in [*beside, *results]:
+        result.get(timeout=60)
+    assert len(app.ran("api")) == 7
+    assert most_at_once(app.ran("api")) == 1
+    begun = [began for began, *_ in app.ran("slowly")]
+    assert begun[-1] - begun[0] > 0.9  # 5 times 0.2 s, less the start of the first

@@ -15,18 +15,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery_budgets.model.lane import Lane
 from celery_budgets.model.limit import Demand, Limit
+from celery_budgets.tasks.task import BudgetedTask
 
 if TYPE_CHECKING:
     from celery_budgets.config.settings import Settings
     from celery_budgets.shared_state.limit_agent import LimitAgent, Wish
     from celery_budgets.worker.delivery import Delivery
 
-__all__ = ["Demands", "FleetLeases", "demands_of_lanes", "leases_of"]
+__all__ = ["Demands", "FleetLeases", "demands_of_lanes", "leases_of", "limits_named_by"]
 
+#: Equal for calls that may take each other's places.
 Demands: TypeAlias = tuple[Demand, ...]
 
 
@@ -43,6 +46,12 @@ def demands_of_lanes(
     return {name: needed for name, needed in demands.items() if needed}
 
 
+def limits_named_by(task: Any) -> tuple[str, ...]:
+    """Return the limits that *task* names, or the task that it maps; none if it is a plain one."""
+    task = getattr(task, "mapped", None) or task
+    return tuple(task.limits) if isinstance(task, BudgetedTask) else ()
+
+
 def leases_of(
     app: Any,
     settings: Settings,
@@ -54,11 +63,11 @@ def leases_of(
     For arguments see :class:`FleetLeases`.
     """
     demands = demands_of_lanes(settings.lanes, settings.fleet_concurrency)
-    if not demands:
+    if not demands and not any(map(limits_named_by, app.tasks.values())):
         return None
     from celery_budgets.shared_state.limits_of_app import new_agent
 
-    return FleetLeases(demands, partial(new_agent, app), wake, lose)
+    return FleetLeases(demands, partial(new_agent, app), wake, lose, settings.limits)
 
 
 class FleetLeases:
@@ -69,6 +78,7 @@ class FleetLeases:
         agent: Returns what asks for places; called at the first.
         wake: Called, from any thread, when a call may start.
         lose: Called, from any thread, with a call whose places others have taken.
+        limits: The limits that tasks may name.
     """
 
     def __init__(
@@ -77,19 +87,29 @@ class FleetLeases:
         agent: Callable[[Callable[[Wish], object]], LimitAgent],
         wake: Callable[[], None],
         lose: Callable[[Delivery], object] = lambda request: None,
+        limits: Mapping[str, Limit] = MappingProxyType({}),
     ) -> None:
         self._demands = demands
         self._make = agent
         self._made: LimitAgent | None = None
         self._wake = wake
         self._lose = lose
+        self._limits = limits
+        #: What each call needs, by lane and task.
+        self._needed: dict[tuple[str, str, str], Demands] = {}
         #: What was asked for and no call has taken.
         self._wishes: dict[Demands, list[Wish]] = {}
         self._of: dict[Delivery, Wish] = {}
 
     def of(self, request: Delivery) -> Demands:
-        """Return what *request* needs; nothing if its lane is not limited."""
-        return self._demands.get(request.lane.name, ())
+        """Return what *request* needs; nothing if neither its lane nor its task is limited."""
+        which = request.lane.name, request.task.name, request.type
+        needed = self._needed.get(which)
+        if needed is None:
+            named = (self._limits[name] for name in dict.fromkeys(limits_named_by(request.task)))
+            of_lane = self._demands.get(request.lane.name, ())
+            needed = self._needed[which] = of_lane + tuple(map(Demand, named))
+        return needed
 
     def allows(self, request: Delivery) -> bool:
         """Return whether there is a place for *request*."""

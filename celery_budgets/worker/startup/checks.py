@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from celery_budgets.config.broker_limits import renews, visibility_timeout
 from celery_budgets.config.queues import lanes_of_queues
 from celery_budgets.config.routing import lane_of
+from celery_budgets.config.settings import settings_of
 from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.execution.memory import rss as memory
 from celery_budgets.model.lanes import Lane, Lanes
@@ -21,7 +22,7 @@ from celery_budgets.model.priority import Broker
 from celery_budgets.tasks.strategies import strategy_problems
 from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.units import format_duration, format_size
-from celery_budgets.worker.lanes.fleet_leases import demands_of_lanes
+from celery_budgets.worker.lanes.fleet_leases import demands_of_lanes, limits_named_by
 from celery_budgets.worker.pool.size import pool_name
 from celery_budgets.worker.request_classes import request_problems
 from celery_budgets.worker.startup.priority_checks import priority_problems
@@ -126,7 +127,8 @@ def _concurrency_problems(
 
 
 def _fleet_problems(app: Any, settings: Settings) -> Iterator[str]:
-    if demands_of_lanes(settings.lanes, settings.fleet_concurrency):
+    named = [name for task in app.tasks.values() for name in limits_named_by(task)]
+    if named or demands_of_lanes(settings.lanes, settings.fleet_concurrency):
         from celery_budgets.shared_state.lease_store import client_of
 
         try:
@@ -150,6 +152,20 @@ def task_class_problems(task: BudgetedTask) -> Iterator[str]:
     """Yield a problem for each class of *task* by which messages would bypass this package."""
     yield from strategy_problems(type(task))
     yield from request_problems(task)
+    yield from _limit_problems(task)
+
+
+def _limit_problems(task: BudgetedTask) -> Iterator[str]:
+    known = settings_of(task.app).limits
+    for name in task.limits:
+        if name not in known:
+            yield f"task {task.name!r}: limit {name!r} is not known; {nearest(name, known)}"
+        elif known[name].key is not None:
+            yield (
+                f"task {task.name!r}: limit {name!r} has a key, and such limits hold blocks alone "
+                "yet, no whole tasks; write in the task: with budgets.call(lane, limits=[...], "
+                "limit_keys={...}, wait=...)"
+            )
 
 
 def longest_hard_limit(app: Any, lanes: Lanes, chosen: Iterable[Lane]) -> tuple[float, str]:

@@ -260,10 +260,10 @@ def test_a_limit_needs_redis():
         pass
 
 
-def test_a_task_with_limits_is_refused(program):
-    """It would not be held to them."""
-    with pytest.raises(ConfigurationError, match="limits over the fleet hold blocks alone yet"):
-        program().app.task(base=BudgetedTask, limits=["one"], name="t", lazy=False)(refused)
+def test_the_limits_of_a_task_are_a_list_of_names(program):
+    """Not one name as text, which is a list of letters."""
+    with pytest.raises(ConfigurationError, match="limits 'one' must be a list of names"):
+        program().app.task(base=BudgetedTask, limits="one", name="t", lazy=False)(refused)
 
 
 def test_blocks_without_limits_do_not_import_redis():

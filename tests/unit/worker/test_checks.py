@@ -258,3 +258,24 @@ def test_a_limit_over_the_fleet_needs_redis():
     assert problem.startswith("a limit over the fleet needs a Redis to keep it in")
     assert check(new_worker(lane, broker="amqp://", budgets_idempotency_url="redis://h/1"))
     assert check(new_worker(Lane("a", 2), broker="amqp://"))
+
+
+@pytest.mark.parametrize(
+    ("broker", "name", "words"),
+    [
+        ("redis://", "ap", "task 't': limit 'ap' is not known; did you mean 'api'?"),
+        ("redis://", "tenant", "task 't': limit 'tenant' has a key, and such limits hold blocks"),
+        ("amqp://", "api", "a limit over the fleet needs a Redis"),
+    ],
+)
+def test_limits_that_tasks_name(broker, name, words):
+    """Known ones without keys, and a Redis."""
+    limits = {"api": 1, "tenant": {"concurrency": 1, "key": "tenant_id"}}
+    worker = new_worker(broker=broker, budgets_limits=limits)
+    worker.app.task(base=BudgetedTask, name="t", limits=[name])(python_task)
+    (problem,) = refused(worker)
+    assert problem.startswith(words)
+
+
+def python_task():
+    """Do nothing."""

@@ -67,7 +67,8 @@ class Bench:
 
 class SimpleCall(SimpleNamespace):
     def __init__(self, lane):
-        super().__init__(lane=SimpleNamespace(name=lane), id=lane)
+        super().__init__(lane=SimpleNamespace(name=lane), id=lane, type="t")
+        self.task = SimpleNamespace(name="t")
 
     __hash__ = object.__hash__
 
