@@ -11,9 +11,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from uuid import uuid4
 
 from celery_budgets.child_process import PARTING_SECONDS, BoundProcess
 from celery_budgets.units import format_duration
+from celery_budgets.worker.startup.readiness import READY_FILE, SYSTEMD
 
 __all__ = ["Backoff", "Say", "Supervised", "describe"]
 
@@ -85,15 +87,30 @@ class Supervised:
         self.started_at = self.starts_at
         self._rest = b""
         self._error = ""
+        self._ready_file = ""
+        #: How often it was started again.
+        self.restarts = 0
 
-    def start(self) -> int:
-        """Start the worker, and return the file descriptor of its output."""
+    def is_ready(self) -> bool:
+        """Return whether it has said that it takes calls."""
+        return os.path.exists(self._ready_file)
+
+    def start(self, ready_folder: str) -> int:
+        """Start the worker, and return the file descriptor of its output.
+
+        Args:
+            ready_folder: Where it is to make a file when it takes calls.
+        """
+        self._ready_file = os.path.join(ready_folder, uuid4().hex)
+        environment = dict(os.environ if self._environment is None else self._environment)
+        # systemd is told by the supervisor, when all workers are ready.
+        environment.pop(SYSTEMD, None)
         self.process = BoundProcess(
             self.command,
             # After our own death it ends its calls first, as if we had stopped it.
             parting=signal.SIGTERM,
             parting_seconds=self._parting_seconds,
-            environment=self._environment,
+            environment=environment | {READY_FILE: self._ready_file},
             output=subprocess.PIPE,
         )
         self.started_at = time.monotonic()
@@ -138,6 +155,7 @@ class Supervised:
         """Print how the worker ended, and schedule its next start."""
         lived = time.monotonic() - self.started_at
         pause = self._backoff.pause(lived)
+        self.restarts += 1
         self.starts_at = time.monotonic() + pause
         if code == 1 and lived < REFUSAL_SECONDS:
             how = f"refused to start ({self._error or 'exit code 1'})"

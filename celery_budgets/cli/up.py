@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from celery_budgets.cli.invocation import python_command, scaled, shell_line, worker_arguments
+from celery_budgets.cli.lanes_file import NAME, WorkerPlan, names_of, read_plans
 from celery_budgets.cli.printer import Printer
 from celery_budgets.cli.supervisor import Supervisor, stopped_by_signals
-from celery_budgets.cli.worker_options import WithWorkerOptions, worker_options
+from celery_budgets.cli.worker_options import WithWorkerOptions, check_options, worker_options
 from celery_budgets.config.settings import settings_of
 from celery_budgets.embedded import EmbeddedBroker, no_server_error
+from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.lanes import Lane
 
 __all__ = ["command"]
@@ -43,6 +46,11 @@ def _part(_ctx: click.Context, _parameter: click.Parameter, value: float) -> flo
 @click.option(
     "--embedded-broker", is_flag=True, help="Start a private broker, and stop it at the end."
 )
+@click.option(
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help=f"How to run the workers of each lane; default: {NAME} beside the app, if there is one.",
+)
 @click.option("-l", "--loglevel", default="INFO", show_default=True, help="Log level of workers.")
 @click.pass_context
 def command(
@@ -51,6 +59,7 @@ def command(
     names: tuple[str, ...],
     scale: float,
     embedded_broker: bool,
+    file: Path | None,
     loglevel: str,
 ) -> None:
     """Run one worker per lane until Ctrl-C.
@@ -58,6 +67,9 @@ def command(
     A worker that ends is restarted after 1 s, then 2 s, and so on up to 30 s, without a limit
     on attempts. Ctrl-C and SIGTERM stop the workers after their running calls have finished; a
     second one kills the workers.
+
+    SIGHUP reads lanes.toml again and replaces the workers one by one, each when its successor is
+    ready; where it comes from a terminal that hangs up, it stops them.
 
     Options after -- are passed to every worker. They are those of `celery worker`, except those
     that set its queues, its name and its concurrency.
@@ -74,8 +86,36 @@ def command(
     """
     chosen = _lanes(ctx.obj.app, names)
     options = worker_options(ctx, scaled=scale < 1)
-    arguments = {lane.name: _arguments(ctx, lane, scale, loglevel, options) for lane in chosen}
+    path = file if file is not None else _file_beside(ctx)
+
+    def planned(reload: int = 0) -> tuple[dict[str, list[str]], dict[str, Mapping[str, str]]]:
+        """Return the arguments of each worker, and its variables."""
+        plans = read_plans(path, settings_of(ctx.obj.app).lanes) if path is not None else {}
+        arguments: dict[str, list[str]] = {}
+        environments: dict[str, Mapping[str, str]] = {}
+        for lane in chosen:
+            plan = plans.get(lane.name, WorkerPlan())
+            check_options(ctx, plan.options, f"{path}: options of {lane.name}")
+            for name in names_of(lane.name, plan):
+                node = f"{name}-r{reload}" if reload else name
+                own = _planned_options(plan, lane, scale)
+                own += ["-n", f"{node}@%h"] if node != lane.name else []
+                # The command line has the last word.
+                every = [*own, *plan.options, *options]
+                arguments[name] = _arguments(ctx, lane, loglevel, every)
+                environments[name] = plan.environment
+        return arguments, environments
+
+    arguments, environments = planned()
     printer = Printer(arguments, color=_color(ctx))
+
+    def reloaded(number: int) -> tuple[dict[str, list[str]], dict[str, Mapping[str, str]]]:
+        try:
+            lines, variables = planned(number)
+        except click.UsageError as exc:
+            raise ConfigurationError(exc.format_message()) from exc
+        return {name: python_command(line) for name, line in lines.items()}, variables
+
     with _broker(ctx, printer, embedded=embedded_broker) as environment:
         for name, line in arguments.items():
             printer.say(name, f"$ {shell_line(line)}")
@@ -83,6 +123,8 @@ def command(
             {name: python_command(line) for name, line in arguments.items()},
             say=printer.say,
             environment=environment,
+            environments=environments,
+            reload=reloaded,
             longest_call=max(lane.budget.hard_time_limit for lane in chosen),
         )
         with stopped_by_signals(supervisor):
@@ -95,14 +137,30 @@ def _lanes(app: Any, names: Sequence[str]) -> list[Lane]:
     return [lanes[name] for name in dict.fromkeys(names)] or list(lanes.values())
 
 
-def _arguments(
-    ctx: click.Context, lane: Lane, scale: float, loglevel: str, options: Sequence[str]
-) -> list[str]:
-    extra = ["-l", loglevel]
-    if scale < 1:
-        extra += ["-c", str(scaled(lane, scale))]
+def _arguments(ctx: click.Context, lane: Lane, loglevel: str, options: Sequence[str]) -> list[str]:
     # After ours: of two log levels the last one counts.
-    return worker_arguments(ctx, [lane], [*extra, *options])
+    return worker_arguments(ctx, [lane], ["-l", loglevel, *options])
+
+
+def _planned_options(plan: WorkerPlan, lane: Lane, scale: float) -> list[str]:
+    options: list[str] = []
+    if scale < 1 or plan.concurrency is not None:
+        most = plan.concurrency or lane.concurrency
+        options += ["-c", str(min(most, scaled(lane, scale)))]
+    if plan.pool is not None:
+        options += ["-P", plan.pool]
+    return options
+
+
+def _file_beside(ctx: click.Context) -> Path | None:
+    """Return the file in the folder of the app's module, if there is one."""
+    module = str(ctx.find_root().params.get("app") or "").partition(":")[0]
+    for name in (module, module.rpartition(".")[0]):
+        found = getattr(sys.modules.get(name), "__file__", None)
+        if found is not None:
+            path = Path(found).with_name(NAME)
+            return path if path.is_file() else None
+    return None
 
 
 @contextmanager

@@ -6,11 +6,12 @@ and the options that a program has added.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
-__all__ = ["WithWorkerOptions", "worker_options"]
+__all__ = ["WithWorkerOptions", "check_options", "worker_options"]
 
 _META = "celery_budgets.worker_options"
 #: Why an option cannot go to every worker, and what to do instead, by its parameter.
@@ -61,18 +62,35 @@ def worker_options(ctx: click.Context, *, scaled: bool) -> list[str]:
         click.UsageError: An option cannot be passed to every worker; the message has the remedy.
     """
     options: list[str] = ctx.meta[_META]
+    check_options(ctx, options, "after --, for celery worker", scaled=scaled)
+    return options
+
+
+def check_options(
+    ctx: click.Context, options: Sequence[str], where: str, *, scaled: bool = False
+) -> None:
+    """Check that *options* can be passed to each worker of several.
+
+    Args:
+        ctx: Context of the command.
+        options: Options of ``celery worker``.
+        where: Where they stand, for an error.
+        scaled: Whether ``--concurrency-scale`` lowers the concurrency of the lanes.
+
+    Raises:
+        click.UsageError: One cannot be passed on; the message has the remedy.
+    """
     worker = _worker(ctx)
     try:
         values, _, order = worker.make_parser(click.Context(worker, ctx)).parse_args(list(options))
     except click.NoSuchOption as exc:
         if _known(exc.option_name, ctx.find_root().command):
             _refuse(exc.option_name, "give it before lanes: celery OPTIONS lanes up")
-        raise click.UsageError(f"after --, for celery worker: {exc.format_message()}") from None
+        raise click.UsageError(f"{where}: {exc.format_message()}") from None
     except click.UsageError as exc:
-        raise click.UsageError(f"after --, for celery worker: {exc.format_message()}") from None
+        raise click.UsageError(f"{where}: {exc.format_message()}") from None
     for parameter in order:
         _check(parameter, values, scaled=scaled)
-    return options
 
 
 def _check(parameter: click.Parameter, values: dict[str, Any], *, scaled: bool) -> None:

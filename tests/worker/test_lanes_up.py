@@ -247,6 +247,38 @@ def test_workers_of_a_killed_supervisor_end_their_calls(up):
 
 
 @pytest.mark.slow
+def test_a_reload_loses_no_call_and_reads_the_file_again(up, tmp_path):
+    """At SIGHUP, one worker after the other, while calls come."""
+    file = tmp_path / "lanes.toml"
+    file.write_text('[lanes.slow]\npool = "threads"\n')
+    with EmbeddedBroker() as broker:
+        servers = Servers(broker.url(0), broker.url(1))
+        running = up("--file", str(file), "--loglevel", "WARNING", **servers.environment)
+        running.wait_lines("lanes |", "2 of 2 workers ready")
+        before = {lane: running.worker_pid(lane) for lane in ("quick", "slow")}
+        with calls_to(servers) as module:
+            nap = module.nap.delay(3)
+            results = [module.pid.delay()]
+            file.write_text("[lanes.quick]\nreplicas = 2\nconcurrency = 1\n")
+            os.kill(running.process.pid, signal.SIGHUP)
+            while not running.lines("lanes |", "reloaded"):
+                results.append(module.pid.delay())
+                results[-1].get(timeout=10)  # at each instant somebody serves the lane
+            assert nap.get(timeout=20) == 3
+            assert all(result.get(timeout=10) for result in results)
+            running.wait_lines("replaced worker ended with exit code 0", times=2)
+            running.wait_lines("lanes |", "3 of 3 workers ready")
+            assert not any(psutil.pid_exists(pid) for pid in before.values())
+            file.write_text("[lanes.quack]")
+            os.kill(running.process.pid, signal.SIGHUP)
+            running.wait_lines("lanes |", "not reloaded", "did you mean 'quick'")
+            assert module.pid.delay().get(timeout=10)
+        running.process.terminate()
+        assert running.wait_exit() == 0, running.log
+    running.wait_nothing_left()
+
+
+@pytest.mark.slow
 def test_a_worker_that_refuses_to_start_says_why(up, redis_url):
     """Here: a visibility timeout below the hard limit of the lane. It is tried again, visibly."""
     servers = Servers(redis_url, redis_url)

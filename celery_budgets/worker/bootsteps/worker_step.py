@@ -48,6 +48,7 @@ from celery_budgets.worker.remote.report import Report
 from celery_budgets.worker.runtime import WorkerRuntime, runtime_of
 from celery_budgets.worker.startup.checks import check_worker
 from celery_budgets.worker.startup.hangup import stop_warmly_at_hangup
+from celery_budgets.worker.startup.readiness import tell_when_ready
 
 if TYPE_CHECKING:
     from celery_budgets.execution.flight.reader import FlightReader
@@ -109,6 +110,7 @@ class BudgetsStep(bootsteps.StartStopStep):
         runtime.embedded = threading.current_thread() is not threading.main_thread()
         if not runtime.embedded:
             stop_warmly_at_hangup(worker)
+            tell_when_ready(worker)
             signals.worker_shutting_down.connect(self._note_stop, sender=worker.hostname)
         failures.listen(runtime.roster.count_failure)
         interrupt = self._interrupt(worker, runtime)

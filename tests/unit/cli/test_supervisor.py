@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 
 from celery_budgets.cli.supervised import LONGEST_LINE, Backoff
 from celery_budgets.cli.supervisor import Supervisor, stopped_by_signals
+from celery_budgets.errors import ConfigurationError
 from tests.support.waiting import wait_until
 
 #: Says that it is there, and ends warmly.
@@ -223,3 +225,85 @@ def test_a_signal_that_is_ignored_stays_ignored():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+#: Says so to its supervisor when it is ready, at once.
+READY = f"open(os.environ['_CELERY_BUDGETS_READY'], 'w').close(); {POLITE}"
+
+
+def reloads_to(running, **programs):
+    """Have the supervisor of *running* run these at its next reload."""
+    running.supervisor._reload = lambda _: ({n: python(c) for n, c in programs.items()}, {})
+
+
+def test_a_reload_replaces_one_after_the_other():
+    """Each predecessor runs until its successor is ready; what is not wanted any more ends."""
+    with stage(a=READY, b=READY, c=READY) as running:
+        running.wait_said("3 of 3 workers ready")
+        reloads_to(running, a=READY, b=READY, d=READY)
+        running.supervisor.reload()
+        running.wait_said("lanes: reloaded".replace("lanes", ""))
+        running.wait_said("replaced worker", times=3)
+        running.wait_said("3 of 3 workers ready", times=1)
+        assert all(gone(running.pids(name)[0]) for name in "abc")
+        alive = {"a": running.pids("a")[1], "b": running.pids("b")[1], "d": running.pids("d")[0]}
+        assert not any(gone(pid) for pid in alive.values())
+        running.supervisor.stop()
+        assert running.wait_end() == 0
+
+
+def test_a_predecessor_stays_if_its_successor_does_not_become_ready():
+    with stage(a=READY, b=READY) as running:
+        running.wait_said("2 of 2 workers ready")
+        reloads_to(running, a="raise SystemExit(1)", b=READY)
+        running.supervisor.reload()
+        running.wait_said("a: did not become ready")
+        assert not any(gone(running.pids(name)[0]) for name in "ab")
+        assert running.text.count("replaced worker") == 0
+
+
+def test_a_slow_successor_leaves_no_gap():
+    """Its predecessor is there for as long as it takes."""
+    slow = f"import time; time.sleep(1); {READY}"
+    with stage(a=READY) as running:
+        running.wait_said("1 of 1 workers ready")
+        reloads_to(running, a=slow)
+        running.supervisor.reload()
+        running.wait_said("reloading")
+        (first,) = running.pids("a")
+        wait_until(lambda: len(running.pids("a")) == 2 or gone(first), "the second runs")
+        assert len(running.pids("a")) == 2
+        running.wait_said("replaced worker")
+        assert gone(first)
+
+
+def test_what_cannot_be_planned_changes_nothing():
+    def wrong(_):
+        raise ConfigurationError("lanes.toml: no")
+
+    with stage(a=READY) as running:
+        running.wait_said("1 of 1 workers ready")
+        running.supervisor._reload = wrong
+        running.supervisor.reload()
+        running.wait_said("not reloaded, everything stays as it is: lanes.toml: no")
+        assert not gone(running.pids("a")[0])
+
+
+def test_restarts_are_in_the_status_and_systemd_is_told(monkeypatch, tmp_path):
+    """READY=1 when all are, once."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with stage(a=READY, b=READY) as running:
+            told = ""
+            while "READY=1" not in told:
+                told = systemd.recv(1000).decode()
+            assert told == "READY=1\nSTATUS=2 of 2 workers ready"
+            running.wait_said("a: pid")
+            os.kill(running.pids("a")[0], signal.SIGKILL)
+            running.wait_said("2 of 2 workers ready; restarts: a 1")
+            running.supervisor.stop()
+            assert running.wait_end() == 0
+        while told != "STOPPING=1":
+            told = systemd.recv(1000).decode()
