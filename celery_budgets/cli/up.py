@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from celery_budgets.cli.invocation import python_command, scaled, shell_line, worker_arguments
-from celery_budgets.cli.lanes_file import NAME, WorkerPlan, names_of, read_plans
+from celery_budgets.cli.invocation import python_command, shell_line
+from celery_budgets.cli.lanes_file import NAME
 from celery_budgets.cli.printer import Printer
 from celery_budgets.cli.supervisor import Supervisor, stopped_by_signals
-from celery_budgets.cli.worker_options import WithWorkerOptions, check_options, worker_options
+from celery_budgets.cli.worker_options import WithWorkerOptions, worker_options
+from celery_budgets.cli.worker_plans import WorkerPlans, file_beside
 from celery_budgets.config.settings import settings_of
 from celery_budgets.embedded import EmbeddedBroker, no_server_error
-from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.lanes import Lane
 
 __all__ = ["command"]
@@ -86,36 +86,11 @@ def command(
     """
     chosen = _lanes(ctx.obj.app, names)
     options = worker_options(ctx, scaled=scale < 1)
-    path = file if file is not None else _file_beside(ctx)
-
-    def planned(reload: int = 0) -> tuple[dict[str, list[str]], dict[str, Mapping[str, str]]]:
-        """Return the arguments of each worker, and its variables."""
-        plans = read_plans(path, settings_of(ctx.obj.app).lanes) if path is not None else {}
-        arguments: dict[str, list[str]] = {}
-        environments: dict[str, Mapping[str, str]] = {}
-        for lane in chosen:
-            plan = plans.get(lane.name, WorkerPlan())
-            check_options(ctx, plan.options, f"{path}: options of {lane.name}")
-            for name in names_of(lane.name, plan):
-                node = f"{name}-r{reload}" if reload else name
-                own = _planned_options(plan, lane, scale)
-                own += ["-n", f"{node}@%h"] if node != lane.name else []
-                # The command line has the last word.
-                every = [*own, *plan.options, *options]
-                arguments[name] = _arguments(ctx, lane, loglevel, every)
-                environments[name] = plan.environment
-        return arguments, environments
-
-    arguments, environments = planned()
+    plans = WorkerPlans(
+        ctx, chosen, file or file_beside(ctx), scale=scale, loglevel=loglevel, options=options
+    )
+    arguments, environments = plans.read()
     printer = Printer(arguments, color=_color(ctx))
-
-    def reloaded(number: int) -> tuple[dict[str, list[str]], dict[str, Mapping[str, str]]]:
-        try:
-            lines, variables = planned(number)
-        except click.UsageError as exc:
-            raise ConfigurationError(exc.format_message()) from exc
-        return {name: python_command(line) for name, line in lines.items()}, variables
-
     with _broker(ctx, printer, embedded=embedded_broker) as environment:
         for name, line in arguments.items():
             printer.say(name, f"$ {shell_line(line)}")
@@ -124,7 +99,7 @@ def command(
             say=printer.say,
             environment=environment,
             environments=environments,
-            reload=reloaded,
+            reload=plans.again,
             longest_call=max(lane.budget.hard_time_limit for lane in chosen),
         )
         with stopped_by_signals(supervisor):
@@ -135,32 +110,6 @@ def command(
 def _lanes(app: Any, names: Sequence[str]) -> list[Lane]:
     lanes = settings_of(app).lanes
     return [lanes[name] for name in dict.fromkeys(names)] or list(lanes.values())
-
-
-def _arguments(ctx: click.Context, lane: Lane, loglevel: str, options: Sequence[str]) -> list[str]:
-    # After ours: of two log levels the last one counts.
-    return worker_arguments(ctx, [lane], ["-l", loglevel, *options])
-
-
-def _planned_options(plan: WorkerPlan, lane: Lane, scale: float) -> list[str]:
-    options: list[str] = []
-    if scale < 1 or plan.concurrency is not None:
-        most = plan.concurrency or lane.concurrency
-        options += ["-c", str(min(most, scaled(lane, scale)))]
-    if plan.pool is not None:
-        options += ["-P", plan.pool]
-    return options
-
-
-def _file_beside(ctx: click.Context) -> Path | None:
-    """Return the file in the folder of the app's module, if there is one."""
-    module = str(ctx.find_root().params.get("app") or "").partition(":")[0]
-    for name in (module, module.rpartition(".")[0]):
-        found = getattr(sys.modules.get(name), "__file__", None)
-        if found is not None:
-            path = Path(found).with_name(NAME)
-            return path if path.is_file() else None
-    return None
 
 
 @contextmanager

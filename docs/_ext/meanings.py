@@ -81,8 +81,8 @@ LOG_EVENTS = {
     "runs. Whoever kills the worker now ends it for good.",
     "budgets.supervisor_not_told": "A worker could not tell `lanes up` that it is ready. A reload "
     "waits for it.",
-    "budgets.systemd_not_told": "A worker, or `lanes up`, could not tell systemd that it is ready or "
-    "stops.",
+    "budgets.systemd_not_told": "A worker, or `lanes up`, could not tell systemd that it is ready "
+    "or stops.",
     "budgets.state_not_deleted": "Redis did not delete what ended calls have saved. It expires "
     "after `budgets_progress_retention`.",
     "budgets.state_not_read": "Redis did not answer what an earlier attempt of a call has saved. "
