@@ -17,7 +17,7 @@ from celery_budgets.cli.lanes_file import NAME
 from celery_budgets.cli.printer import Printer
 from celery_budgets.cli.supervisor import Supervisor, stopped_by_signals
 from celery_budgets.cli.worker_options import WithWorkerOptions, worker_options
-from celery_budgets.cli.worker_plans import WorkerPlans, file_beside
+from celery_budgets.cli.worker_plans import WorkerPlans
 from celery_budgets.config.settings import settings_of
 from celery_budgets.embedded import EmbeddedBroker, no_server_error
 from celery_budgets.model.lanes import Lane
@@ -86,9 +86,7 @@ def command(
     """
     chosen = _lanes(ctx.obj.app, names)
     options = worker_options(ctx, scaled=scale < 1)
-    plans = WorkerPlans(
-        ctx, chosen, file or file_beside(ctx), scale=scale, loglevel=loglevel, options=options
-    )
+    plans = WorkerPlans(ctx, chosen, file, scale=scale, loglevel=loglevel, options=options)
     arguments, environments = plans.read()
     printer = Printer(arguments, color=_color(ctx))
     with _broker(ctx, printer, embedded=embedded_broker) as environment:

@@ -15,7 +15,7 @@ from celery_budgets.config.settings import settings_of
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.lanes import Lane
 
-__all__ = ["WorkerPlans", "file_beside"]
+__all__ = ["WorkerPlans"]
 
 
 class WorkerPlans:
@@ -24,7 +24,7 @@ class WorkerPlans:
     Args:
         ctx: Context of the command.
         lanes: The lanes to run.
-        file: The file; ``None``: there is none.
+        file: The file; ``None``: ``lanes.toml`` beside the app, if there is one.
         scale: Share of each lane's concurrency (0 to 1).
         loglevel: Log level of workers, unless their options name another.
         options: Options of ``celery worker`` for all workers.
@@ -42,7 +42,7 @@ class WorkerPlans:
     ) -> None:
         self._ctx = ctx
         self._lanes = lanes
-        self._file = file
+        self._file = file or _file_beside(ctx)
         self._scale = scale
         self._loglevel = loglevel
         self._options = options
@@ -101,7 +101,7 @@ class WorkerPlans:
         return worker_arguments(self._ctx, [lane], [*own, *plan.options, *self._options])
 
 
-def file_beside(ctx: click.Context) -> Path | None:
+def _file_beside(ctx: click.Context) -> Path | None:
     """Return ``lanes.toml`` in the folder of the app's module, if there is one."""
     module = str(ctx.find_root().params.get("app") or "").partition(":")[0]
     for name in (module, module.rpartition(".")[0]):
