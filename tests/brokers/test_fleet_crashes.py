@@ -70,3 +70,27 @@ def test_no_body_too_many_whatever_happens_to_workers(worker, load_app, broker_u
     held = "celery-budgets:{limits}:held:@lane:shared"
     wait_until(lambda: app.redis().zcard(held) == 0, "every place is back", timeout=2 * LEASE)
     print(f"{len(killed_at)} processes killed, {len(spans) - CALLS} bodies more than calls")
+
+
+def test_lost_connections_to_redis_neither_lose_a_call_nor_let_one_too_many_run(
+    worker, load_app, broker_url
+):
+    """Those of agents, of who hears of offers, and on Redis of the broker are cut."""
+    app = load_app(APP, **ENVIRONMENT)
+    running = [start(worker) for _ in range(2)]
+    for number in range(80):
+        app.shared.apply_async((str(number), 0.1), ignore_result=True)
+
+    def names():
+        return {name for *_, name in app.ran("shared")}
+
+    for cut in range(1, 6):
+        wait_until(lambda: len(names()) >= 8 * cut, "calls go on", timeout=30)  # noqa: B023
+        for kind in ("normal", "pubsub"):
+            app.redis().client_kill_filter(_type=kind, skipme=True)
+    wait_until(lambda: len(names()) == 80, "all have run", timeout=40, detail=lambda: said(running))
+    assert most_at_once(app.ran("shared")) <= 2
+
+
+def said(running):
+    return "\n".join(each.tail(60) for each in running)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 
 from celery import Celery
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from celery_budgets import BudgetedTask, Budgets, Lane, Limit
 
@@ -23,8 +27,11 @@ budgets = Budgets(
 )
 
 
+@cache
 def redis():
-    return app.backend.client
+    """Return a client that tries again: a test may cut its connections."""
+    url = app.conf.result_backend
+    return Redis.from_url(url, retry=Retry(ConstantBackoff(0.05), 20), protocol=2)
 
 
 def now():
