@@ -1,0 +1,70 @@
+"""Warm stops at random moments, under a load of short calls: nothing is lost, nothing runs twice.
+
+``BUDGETS_TEST_STOPS`` says how many stops each test makes (3).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from tests.support.waiting import values_of, wait_until
+
+pytestmark = pytest.mark.slow
+
+APP = "tests.worker.group_stop_app"
+STOPS = int(os.environ.get("BUDGETS_TEST_STOPS", "3"))
+#: Calls per stop: more than a worker ends before it. gevent takes one message per turn of its loop.
+CALLS = {"gevent": 50}
+#: Longest time between a worker's start and its stop, seconds.
+LONGEST = 1.0
+
+
+def wait(seconds):
+    """Wait for the moment of a stop, which is to be any."""
+    ends = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= ends, "the moment", interval=0.001)
+
+
+def runs(module, results):
+    redis = module.Redis.from_url(module.WHERE)
+    return [int(count or 0) for count in redis.mget([f"runs:{each.id}" for each in results])]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
+def test_warm_stops_under_load(worker, load_app, broker_url, pool):
+    """With calls of 5 ms, each of which has its effect once, and a result."""
+    module, chance = load_app(APP), random.Random(19)
+    module.app.control.purge()
+    results = []
+    for _ in range(STOPS):
+        results += [module.work.delay(0.005) for _ in range(CALLS.get(pool, 300))]
+        running = worker(APP, "-Q", "lane", "-P", pool)
+        wait(chance.uniform(0, LONGEST))
+        os.kill(running.pid, signal.SIGTERM)
+        assert running.wait_exit() == 0
+    last = worker(APP, "-Q", "lane", "-P", pool)
+    assert values_of(results, timeout=60, detail=last.tail) == ["done"] * len(results)
+    assert runs(module, results) == [1] * len(results)
+
+
+def test_a_rolling_restart_of_four_workers(worker, load_app, broker_url):
+    """Under a load of calls of 10 ms to 4 s: each has its effect once."""
+    module, chance = load_app(APP), random.Random(4)
+    module.app.control.purge()
+    fleet = [worker(APP, "-Q", "lane", ready=False) for _ in range(4)]
+    for each in fleet:
+        each.wait_ready()
+    results = [module.work.delay(4.0) for _ in range(8)]
+    for former in fleet:
+        results += [module.work.delay(chance.choice([0.01, 0.1, 1.0])) for _ in range(20)]
+        worker(APP, "-Q", "lane")
+        os.kill(former.pid, signal.SIGTERM)
+    for former in fleet:
+        assert former.wait_exit() == 0
+    assert values_of(results, timeout=60) == ["done"] * len(results)
+    assert runs(module, results) == [1] * len(results)
