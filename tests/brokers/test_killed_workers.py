@@ -70,6 +70,7 @@ def wait_for_all(killed, load, running):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_sixty_kills_lose_nothing(worker, killed, redis_url):
     """Two workers, two lanes, three priorities, each killed with its processes under load."""
     chance, load = random.Random(15), Load(killed)
@@ -88,6 +89,7 @@ def test_sixty_kills_lose_nothing(worker, killed, redis_url):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_a_worker_that_goes_kombus_way_shares_the_queues(worker, killed, redis_url):
     """It lives on beside ours, of which ten are killed: what ours held it runs."""
     chance, load = random.Random(16), Load(killed)
@@ -148,6 +150,7 @@ _TAG = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_beside_plain_workers_what_ours_held_is_never_lost(worker, load_app, redis_url):
     """Two of each kind share one queue, and are killed at random.
 
