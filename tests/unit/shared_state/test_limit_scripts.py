@@ -115,6 +115,16 @@ class Machine(RuleBasedStateMachine):
 
     @rule(calls=st.lists(calls, max_size=4, unique=True))
     def renew(self, calls):
+        self.start_anew(calls)
+
+    @rule(call=calls, process=st.sampled_from(PROCESSES))
+    def stand_still(self, call, process):
+        """For longer than a lease: another asks for the same before it renews what it had."""
+        self.pass_time(LENGTH + 1)
+        self.acquire((f"{process}:{next(self.numbers)}", call[1]))
+        self.start_anew([call])
+
+    def start_anew(self, calls):
         calls = [call for call in calls if call[0] in self.granted]
         renewed = self.store.renew([(holder, demands_of(wanted)) for holder, wanted in calls])
         expected = [self.plain.renew(*call) for call in calls]
@@ -209,4 +219,7 @@ def test_a_planted_fault_is_found(machine, monkeypatch, script, right, wrong):
     assert right in text
     monkeypatch.setattr(limit_store, script, text.replace(right, wrong))
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(machine, settings=settings(SETTINGS, phases=[Phase.generate]))
+        # It ends with the first that fails.
+        run_state_machine_as_test(
+            machine, settings=settings(SETTINGS, phases=[Phase.generate], max_examples=1000)
+        )
