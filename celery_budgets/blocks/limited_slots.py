@@ -1,6 +1,7 @@
 """The slots of this process, and with each of them the limits over the fleet that a block needs.
 
-A block takes its slot first, and then all of its limits at once or none.
+A block takes its slot first, and then all of its limits at once or none. Runs in the process of
+the block.
 
 See also: :mod:`celery_budgets.blocks.process_slots`, and
 :mod:`celery_budgets.shared_state.limit_agent`, which asks for the limits.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from celery_budgets.blocks.process_slots import LOOK, ProcessSlots, Slot, process_slots
 from celery_budgets.config.settings import Settings
 from celery_budgets.errors import ConfigurationError, RejectedByBudget, nearest
+from celery_budgets.execution.call import SECONDS_TO_STOP
 from celery_budgets.execution.limits.async_exception import shielded
 from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.model.per_process import PerProcess
@@ -32,9 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "LimitedSlots", "slots_of"]
 
 logger = logging.getLogger(__name__)
-
-#: How long a block goes on whose places others have taken, seconds.
-SECONDS_TO_STOP = 1.0
 
 
 class Asked(NamedTuple):
@@ -213,5 +212,3 @@ def _stop(call: Any) -> None:
     if call is not None:
         now = monotonic()
         call.bring_forward(soft_at=now, hard_at=now + SECONDS_TO_STOP)
-        if call.moved is not None:
-            call.moved(call)

@@ -1,4 +1,7 @@
-"""``celery lanes drain``: have workers finish their calls and stop."""
+"""``celery lanes drain``: have workers finish their calls and stop.
+
+Runs in the operator's terminal.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import click
 
 from celery_budgets.cli.findings import require_broker
-from celery_budgets.cli.lane_commands import worker_names
+from celery_budgets.cli.lane_commands import destination_option
 from celery_budgets.cli.options import seconds_option
 from celery_budgets.sending.draining import Progress, drain, forecast, known_workers
 from celery_budgets.units import format_duration
@@ -22,10 +25,7 @@ MOST_SHOWN = 5
 
 
 @click.command("drain")
-@click.option(
-    "-d", "--destination", "workers", metavar="WORKER", multiple=True, callback=worker_names,
-    help="Drain this worker only; repeatable, or separated by commas.",
-)  # fmt: skip
+@destination_option("Drain")
 @click.option("--no-wait", is_flag=True, help="Return at once; the workers stop by themselves.")
 @click.option("--forecast", "only_forecast", is_flag=True, help="Only tell how long it would take.")
 @seconds_option("--timeout", 5.0, "Seconds that workers have to answer.")

@@ -1,11 +1,14 @@
-"""``celery lanes health``: whether the workers of this host work; for probes."""
+"""``celery lanes health``: whether the workers of this host work; for probes.
+
+Runs in a process of its own, which a probe or an operator starts.
+"""
 
 from __future__ import annotations
 
 import click
 from kombu.exceptions import OperationalError
 
-from celery_budgets.cli.lane_commands import worker_names
+from celery_budgets.cli.lane_commands import destination_option
 from celery_budgets.cli.options import seconds_option
 from celery_budgets.sending.health import health
 
@@ -18,10 +21,7 @@ EXIT_SILENT = 2
 
 
 @click.command("health")
-@click.option(
-    "-d", "--destination", "workers", metavar="WORKER", multiple=True, callback=worker_names,
-    help="Ask this worker only; repeatable, or separated by commas.",
-)  # fmt: skip
+@destination_option("Ask")
 @seconds_option("--timeout", 5.0, "Seconds that workers have to answer.")
 @click.pass_context
 def command(ctx: click.Context, *, workers: list[str], timeout: float) -> None:

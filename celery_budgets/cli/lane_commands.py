@@ -16,7 +16,7 @@ from celery_budgets.cli.options import seconds_option
 from celery_budgets.config.settings import settings_of
 from celery_budgets.sending.remote_control import Inspection, Replies
 
-__all__ = ["of_workers", "run_on_workers", "why_silent", "worker_names"]
+__all__ = ["destination_option", "of_workers", "run_on_workers", "why_silent"]
 
 #: Seconds that workers have to apply the change, which may start pool processes.
 CHANGE_SECONDS = 10.0
@@ -26,11 +26,7 @@ def of_workers(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate *command* with the argument LANE and the options that select workers."""
     decorators = (
         click.argument("lane"),
-        click.option(
-            "-d", "--destination", "workers", metavar="WORKER", multiple=True,
-            callback=worker_names,
-            help="Address this worker only; repeatable, or separated by commas.",
-        ),
+        destination_option("Address"),
         seconds_option("--timeout", 1.0, "Seconds that workers have to answer."),
         click.pass_context,
     )  # fmt: skip
@@ -39,10 +35,15 @@ def of_workers(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def worker_names(
-    _ctx: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
-) -> list[str]:
-    """Return the names of workers in an option, which may list several; refuse an empty one."""
+def destination_option(does: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option that names workers as *workers*; *does* begins its help."""
+    return click.option(
+        "-d", "--destination", "workers", metavar="WORKER", multiple=True, callback=_names,
+        help=f"{does} this worker only; repeatable, or separated by commas.",
+    )  # fmt: skip
+
+
+def _names(_ctx: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> list[str]:
     names = [name.strip() for text in given for name in text.split(",")]
     if not all(names):
         # An empty shell variable must not address all workers.

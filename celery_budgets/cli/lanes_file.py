@@ -9,7 +9,7 @@
     replicas = 2
     environment = { OMP_NUM_THREADS = "1" }
 
-All of it is checked before anything starts.
+All of it is checked before anything starts. Runs in the supervisor.
 """
 
 from __future__ import annotations

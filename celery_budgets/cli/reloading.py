@@ -1,6 +1,6 @@
 """Replaces the workers of a supervisor one by one: each stops when its successor is ready.
 
-Driven by the loop of :mod:`celery_budgets.cli.supervisor`, in its thread.
+Runs in the supervisor, in the loop of :mod:`celery_budgets.cli.supervisor`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The commands of the workers of ``celery lanes up``, by the command line and ``lanes.toml``."""
+"""The commands of the workers of ``celery lanes up``, by the command line and ``lanes.toml``.
+
+Runs in the supervisor.
+"""
 
 from __future__ import annotations
 

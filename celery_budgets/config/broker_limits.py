@@ -9,8 +9,8 @@ See also: :mod:`celery_budgets.worker.startup.checks`, which refuses a lane abov
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
+from celery_budgets.config.by_settings import BySettings
 from celery_budgets.config.settings import settings_of
 from celery_budgets.model.priority import Broker
 
@@ -45,13 +45,10 @@ def broker_ceiling(app: Any, factor: float) -> float | None:
         app: The Celery app; the visibility timeout is cached, because each delivery needs it.
         factor: The escalation factor of the budget.
     """
-    settings = settings_of(app)
-    read_from, visible = _visible.get(app, (None, None))
-    if read_from is not settings:
-        visible = None if renews(app) else visibility_timeout(app)
-        _visible[app] = settings, visible
+    visible = _visible.of(app)
     return None if visible is None else max(1.0, (visible - MARGIN) / factor)
 
 
-#: By app, with the settings it was read from: the configuration may be reloaded.
-_visible: WeakKeyDictionary[Any, tuple[Any, float | None]] = WeakKeyDictionary()
+_visible: BySettings[float | None] = BySettings(
+    lambda app, _settings: None if renews(app) else visibility_timeout(app)
+)

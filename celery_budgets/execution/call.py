@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from celery_budgets.model.budget import Budget, TimeLimits
     from celery_budgets.model.outcomes import Outcome
 
-__all__ = ["Call", "HardLimitReached", "Terms"]
+__all__ = ["SECONDS_TO_STOP", "Call", "HardLimitReached", "Terms"]
+
+#: How long a call goes on that has lost its lease, so that another may run in its place, seconds.
+SECONDS_TO_STOP = 1.0
 
 
 class Terms(NamedTuple):
@@ -77,8 +80,7 @@ class Call:
 
     __slots__ = (
         "_happened", "budget", "ceiling", "due_at", "hard_at", "hard_ceiling", "hard_sent",
-        "has_state",
-        "lane", "limits",
+        "has_state", "lane", "limits",
         "memory_due", "memory_guarded", "memory_sent", "memory_warned",
         "moved", "open", "outcome", "parent",
         "rss_after", "rss_before", "rss_peak", "soft_at", "soft_exceeded", "soft_sent",
@@ -119,7 +121,7 @@ class Call:
         self.soft_at, self.hard_at = now + soft, now + hard
         #: True while the body runs: only then may a limit interrupt the thread.
         self.open = True
-        #: Called when :meth:`extend` has moved the limits.
+        #: Called when the limits have moved.
         self.moved: Callable[[Call], None] | None = None
         self.soft_sent = self.hard_sent = self.memory_warned = self.soft_exceeded = False
         #: Whether it was terminated by the soft signal, which its body may handle.
@@ -165,6 +167,8 @@ class Call:
         # The hard limit first: at no instant may it lie below the soft one.
         self.hard_at = min(self.hard_at, hard_at)
         self.soft_at = min(self.soft_at, soft_at)
+        if self.moved is not None:
+            self.moved(self)
 
     def deadline(self) -> Deadline | None:
         """Return its limits as instants since the epoch; ``None`` if it has none."""

@@ -25,6 +25,7 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from kombu.serialization import dumps, loads
 from redis.exceptions import RedisError
 
+from celery_budgets.execution.call import SECONDS_TO_STOP
 from celery_budgets.execution.limits.watchdog import TICK, watchdog
 from celery_budgets.execution.outcome import TwinFailed, TwinWaits
 from celery_budgets.model.headers import HEADER_IDEMPOTENCY_KEY, HEADER_TERMS, HEADER_WAITED_FOR
@@ -43,8 +44,6 @@ _NAMESPACE = uuid5(NAMESPACE_URL, "celery-budgets:idempotency-key")
 LONGEST_KEY = 1000
 #: A twin's first delay, seconds; each further one is twice as long, up to the rest of the lease.
 FIRST_WAIT = 0.5
-#: How long a call whose lease has expired may continue, seconds.
-SECONDS_TO_STOP = 1.0
 
 
 def checked_key(key: Any) -> str:
@@ -191,8 +190,6 @@ def _stop(call: Call | None, lease: Lease) -> None:
     if lease.valid_until > now:
         ends = max(now, lease.valid_until - watchdog().interrupt.hard_grace - 2 * TICK)
     call.bring_forward(soft_at=now, hard_at=ends)
-    if call.moved is not None:
-        call.moved(call)
 
 
 def _settle_done(task: Any, leases: Leases, lease: Lease, value: Any) -> None:

@@ -1,6 +1,7 @@
 """``Limit``: what all processes together may use of one thing, as a frozen, validated value.
 
-See also: :mod:`celery_budgets.shared_state.limit_store`, which holds processes to it.
+A value only, made in every process. See also: :mod:`celery_budgets.shared_state.limit_store`, which
+holds processes to it.
 """
 
 from __future__ import annotations

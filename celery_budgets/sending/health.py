@@ -5,7 +5,7 @@ Runs in the process that asks. See also: :mod:`celery_budgets.model.workers.heal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic, sleep
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from celery.utils.nodenames import gethostname, nodesplit
 
 from celery_budgets.model.workers.health import Finding, findings, is_idle
 from celery_budgets.sending.remote_control import Inspection
+from celery_budgets.sending.why.at_broker import queue_counts
 
 __all__ = ["Health", "health"]
 
@@ -86,7 +87,8 @@ def _stalled(
     since = monotonic()
     with app.connection_for_write() as connection:
         while suspects:
-            waits = _waiting(connection, {queues[lane] for _, lane in suspects})
+            counts = queue_counts(connection, {queues[lane] for _, lane in suspects})
+            waits = {queue for queue, (messages, _) in counts.items() if messages}
             suspects = {key: n for key, n in suspects.items() if queues[key[1]] in waits}
             if not suspects or monotonic() - since > STALLED:
                 break
@@ -108,17 +110,3 @@ def _still(suspects: Mapping[Any, int], answers: Mapping[str, Any]) -> dict[Any,
         and is_idle(answers[name]["lanes"][lane])
         and answers[name]["lanes"][lane]["starts"] == starts
     }
-
-
-def _waiting(connection: Any, queues: Iterable[str]) -> set[str]:
-    """Return the queues in which messages wait for a worker."""
-    waiting = set()
-    for queue in queues:
-        # A channel each: a queue that does not exist closes it.
-        with connection.channel() as channel:
-            try:
-                if channel.queue_declare(queue, passive=True).message_count:
-                    waiting.add(queue)
-            except connection.channel_errors:
-                continue
-    return waiting

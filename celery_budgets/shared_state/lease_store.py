@@ -8,9 +8,9 @@ Used in the process that sends a call with a key, and in the one that runs it.
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from celery_budgets.config.settings import settings_of
+from celery_budgets.config.by_settings import BySettings
+from celery_budgets.config.settings import Settings, settings_of
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.priority import addresses
 from celery_budgets.shared_state.leases import Leases
@@ -28,17 +28,16 @@ def leases_of(app: Any) -> Leases:
     Raises:
         ConfigurationError: Neither the setting nor the backend nor the broker is a Redis.
     """
-    settings = settings_of(app)
-    read_from, found = _leases.get(app, (None, None))
-    if found is None or read_from is not settings:
-        length = settings.idempotency_lease
-        client, prefix = _client(
-            app, settings.idempotency_url, length * SERVER_SECONDS, "idempotency_key"
-        )
-        retention = settings.idempotency_retention
-        found = Leases(client, length=length, retention=retention, prefix=prefix + _PREFIX)
-        _leases[app] = settings, found
-    return found
+    return _leases.of(app)
+
+
+def _leases_by(app: Any, settings: Settings) -> Leases:
+    length, retention = settings.idempotency_lease, settings.idempotency_retention
+    client, prefix = client_of(app, length * SERVER_SECONDS, "idempotency_key")
+    return Leases(client, length=length, retention=retention, prefix=prefix + _PREFIX)
+
+
+_leases: BySettings[Leases] = BySettings(_leases_by)
 
 
 def client_of(app: Any, timeout: float, needed_by: str) -> tuple[Any, str]:
@@ -52,17 +51,9 @@ def client_of(app: Any, timeout: float, needed_by: str) -> tuple[Any, str]:
     Raises:
         ConfigurationError: As :func:`leases_of`.
     """
-    return _client(app, settings_of(app).idempotency_url, timeout, needed_by)
-
-
-#: By app, with the settings they were created from: the configuration may be reloaded.
-_leases: WeakKeyDictionary[Any, tuple[Any, Leases]] = WeakKeyDictionary()
-
-
-def _client(app: Any, url: str | None, timeout: float, needed_by: str) -> tuple[Any, str]:
-    """Return a client with a timeout of *timeout* seconds, and the prefix of its keys."""
     from celery.backends.redis import RedisBackend
 
+    url = settings_of(app).idempotency_url
     if url is not None:
         return _from_url(url, timeout), ""
     backend = app.backend

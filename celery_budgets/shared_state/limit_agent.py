@@ -7,7 +7,8 @@ While Redis does not answer, what is granted goes on to its end, and new calls w
 one lease where their limits say so (``on_outage="run"``). Who has lost its places, because the
 process stood still for longer than a lease and others have taken them, is told.
 
-See also: :mod:`celery_budgets.shared_state.limit_store`, the places in Redis.
+Runs in each process that runs calls with limits. See also:
+:mod:`celery_budgets.shared_state.limit_store`, the places in Redis.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """``Offers``: hears, in a thread, which places of limits this process is offered.
 
-See also: :mod:`celery_budgets.shared_state.limit_agent`, which takes them.
+Runs in each process that runs calls with limits. See also:
+:mod:`celery_budgets.shared_state.limit_agent`, which takes them.
 """
 
 from __future__ import annotations

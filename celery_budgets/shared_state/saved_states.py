@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
+from celery_budgets.config.by_settings import BySettings
 from celery_budgets.config.settings import settings_of
 from celery_budgets.shared_state.lease_store import client_of
 
@@ -65,8 +65,7 @@ class SavedStates:
             pipe.execute()
 
 
-#: By app, with the settings they were created from: the configuration may be reloaded.
-_states: WeakKeyDictionary[Any, tuple[Any, SavedStates]] = WeakKeyDictionary()
+_states: BySettings[SavedStates] = BySettings(lambda app, _settings: SavedStates(app))
 
 
 def saved_states_of(app: Any) -> SavedStates:
@@ -75,9 +74,4 @@ def saved_states_of(app: Any) -> SavedStates:
     Raises:
         ConfigurationError: The app has no Redis for them.
     """
-    settings = settings_of(app)
-    read_from, found = _states.get(app, (None, None))
-    if found is None or read_from is not settings:
-        found = SavedStates(app)
-        _states[app] = settings, found
-    return found
+    return _states.of(app)

@@ -13,8 +13,8 @@ import time
 import pytest
 
 from tests.brokers.test_gate_crashes import give_back_what_the_dead_held
+from tests.support.spans import most_at_once
 from tests.support.waiting import values_of, wait_until
-from tests.worker.fleet_app import most_at_once
 
 pytestmark = pytest.mark.slow
 

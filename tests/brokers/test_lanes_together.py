@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.marks import first_of
 from tests.support.outage import Outage
+from tests.support.spans import most_at_once
 from tests.support.waiting import values_of, wait_until
 
 APP = "tests.brokers.together_app"
@@ -24,16 +25,6 @@ EACH_POOL = pytest.mark.parametrize("pool", ["prefork", "threads"])
 def together(load_app, servers, broker_url):
     """The app of the tests, on each broker in turn."""
     return load_app(APP)
-
-
-def most_at_once(spans):
-    """Return the highest number of *spans*, (began, ended), that held at the same time."""
-    changes = sorted([(began, 1) for began, _ in spans] + [(ended, -1) for _, ended in spans])
-    most = now = 0
-    for _, change in changes:
-        now += change
-        most = max(most, now)
-    return most
 
 
 def send(app, counts, seconds):

@@ -11,6 +11,7 @@ from kombu import Connection, Queue
 
 from celery_budgets import ConfigurationError
 from tests.support.marks import first_of
+from tests.support.spans import most_at_once
 from tests.support.waiting import wait_until
 
 APP = "tests.brokers.together_app"
@@ -95,13 +96,7 @@ def test_an_idle_lane_runs_its_low_calls_at_full_speed(worker, together):
     high = together.occupy.apply_async((0.0,), queue="tool_call", priority="high")
     began, _ = high.get(timeout=10)
     assert began < max(result.get(timeout=30)[0] for result in low)
-    starts = sorted(result.get() for result in low)
-    changes = sorted([(a, 1) for a, _ in starts] + [(b, -1) for _, b in starts])
-    now, most = 0, 0
-    for _, change in changes:
-        now += change
-        most = max(most, now)
-    assert most == 8
+    assert most_at_once([result.get() for result in low]) == 8
 
 
 def test_a_retry_keeps_its_priority(worker, together):

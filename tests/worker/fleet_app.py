@@ -54,16 +54,6 @@ def cut_short(lane, killed_at):
     return spans
 
 
-def most_at_once(spans):
-    """Return how many bodies ran at once at most."""
-    changes = sorted(change for began, ended, *_ in spans for change in ((began, 1), (ended, -1)))
-    most = at_once = 0
-    for _, change in changes:
-        at_once += change
-        most = max(most, at_once)
-    return most
-
-
 def work(lane, name, seconds):
     began = now()
     redis().hset(f"begun:{lane}", f"{name} {os.getpid()}", began)

@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 
 from tests.support.marks import first_of
+from tests.support.spans import most_at_once
 from tests.support.waiting import wait_until
-from tests.worker.fleet_app import most_at_once
 
 APP = "tests.worker.fleet_app"
 POOLS = pytest.mark.parametrize("pool", first_of("prefork", "threads", "gevent", "solo"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_budgets.model.lanes import DEFAULT_LANES
+from tests.support.spans import most_at_once
 from tests.support.waiting import wait_until
 
 APP = "tests.worker.default_lanes_app"
@@ -90,18 +91,6 @@ def test_no_lane_runs_more_at_once_than_its_concurrency(lane_workers, default_la
         lane: {"succeeded": count} for lane, count in CALLS.items()
     }
     assert statistics.silent == ()
-
-
-def most_at_once(runs):
-    """Return how many of *runs*, as (start, end, ...), were running at the same moment."""
-    edges = sorted(
-        edge for start, end, *_ in runs for edge in ((start, 1), (end, -1))
-    )  # an end before a start at the same instant
-    running = most = 0
-    for _, step in edges:
-        running += step
-        most = max(most, running)
-    return most
 
 
 def test_what_runs_at_once_is_counted_right():

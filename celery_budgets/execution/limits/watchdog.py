@@ -101,8 +101,6 @@ class Watchdog:
         for call, _ in list(self._calls.values()):
             if call.task_id == task_id and call.open and not call.is_block:
                 call.bring_forward(soft_at=now, hard_at=now + seconds)
-                if call.moved is not None:
-                    call.moved(call)
 
     def frame_of(self, task_id: str) -> FrameType | None:
         """Return the innermost frame of a running call; ``None`` if there is no such call."""

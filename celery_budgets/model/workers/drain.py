@@ -1,7 +1,9 @@
 """Decides what a worker that stops does with each of its running calls.
 
 A stop with a known grace ends all calls that do not end in time by themselves. What will not, and
-may run again, is better stopped at once, so that another worker starts it now. Plain functions.
+may run again, is better stopped at once, so that another worker starts it now.
+
+Pure functions, used in the worker main process.
 """
 
 from __future__ import annotations

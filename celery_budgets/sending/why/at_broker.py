@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from celery_budgets.sending.why.evidence import Message
 from celery_budgets.units import MIB
 
-__all__ = ["AtBroker", "counted", "look"]
+__all__ = ["AtBroker", "counted", "look", "queue_counts"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +74,15 @@ def counted(connection: Any, queues: Sequence[str]) -> dict[str, tuple[int, int]
     Raises:
         kombu.exceptions.OperationalError: The broker does not answer.
     """
-    if connection.transport.driver_type != "amqp":
-        return {}
+    return queue_counts(connection, queues) if connection.transport.driver_type == "amqp" else {}
+
+
+def queue_counts(connection: Any, queues: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Return how many messages and how many consumers each of *queues* has; none does not exist.
+
+    Raises:
+        kombu.exceptions.OperationalError: The broker does not answer.
+    """
     counts: dict[str, tuple[int, int]] = {}
     channel = None
     for queue in queues:
@@ -83,8 +90,9 @@ def counted(connection: Any, queues: Sequence[str]) -> dict[str, tuple[int, int]
         try:
             counts[queue] = channel.queue_declare(queue, passive=True)[1:]
         except connection.channel_errors as exc:
-            # There is no such queue; the broker has closed the channel.
+            # There is no such queue; RabbitMQ has closed the channel.
             logger.debug("budgets.no_queue queue=%s: %s", queue, exc)
+            channel.close()
             channel = None
     if channel is not None:
         channel.close()

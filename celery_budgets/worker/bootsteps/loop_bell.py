@@ -3,6 +3,8 @@
 Before 5.7, kombu's event loop does not wake for a function that another thread adds
 (kombu.asynchronous.hub.Hub.call_soon): it would run up to a second later. Loops without a hub look
 several times a second anyway (worker.bootsteps.lanes_step).
+
+Lives in the worker main process.
 """
 
 from __future__ import annotations

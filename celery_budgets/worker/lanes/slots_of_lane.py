@@ -1,6 +1,7 @@
 """The slots of one lane in one worker: who has one, who waits for one, and what may be lent.
 
-See also: :mod:`celery_budgets.worker.lanes.lane_slots`, which grants them.
+Lives in the worker main process. See also: :mod:`celery_budgets.worker.lanes.lane_slots`, which
+grants them.
 """
 
 from __future__ import annotations

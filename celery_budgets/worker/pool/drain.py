@@ -29,6 +29,7 @@ from celery_budgets.telemetry.histogram import Histogram
 from celery_budgets.telemetry.statistics import Statistics
 from celery_budgets.units import format_duration
 from celery_budgets.worker.calls.roster import Roster
+from celery_budgets.worker.pool.jobs import job_of
 
 if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
@@ -148,7 +149,7 @@ class Drain:
             words = "the worker stops, and it would not end in time"
             self._roster.ended(request, Outcome.RETRIED, self._flight_of(request), words)
             request.reject(requeue=True)
-            job = request._apply_result() if request._apply_result is not None else None
+            job = job_of(request)
             if job is not None and not job.ready():
                 job._set(job._job, (False, _lost()))
         except Exception:

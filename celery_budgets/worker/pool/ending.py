@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from celery_budgets.execution.call import SECONDS_TO_STOP
 from celery_budgets.execution.limits.watchdog import watchdog
 from celery_budgets.worker.pool.jobs import job_of
 
@@ -14,10 +15,7 @@ if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
     from celery_budgets.worker.pool.time_limits import TimeLimitTimer
 
-__all__ = ["SECONDS_TO_STOP", "end_soon"]
-
-#: How long a call goes on whose places in limits others have taken, seconds.
-SECONDS_TO_STOP = 1.0
+__all__ = ["end_soon"]
 
 
 def end_soon(request: Delivery, timer: TimeLimitTimer | None) -> None:
