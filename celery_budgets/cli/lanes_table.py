@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from celery_budgets.cli import queue_cells
-from celery_budgets.cli.alerts import CRITICAL_SHARE
 from celery_budgets.cli.lane_commands import why_silent
-from celery_budgets.cli.overview import Overview, Row
+from celery_budgets.sending.status.alerts import CRITICAL_SHARE
+from celery_budgets.sending.status.overview import Overview, Row
 from celery_budgets.units import MIB, format_duration
 
 __all__ = ["drawn"]

@@ -12,9 +12,9 @@ import click
 
 from celery_budgets.cli.findings import require_broker
 from celery_budgets.cli.options import seconds_option
-from celery_budgets.cli.overview import Overview
 from celery_budgets.config.settings import settings_of
 from celery_budgets.sending.remote_control import Inspection
+from celery_budgets.sending.status.overview import Overview
 
 if TYPE_CHECKING:
     from rich.console import Console, Group

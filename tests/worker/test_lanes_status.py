@@ -16,9 +16,9 @@ from contextlib import contextmanager
 import pytest
 
 from celery_budgets import Budgets
-from celery_budgets.cli.alerts import Alert
-from celery_budgets.cli.overview import Overview, Row
 from celery_budgets.sending.remote_control import Inspection
+from celery_budgets.sending.status.alerts import Alert
+from celery_budgets.sending.status.overview import Overview, Row
 from celery_budgets.telemetry.snapshots import Slots
 from celery_budgets.units import MIB
 from tests.support.apps import Servers

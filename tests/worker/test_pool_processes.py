@@ -8,9 +8,9 @@ import urllib.request
 import pytest
 from billiard.exceptions import WorkerLostError
 
-from celery_budgets.cli.alerts import Alert
-from celery_budgets.cli.overview import Overview
 from celery_budgets.sending.remote_control import Inspection
+from celery_budgets.sending.status.alerts import Alert
+from celery_budgets.sending.status.overview import Overview
 from tests.support.waiting import wait_until
 
 APP = "tests.worker.slow_start_app"

@@ -41,7 +41,7 @@ def test_a_lost_call_is_settled(worker, load_app, pool):
 
 
 def alerts(app):
-    from celery_budgets.cli.alerts import alerts_of
+    from celery_budgets.sending.status.alerts import alerts_of
 
     answers, *_ = app.budgets._inspection.ask(2.0)
     return [alerts_of("narrow", answer) for answer in answers.values()]

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from celery_budgets import Budgets, Lane
 from celery_budgets.cli import lanes, queue_cells, status, top
-from celery_budgets.cli.alerts import Alert, alerts_of
 from celery_budgets.cli.lanes_table import drawn
-from celery_budgets.cli.overview import Overview
 from celery_budgets.cli.top import Looks
 from celery_budgets.sending.remote_control import Replies
+from celery_budgets.sending.status.alerts import Alert, alerts_of
+from celery_budgets.sending.status.overview import Overview
 from celery_budgets.telemetry.queues import LaneQueue
 from celery_budgets.units import MIB
 from tests.support.answers import ScriptedInspection, answer, ended, lane

@@ -1,6 +1,6 @@
 """The data of ``celery lanes status`` and ``celery lanes top``: a row per lane and worker.
 
-See also: :mod:`celery_budgets.cli.alerts`, which derives the alerts of a row, and
+See also: :mod:`celery_budgets.sending.status.alerts`, which derives the alerts of a row, and
 :mod:`celery_budgets.cli.lanes_table`, which draws the table.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from celery_budgets.cli.alerts import Alert, alerts_of, is_paused
 from celery_budgets.sending.remote_control import Replies
+from celery_budgets.sending.status.alerts import Alert, alerts_of, is_paused
 from celery_budgets.telemetry.objectives import Objective
 from celery_budgets.telemetry.queues import LaneQueue
 from celery_budgets.telemetry.snapshots import (
