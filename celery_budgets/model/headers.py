@@ -26,6 +26,10 @@ HEADER_IDEMPOTENCY_KEY: Final = "budgets_idempotency_key"
 HEADER_WAITED_FOR: Final = "budgets_waited_for"
 #: Path of the call's request scope: the names of nested scopes, joined by "/".
 HEADER_SCOPE: Final = "budgets_scope"
+#: The key by name of the limit, for limits with keys; a key here wins over that of the arguments.
+HEADER_LIMIT_KEYS: Final = "budgets_limit_keys"
+#: For how many calls it counts: a number, or a mapping of limits to numbers.
+HEADER_WEIGHT: Final = "budgets_weight"
 
 
 def seconds_waited(headers: Mapping[str, Any], started_at: float) -> float:

@@ -9,7 +9,7 @@ which enforces the deadline in the worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from time import time
 from typing import Any
@@ -19,7 +19,14 @@ from celery_budgets.errors import ConfigurationError
 from celery_budgets.execution.context import call_of, running_call, takes_its_place, worker_request
 from celery_budgets.model.budget import Budget, checked_limit, seconds_or_none
 from celery_budgets.model.deadline import Deadline
-from celery_budgets.model.headers import HEADER_DEADLINE, HEADER_DUE_AT, HEADER_IDEMPOTENCY_KEY
+from celery_budgets.model.demands import key_problems, weight_problems
+from celery_budgets.model.headers import (
+    HEADER_DEADLINE,
+    HEADER_DUE_AT,
+    HEADER_IDEMPOTENCY_KEY,
+    HEADER_LIMIT_KEYS,
+    HEADER_WEIGHT,
+)
 from celery_budgets.model.outcomes import Outcome
 from celery_budgets.model.priority import Broker, Priority, low_queue, number_of
 from celery_budgets.sending import sent
@@ -107,6 +114,34 @@ def _idempotency_key(task: Any, options: dict[str, Any]) -> None:
             forget_failure(task.backend, options["task_id"])
 
 
+def _limits(task: Any, options: dict[str, Any]) -> None:
+    """``limit_keys=``: the key by limit; ``weight=``: for how many calls it counts.
+
+    Raises:
+        ConfigurationError: One of them is of no limit that the task names, or can never start.
+    """
+    keys, weight = options.pop("limit_keys", None), options.pop("weight", None)
+    if keys is None and weight is None:
+        return
+    # A map is held to the limits of the task that it names.
+    task_of_limits = getattr(task, "mapped", None) or task
+    subject, known = f"task {task_of_limits.name!r}", settings_of(task.app).limits
+    problems: list[str] = []
+    if keys is not None:
+        problems += key_problems(subject, keys, task_of_limits.limits, known)
+    if weight is not None:
+        problems += weight_problems(subject, weight, task_of_limits.limits, known)
+    ConfigurationError.raise_if(problems)
+    if keys is not None:
+        _add_header(options, HEADER_LIMIT_KEYS, _keys(keys))
+    if weight is not None:
+        _add_header(options, HEADER_WEIGHT, weight)
+
+
+def _keys(keys: Any) -> dict[str, str]:
+    return {str(name): str(key) for name, key in keys.items()}
+
+
 def _scope(task: Any, options: dict[str, Any]) -> None:
     """Count the call in the request scope around it, which may reject it."""
     if not takes_its_place(options.get("task_id")):
@@ -139,7 +174,7 @@ def _time_limits(task: Any, options: dict[str, Any]) -> None:
 #: One function per option; each removes its option and may add Celery's. The last one counts the
 #: call, after all functions that may reject it.
 _TURNS: tuple[Callable[[Any, dict[str, Any]], None], ...] = (
-    _deadline, _time_limits, _priority, _idempotency_key, _scope,
+    _deadline, _time_limits, _priority, _limits, _idempotency_key, _scope,
 )  # fmt: skip
 
 
@@ -175,9 +210,14 @@ def inherit(headers: dict[str, Any], properties: dict[str, Any] | None) -> None:
 
     Args:
         headers: Headers of the message; changed.
-        properties: Properties of the message, to which Celery moves ``deadline=`` and
-            ``idempotency_key=`` of ``send_task`` (celery.app.amqp, send_task_message).
+        properties: Properties of the message, to which Celery moves ``deadline=``,
+            ``idempotency_key=``, ``limit_keys=`` and ``weight=`` of ``send_task``
+            (celery.app.amqp, send_task_message).
     """
+    if properties and isinstance(properties.get("limit_keys"), Mapping):
+        headers.setdefault(HEADER_LIMIT_KEYS, _keys(properties.pop("limit_keys")))
+    if properties and "weight" in properties:
+        headers.setdefault(HEADER_WEIGHT, properties.pop("weight"))
     if properties and "idempotency_key" in properties:
         headers.setdefault(HEADER_IDEMPOTENCY_KEY, properties.pop("idempotency_key"))
     if properties and "deadline" in properties:

@@ -5,7 +5,7 @@ See also: :mod:`celery_budgets.tasks.run`, which runs a call under its budget.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from celery import Task
@@ -15,6 +15,7 @@ from celery_budgets.config.settings import settings_of
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.execution.context import call_of
 from celery_budgets.model.budget import Budget, TimeLimits
+from celery_budgets.model.demands import weight_problems
 from celery_budgets.model.lanes import Lane
 from celery_budgets.sending.options import not_sent, options_for
 from celery_budgets.sending.results import LaneResult, note_queue
@@ -73,8 +74,10 @@ class BudgetedTask(Task):
     children: ClassVar[Literal["end", "leave"] | None] = None
     #: ``False``: acknowledge early, so that no call is redelivered; ``None``: the lane's.
     idempotent: ClassVar[bool | None] = None
-    #: Names of limits over the fleet, without keys, that its calls on workers are held to.
+    #: Names of limits over the fleet that its calls on workers are held to.
     limits: ClassVar[Sequence[str]] = ()
+    #: For how many calls one counts: a number, or by limit: ``{"openai": 3}``.
+    weight: ClassVar[int | Mapping[str, int]] = 1
     #: How often a killed call is run again; needs an idempotent task.
     max_kills: ClassVar[int] = 0
 
@@ -134,7 +137,8 @@ class BudgetedTask(Task):
         ``deadline`` is the time in seconds, from now, for the call and all calls that it sends;
         with ``None`` it does not inherit the deadline of the sending call. Of all calls with the
         same ``idempotency_key`` only one runs, and the others get its result; they share a task
-        id, except calls that have one already, as in a canvas.
+        id, except calls that have one already, as in a canvas. ``limit_keys`` gives the key by
+        limit, in place of that of the arguments; ``weight`` is as on the task.
 
         Example:
             >>> critics_run.apply_async(("tools.py",), deadline=5.0)
@@ -193,6 +197,8 @@ class BudgetedTask(Task):
             problems.append(
                 f"task {cls.name!r}: limits {cls.limits!r} must be a list of names of limits"
             )
+        else:
+            problems.extend(weight_problems(f"task {cls.name!r}", cls.weight, cls.limits, {}))
         ConfigurationError.raise_if(problems)
 
     def home(self) -> Lane:

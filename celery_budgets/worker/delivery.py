@@ -95,6 +95,8 @@ class Delivery(Protocol):
     ceiling: float | None
     outcome: Outcome | None
     message_key: tuple[str, float | None]
+    #: What it needs of limits over the fleet, if that depends on the call itself.
+    demands: Any
     #: A later delivery of the same message.
     again: Any
     #: The handle that a pool in this process returned for it.

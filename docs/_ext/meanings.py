@@ -138,8 +138,8 @@ LOG_EVENTS = {
     "budgets.lease_not_taken": "Redis did not answer when a call tried to take its key. The call "
     "is sent again with a delay.",
     "budgets.lease_overrun": "A body ended after its lease was lost. A twin may have run too.",
-    "budgets.limit_key_missing": "A block names a limit with keys and gives no key. All without "
-    "one share a key; told once per limit and process.",
+    "budgets.limit_key_missing": "A block or a call names a limit with keys and gives no key. All "
+    "without one share a key; told once per limit, and task or block, in each process.",
     "budgets.limits_failed": "What holds calls to limits over the fleet raised. It continues.",
     "budgets.limits_known": "Redis tells again who uses the limits over the fleet.",
     "budgets.limits_unknown": "Redis does not tell who uses the limits over the fleet. New calls "

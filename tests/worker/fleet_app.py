@@ -23,7 +23,12 @@ app.conf.budgets_priorities = "PRIORITIES" in os.environ
 budgets = Budgets(
     app,
     lanes=[Lane("free", 2), Lane("shared", 4, fleet=2), Lane("one", 2, fleet=1)],
-    limits=[Limit("api", 1), Limit("slowly", rate="5/s", burst=1)],
+    limits=[
+        Limit("api", 1),
+        Limit("slowly", rate="5/s", burst=1),
+        Limit("four", 4),
+        Limit("tenant", 1, key="tenant"),
+    ],
 )
 
 
@@ -90,3 +95,13 @@ def slowly(name):
 @app.task(base=BudgetedTask, lane="one")
 def one(name, seconds=0.1):
     return work("one", name, seconds)
+
+
+@app.task(base=BudgetedTask, lane="free", limits=["four"], weight=2)
+def heavy(name, seconds=0.3):
+    return work("heavy", name, seconds)
+
+
+@app.task(base=BudgetedTask, lane="free", limits=["tenant"])
+def of_tenant(tenant, name, seconds=0.2):
+    return work(f"tenant:{tenant}", name, seconds)

@@ -106,3 +106,19 @@ def test_tasks_are_held_to_the_limits_that_they_name(worker, load_app, broker_ur
     assert most_at_once(app.ran("api")) == 1
     begun = [began for began, *_ in app.ran("slowly")]
     assert begun[-1] - begun[0] > 0.9  # 5 times 0.2 s, less the start of the first
+
+
+def test_a_call_of_weight_counts_as_many(worker, load_app, broker_url):
+    """That of the task, or of the sender; it survives a retry and a chain."""
+    for _ in range(2):
+        worker(APP, "-Q", "free")
+    app = load_app(APP)
+    results = [app.heavy.delay(str(n)) for n in range(6)]
+    for result in results:
+        result.get(timeout=60)
+    assert most_at_once(app.ran("heavy")) == 2
+    results = [app.heavy.apply_async((f"4 {n}",), weight=4) for n in range(3)]
+    results += [app.heavy.s("4 in a chain").set(weight=4).apply_async()]
+    for result in results:
+        result.get(timeout=60)
+    assert most_at_once([span for span in app.ran("heavy") if span[2].startswith("4 ")]) == 1

@@ -26,6 +26,8 @@ class SettlingRequest(Request):
 
     #: Whether Celery has requeued it, or published a retry.
     sent_again = False
+    #: What it needs of limits over the fleet, if that depends on the call itself.
+    demands: Any = None
     _success_was_found = False
 
     def reject(self, requeue: bool = False) -> None:

@@ -11,6 +11,7 @@ Runs in the worker main process, in any of its threads, under the lock of
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,6 +19,9 @@ from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from celery_budgets.errors import words_of
+from celery_budgets.model.demands import CallLimits
+from celery_budgets.model.headers import HEADER_WEIGHT
 from celery_budgets.model.lane import Lane
 from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.tasks.task import BudgetedTask
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["Demands", "FleetLeases", "demands_of_lanes", "leases_of", "limits_named_by"]
+
+logger = logging.getLogger(__name__)
 
 #: Equal for calls that may take each other's places.
 Demands: TypeAlias = tuple[Demand, ...]
@@ -95,8 +101,10 @@ class FleetLeases:
         self._wake = wake
         self._lose = lose
         self._limits = limits
-        #: What each call needs, by lane and task.
-        self._needed: dict[tuple[str, str, str], Demands] = {}
+        #: What each call needs by lane and task, and what depends on the call itself.
+        self._needed: dict[tuple[str, str, str], tuple[Demands, CallLimits | None]] = {}
+        #: Tasks and limits of which it was told that a key is missing.
+        self._keyless: set[tuple[str, str]] = set()
         #: What was asked for and no call has taken.
         self._wishes: dict[Demands, list[Wish]] = {}
         self._of: dict[Delivery, Wish] = {}
@@ -104,12 +112,37 @@ class FleetLeases:
     def of(self, request: Delivery) -> Demands:
         """Return what *request* needs; nothing if neither its lane nor its task is limited."""
         which = request.lane.name, request.task.name, request.type
-        needed = self._needed.get(which)
-        if needed is None:
-            named = (self._limits[name] for name in dict.fromkeys(limits_named_by(request.task)))
-            of_lane = self._demands.get(request.lane.name, ())
-            needed = self._needed[which] = of_lane + tuple(map(Demand, named))
+        found = self._needed.get(which)
+        if found is None:
+            found = self._needed[which] = self._by_task(request)
+        plain, limits = found
+        if limits is None or not (limits.keyed or HEADER_WEIGHT in request.request_dict):
+            return plain
+        if request.demands is None:
+            request.demands = self._demands.get(request.lane.name, ()) + limits.demands(
+                request.args, request.kwargs, request.request_dict, partial(self._miss, request)
+            )
+        needed: Demands = request.demands
         return needed
+
+    def _by_task(self, request: Delivery) -> tuple[Demands, CallLimits | None]:
+        of_lane = self._demands.get(request.lane.name, ())
+        if not limits_named_by(request.task):
+            return of_lane, None
+        mapped = getattr(request.task, "mapped", None)
+        limits = CallLimits(mapped or request.task, self._limits, reads=mapped is None)
+        return of_lane + (() if limits.keyed else limits.demands((), {}, {})), limits
+
+    def _miss(self, request: Delivery, limit: str, error: Exception | None) -> None:
+        """Tell once, by task and limit, that calls without a key share one."""
+        if (request.type, limit) in self._keyless:
+            return
+        self._keyless.add((request.type, limit))
+        logger.warning(
+            "budgets.limit_key_missing limit=%s task=%s task_id=%s: calls without a key share one; "
+            "give limit_keys={%r: ...}%s", limit, request.type, request.id, limit,
+            f" (its key raised {type(error).__name__}: {words_of(error)})" if error else "",
+        )  # fmt: skip
 
     def allows(self, request: Delivery) -> bool:
         """Return whether there is a place for *request*."""

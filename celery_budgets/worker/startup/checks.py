@@ -17,6 +17,7 @@ from celery_budgets.config.routing import lane_of
 from celery_budgets.config.settings import settings_of
 from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.execution.memory import rss as memory
+from celery_budgets.model.demands import limit_problems
 from celery_budgets.model.lanes import Lane, Lanes
 from celery_budgets.model.priority import Broker
 from celery_budgets.tasks.strategies import strategy_problems
@@ -152,20 +153,7 @@ def task_class_problems(task: BudgetedTask) -> Iterator[str]:
     """Yield a problem for each class of *task* by which messages would bypass this package."""
     yield from strategy_problems(type(task))
     yield from request_problems(task)
-    yield from _limit_problems(task)
-
-
-def _limit_problems(task: BudgetedTask) -> Iterator[str]:
-    known = settings_of(task.app).limits
-    for name in task.limits:
-        if name not in known:
-            yield f"task {task.name!r}: limit {name!r} is not known; {nearest(name, known)}"
-        elif known[name].key is not None:
-            yield (
-                f"task {task.name!r}: limit {name!r} has a key, and such limits hold blocks alone "
-                "yet, no whole tasks; write in the task: with budgets.call(lane, limits=[...], "
-                "limit_keys={...}, wait=...)"
-            )
+    yield from limit_problems(task, settings_of(task.app).limits)
 
 
 def longest_hard_limit(app: Any, lanes: Lanes, chosen: Iterable[Lane]) -> tuple[float, str]:

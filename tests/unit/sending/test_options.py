@@ -14,7 +14,14 @@ import pytest
 from celery import Celery, Task
 from kombu import Queue
 
-from celery_budgets import BudgetedTask, Budgets, Lane, RejectedByBudget
+from celery_budgets import (
+    BudgetedTask,
+    Budgets,
+    ConfigurationError,
+    Lane,
+    Limit,
+    RejectedByBudget,
+)
 from celery_budgets.execution.call import Call
 from celery_budgets.execution.context import note_call, running_call
 from celery_budgets.model.budget import TimeLimits
@@ -237,3 +244,48 @@ def test_a_retry_is_not_refused_for_what_its_message_came_with(app, task, runnin
     """A plain sender may have sent it with limits that make no sense."""
     task.apply_async(task_id="parent", soft_time_limit=0, time_limit="soon")
     assert published[-1]["timelimit"] == [None, None]
+
+
+@pytest.fixture
+def limited():
+    app = Celery("limited", broker="memory://", set_as_current=False)
+    Budgets(app, lanes=[Lane("lane", 2)], limits=[Limit("api", 5), Limit("tenant", 2, key="who")])
+
+    @app.task(base=BudgetedTask, name="limited", shared=False, limits=["api", "tenant"])
+    def limited(who):
+        """Do nothing."""
+
+    return limited
+
+
+def test_keys_and_weights_of_limits_become_headers(limited):
+    """Beside the caller's."""
+    given = {"limit_keys": {"tenant": 7}, "weight": {"api": 3}, "headers": {"mine": 1}}
+    assert options_for(limited, given) == {
+        "headers": {
+            "mine": 1, "budgets_limit_keys": {"tenant": "7"}, "budgets_weight": {"api": 3},
+        }
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"weight": 3}, "weight 3 is above what limit 'tenant' ever grants, its concurrency of 2"),
+        ({"weight": {"apy": 1}}, "'apy' is no limit that it names; did you mean 'api'"),
+        ({"limit_keys": {"api": "x"}}, "'api' is no limit with keys that it names"),
+        ({"limit_keys": "x"}, "must be a mapping of limits to keys"),
+    ],
+)
+def test_what_no_limit_can_hold_is_refused(limited, option, words):
+    """Before anything is sent."""
+    with pytest.raises(ConfigurationError, match=words):
+        limited.apply_async(("acme",), **option)
+
+
+def test_by_name_they_come_among_the_properties():
+    """As Celery passes on what send_task does not know."""
+    headers, properties = {"id": "1"}, {"limit_keys": {"tenant": 7}, "weight": 2, "priority": 1}
+    inherit(headers, properties)
+    assert headers == {"id": "1", "budgets_limit_keys": {"tenant": "7"}, "budgets_weight": 2}
+    assert properties == {"priority": 1}

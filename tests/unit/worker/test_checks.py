@@ -264,12 +264,12 @@ def test_a_limit_over_the_fleet_needs_redis():
     ("broker", "name", "words"),
     [
         ("redis://", "ap", "task 't': limit 'ap' is not known; did you mean 'api'?"),
-        ("redis://", "tenant", "task 't': limit 'tenant' has a key, and such limits hold blocks"),
+        ("redis://", "tenant", "task 't': limit 'tenant': its key 'tenant_id' is no argument of"),
         ("amqp://", "api", "a limit over the fleet needs a Redis"),
     ],
 )
 def test_limits_that_tasks_name(broker, name, words):
-    """Known ones without keys, and a Redis."""
+    """Known ones, with keys that are arguments, and a Redis."""
     limits = {"api": 1, "tenant": {"concurrency": 1, "key": "tenant_id"}}
     worker = new_worker(broker=broker, budgets_limits=limits)
     worker.app.task(base=BudgetedTask, name="t", limits=[name])(python_task)
