@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from celery_budgets.model.limit import Demand
-from celery_budgets.shared_state.limit_scripts import ACQUIRE, CLOCK, RELEASE, RENEW
+from celery_budgets.shared_state.limit_scripts import ACQUIRE, CLOCK, RELEASE, RENEW, THROTTLE
 
 __all__ = ["CHANNELS", "OFFERED", "Answer", "LimitStore"]
 
@@ -62,6 +62,7 @@ class LimitStore:
         self._acquire = client.register_script(clock + ACQUIRE)
         self._renew = client.register_script(clock + RENEW)
         self._release = client.register_script(clock + RELEASE)
+        self._throttle = client.register_script(clock + THROTTLE)
 
     def acquire(self, holder: str, demands: Sequence[Demand], since: int = 0) -> Answer:
         """Take all of *demands*, or stand in line for the first that is full.
@@ -109,15 +110,29 @@ class LimitStore:
         """
         self._release(keys=[*self._names(demands)], args=self._arguments(holder, demands, 0))
 
+    def throttle(self, limit: str, key: str | None, seconds: float) -> None:
+        """Close *limit* for *seconds*: for one *key* alone, or with ``None`` for all of them.
+
+        After that one call tries it; the others start when that one has ended well.
+
+        Raises:
+            redis.exceptions.RedisError: The server does not answer.
+        """
+        name = f"{self._prefix}brakes:{limit}" if key is None else self._of("brake", limit, key)
+        self._throttle(keys=[name], args=[max(1, round(seconds * 1e6))])
+
     def _names(self, demands: Iterable[Demand]) -> Iterator[str]:
         for demand in demands:
-            yield from (self._name(what, demand) for what in ("held", "line", "rate"))
+            yield from (self._name(what, demand) for what in ("held", "line", "rate", "brake"))
+            yield f"{self._prefix}brakes:{demand.limit.name}"
 
     def _name(self, what: str, demand: Demand) -> str:
-        key = demand.key
+        return self._of(what, demand.limit.name, demand.key)
+
+    def _of(self, what: str, limit: str, key: str) -> str:
         if len(key) > _LONGEST_KEY or not key.isprintable():  # it may not even be UTF-8
             key = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-        return f"{self._prefix}{what}:{demand.limit.name}:{key}"
+        return f"{self._prefix}{what}:{limit}:{key}"
 
     def _arguments(self, holder: str, demands: Iterable[Demand], since: int) -> list[Any]:
         of_demands = chain.from_iterable(map(_numbers, demands))

@@ -65,6 +65,7 @@ class Machine(RuleBasedStateMachine):
         self.ears = {process: self.client.pubsub() for process in PROCESSES}
         self.granted: set[str] = set()
         self.since: dict[str, int] = {}
+        self.brake_of: dict[str, str | None] = {}
         self.numbers = itertools.count()
         self.pass_time(1)
         for process in PROCESSES:
@@ -132,6 +133,20 @@ class Machine(RuleBasedStateMachine):
         self.granted -= {
             holder for (holder, _), kept in zip(calls, renewed, strict=True) if not kept
         }
+
+    @rule(
+        name=st.sampled_from(sorted(LIMITS)),
+        key=st.sampled_from(["", None]),
+        seconds=st.sampled_from([1, 30]),
+    )
+    def throttle(self, name, key, seconds):
+        """Whoever is at the other end has had enough; of the only key, or of all."""
+        if (brake := self.plain.limits[name]).opens is None:
+            self.brake_of[name] = key
+        # A brake of the one kind after one of the other: the reference has one.
+        self.store.throttle(name, self.brake_of[name], seconds)
+        self.plain.throttle(name, seconds)
+        assert brake.opens is not None
 
     @rule(call=consumes(calls))
     def release(self, call):
@@ -210,8 +225,12 @@ def test_the_scripts_do_what_the_reference_does(machine):
         ("ACQUIRE", "if refused == 0 then", "if refused < 2 then"),
         ("RELEASE", "redis.call('ZREM', demand.line, demand.waits)", ""),
         ("RENEW", "renewed[place] = 0", "renewed[place] = 1"),
+        ("ACQUIRE", "who ~= holder and now < ends", "false"),
     ],
-    ids=["counts wrongly", "takes a part", "leaves no line", "renews what another has"],
+    ids=[
+        "counts wrongly", "takes a part", "leaves no line", "renews what another has",
+        "lets all try what was closed",
+    ],
 )  # fmt: skip
 def test_a_planted_fault_is_found(machine, monkeypatch, script, right, wrong):
     """In one of the scripts: the check can fail."""
