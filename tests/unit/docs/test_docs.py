@@ -16,7 +16,6 @@ import tomllib
 
 import click
 import pytest
-import yaml
 
 import celery_budgets
 from celery_budgets.cli import lanes
@@ -330,7 +329,10 @@ def test_extras_that_are_installed_exist():
 
 
 def test_supervised_workers_have_longer_than_a_call_may_last():
-    """The systemd template and the Deployment stop a worker warmly."""
+    """The systemd template stops a worker warmly.
+
+    For the Deployments see ``tests/unit/examples/test_kubernetes.py``.
+    """
     page = PAGES["guides/deploy.md"]
     longest = max(lane.budget.hard_time_limit for lane in DEFAULT_LANES)
     unit = configparser.RawConfigParser()
@@ -338,9 +340,6 @@ def test_supervised_workers_have_longer_than_a_call_may_last():
     unit.read_string(page.of("ini")[0].text)
     assert unit.getfloat("Service", "TimeoutStopSec") > longest
     assert unit.get("Service", "KillMode") == "mixed"
-    pod = yaml.safe_load(page.of("yaml")[0].text)["spec"]["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] > longest
-    check_command(pod["containers"][0]["command"][1:])
 
 
 def test_the_diagram_is_that_of_its_text():
