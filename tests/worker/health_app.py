@@ -10,12 +10,23 @@ from celery.worker.control import control_command
 from celery_budgets import BudgetedTask, Budgets, Lane
 
 app = Celery("health")
-Budgets(app, lanes=[Lane("lane", 2), Lane("other", 1)])
+Budgets(app, lanes=[Lane("lane", 2), Lane("other", 1), Lane("limited", 2, fleet=1)])
 
 
 @app.task(base=BudgetedTask, lane="lane")
 def nap(seconds):
     time.sleep(seconds)
+    return "done"
+
+
+@app.task(base=BudgetedTask, lane="limited")
+def limited(seconds):
+    time.sleep(seconds)
+    return "done"
+
+
+@app.task(base=BudgetedTask, lane="other", rate_limit="1/m")
+def seldom():
     return "done"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,22 @@ def test_a_lane_that_an_operator_has_paused_works(worker, load_app, servers):
     code, text = health(servers)
     assert code == 0, text
     assert "lane: works: paused by an operator" in text
+
+
+def test_a_lane_whose_calls_wait_for_a_limit_works(worker, load_app, servers, broker_url):
+    """It has free slots, and takes no more: what it has taken may not start yet."""
+    module = fresh(load_app)
+    running = worker(APP, "-Q", "limited,other")
+    for _ in range(8):
+        module.limited.delay(60)
+        module.seldom.delay()
+    running.wait_active(1)
+    code, text = health(servers, "-d", node(running))
+    assert code == 0, text
+    assert re.search(r"limited: works: consumes; 1 of 2 run, \d waits? in the worker", text), text
+    assert re.search(r"other: works: consumes; 0 of 1 run, \d waits? in the worker", text), text
+    module.app.control.purge()
+    running.kill()
 
 
 def test_a_frozen_worker_and_none_at_all(worker, load_app, servers, broker_url):

@@ -24,8 +24,12 @@ class Finding(NamedTuple):
 
 
 def is_idle(lane: Mapping[str, Any]) -> bool:
-    """Return whether a lane, as its worker describes it, would start a call that waits."""
-    return bool(lane["consumes"]) and not lane["paused"] and bool(lane["free"])
+    """Return whether a lane, as its worker describes it, would take a message that waits.
+
+    It takes no more, in spite of free slots, while calls that it has taken wait for a limit.
+    """
+    takes = lane["consumes"] and not lane["paused"]
+    return bool(takes and lane["free"] and not lane["waiting"])
 
 
 def findings(answer: Mapping[str, Any], stalled: Collection[str] = ()) -> list[Finding]:
@@ -50,7 +54,9 @@ def findings(answer: Mapping[str, Any], stalled: Collection[str] = ()) -> list[F
 def _of_lane(name: str, lane: Mapping[str, Any], stalled: bool) -> Finding:
     last = lane["last_start"]
     began = "none yet" if last is None else f"{format_duration(round(last, 1))} ago"
-    calls = f"{lane['active']} of {lane['limit']} run, the last call began: {began}"
+    waiting = lane["waiting"]
+    wait = f", {waiting} wait{'s' * (waiting == 1)} in the worker" if waiting else ""
+    calls = f"{lane['active']} of {lane['limit']} run{wait}, the last call began: {began}"
     if lane["paused"]:
         who = " and ".join(_PAUSES.get(reason, reason) for reason in lane["paused"])
         return Finding(True, name, f"paused by {who}; {calls}")

@@ -8,7 +8,7 @@ from celery_budgets.model.workers.health import findings, is_idle
 
 LANE = {
     "queue": "q", "consumes": True, "paused": [], "active": 1, "limit": 2, "free": True,
-    "starts": 3, "last_start": 12.04,
+    "waiting": 0, "starts": 3, "last_start": 12.04,
 }  # fmt: skip
 POOL = {"up": 2, "size": 2, "missing": 0}
 
@@ -22,6 +22,7 @@ def worker(processes=None, gate="open", **lane):
     [
         (worker(), (), [True], "consumes; 1 of 2 run, the last call began: 12 s ago"),
         (worker(last_start=None), (), [True], "none yet"),
+        (worker(waiting=3), (), [True], "1 of 2 run, 3 wait in the worker, the last call began"),
         (worker(consumes=False), (), [False], "does not consume its queue q"),
         (worker(consumes=False, paused=["operator"]), (), [True], "paused by an operator"),
         (worker(consumes=False, paused=["memory", "operator"]), (), [True], "memory gate and an"),
@@ -43,7 +44,7 @@ def test_findings(answer, stalled, works, words):
 @pytest.mark.parametrize(
     ("change", "idle"),
     [({}, True), ({"free": False}, False), ({"paused": ["operator"]}, False),
-     ({"consumes": False}, False)],
+     ({"consumes": False}, False), ({"waiting": 1}, False)],
 )  # fmt: skip
 def test_a_lane_is_idle_if_it_would_start_a_call(change, idle):
     assert is_idle(LANE | change) is idle
