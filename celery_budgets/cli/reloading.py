@@ -67,7 +67,7 @@ class Reloading:
 
     @property
     def starting(self) -> Supervised | None:
-        """The worker that is not ready yet, which is not started again if it ends."""
+        """The worker that is not ready yet."""
         return self._current
 
     def _replace(self, name: str) -> None:

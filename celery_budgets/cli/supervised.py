@@ -153,16 +153,18 @@ class Supervised:
 
     def plan_restart(self, code: int) -> None:
         """Print how the worker ended, and schedule its next start."""
-        lived = time.monotonic() - self.started_at
-        pause = self._backoff.pause(lived)
+        pause = self._backoff.pause(time.monotonic() - self.started_at)
         self.restarts += 1
         self.starts_at = time.monotonic() + pause
-        if code == 1 and lived < REFUSAL_SECONDS:
-            how = f"refused to start ({self._error or 'exit code 1'})"
-        else:
-            how = f"{describe(code)} after {format_duration(round(lived, 1))}"
         again = f"starts again in {format_duration(pause)} (attempt {self._backoff.failures + 1})"
-        self._say(self.name, f"worker {how}; {again}")
+        self._say(self.name, f"worker {self.how_it_ended(code)}; {again}")
+
+    def how_it_ended(self, code: int) -> str:
+        """Return how the worker, which has just ended with *code*, did so."""
+        lived = time.monotonic() - self.started_at
+        if code == 1 and lived < REFUSAL_SECONDS:
+            return f"refused to start ({self._error or 'exit code 1'})"
+        return f"{describe(code)} after {format_duration(round(lived, 1))}"
 
 
 def describe(code: int) -> str:

@@ -138,11 +138,14 @@ class Supervisor:
         return [each for each in (*self._workers, *self._retired) if each.process is not None]
 
     def _start_due(self) -> None:
-        starting = self._reloading.starting if self._reloading is not None else None
         for worker in self._workers:
             due = worker.process is None and worker.starts_at <= time.monotonic()
-            if due and worker is not starting:
+            if due and worker is not self._starting():
                 self._start(worker)
+
+    def _starting(self) -> Supervised | None:
+        """Return the successor that is not ready yet, which is not started again if it ends."""
+        return self._reloading.starting if self._reloading is not None else None
 
     def _start(self, worker: Supervised) -> None:
         self._selector.register(worker.start(self._folder), selectors.EVENT_READ, worker)
@@ -205,6 +208,8 @@ class Supervisor:
             if worker in self._retired:
                 self._retired.remove(worker)
                 self._say(worker.name, f"replaced worker {describe(code)}")
+            elif worker is self._starting():
+                self._say(worker.name, f"worker {worker.how_it_ended(code)}")
             elif not self._requests:
                 worker.plan_restart(code)
             else:
