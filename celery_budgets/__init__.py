@@ -9,6 +9,7 @@ from celery_budgets.errors import (
     MemoryLimitExceeded,
     NoServerError,
     RejectedByBudget,
+    Throttled,
 )
 from celery_budgets.model.budget import Budget
 from celery_budgets.model.lanes import Lane, Lanes
@@ -29,6 +30,7 @@ __all__ = [
     "NoServerError",
     "Outcome",
     "RejectedByBudget",
+    "Throttled",
 ]
 
 __version__ = "0.2.0"

@@ -4,7 +4,8 @@
      ├─ ConfigurationError     a setting, lane, budget or worker that cannot work
      ├─ NoServerError          no broker is configured and none could be started
      ├─ MemoryLimitExceeded    a call went over its memory limit
-     └─ RejectedByBudget       a call that was not admitted
+     ├─ RejectedByBudget       a call that was not admitted
+     └─ Throttled              raised by a call: what it has called lets nobody in for a while
 
 Time limits keep Celery's own ``SoftTimeLimitExceeded`` and ``TimeLimitExceeded``,
 because users already catch those.
@@ -17,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from celery.exceptions import ImproperlyConfigured
+from celery.exceptions import Ignore, ImproperlyConfigured
 
-from celery_budgets.units import format_size
+from celery_budgets.units import format_duration, format_size, parse_duration
 
 __all__ = [
     "BudgetsError",
@@ -27,6 +28,7 @@ __all__ = [
     "MemoryLimitExceeded",
     "NoServerError",
     "RejectedByBudget",
+    "Throttled",
     "nearest",
     "words_of",
 ]
@@ -103,6 +105,48 @@ class RejectedByBudget(BudgetsError):
     def __str__(self) -> str:
         where = f" by lane {self.lane!r}" if self.lane else ""
         return f"rejected{where}: {self.reason}"
+
+
+class Throttled(BudgetsError, Ignore):
+    """Raise it in a call: whoever is at the other end lets nobody in for a while, as with a 429.
+
+    The limit closes for that time over the fleet, then lets one call through, and opens when that
+    one has ended without it. The call goes back, as ``retried``; it counts against no
+    ``max_retries``. Of a limit with keys the key of this call closes alone.
+
+    Celery's own ``autoretry_for`` leaves it alone, because it is an ``Ignore``.
+
+    Args:
+        limit: Name of the limit.
+        retry_after: For how long it closes, seconds.
+        all_keys: Close the limit for all its keys.
+
+    Raises:
+        ValueError: *retry_after* is no duration above 0.
+
+    Example:
+        >>> if response.status == 429:
+        ...     raise Throttled("openai", retry_after=float(response.headers["Retry-After"]))
+    """
+
+    def __init__(self, limit: str, retry_after: float | str, all_keys: bool = False) -> None:
+        seconds = parse_duration(retry_after)
+        if not seconds > 0:
+            raise ValueError(f"Throttled({limit!r}): retry_after {retry_after!r} must be above 0 s")
+        super().__init__(limit, seconds, all_keys)
+        self.limit = limit
+        self.retry_after = seconds
+        self.all_keys = all_keys
+        #: Whether a block that it has left has closed the limit.
+        self.closed = False
+
+    def close(self) -> None:
+        """Note that the limit is closed."""
+        self.closed = True
+
+    def __str__(self) -> str:
+        keys = ", for all its keys" if self.all_keys else ""
+        return f"limit {self.limit!r} is closed for {format_duration(self.retry_after)}{keys}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -35,10 +35,12 @@ from celery_budgets.blocks.limits import (
     limits_within,
     outcome_at_end,
     parsed,
+    refuse_generator,
 )
 from celery_budgets.blocks.process_slots import ProcessSlots, Slot
 from celery_budgets.blocks.report import BlockReport, rss_if_known
 from celery_budgets.config.settings import settings_of
+from celery_budgets.errors import Throttled
 from celery_budgets.execution.call import Call
 from celery_budgets.execution.context import enter_block, running_block, running_call
 from celery_budgets.execution.limits.async_exception import shielded
@@ -138,7 +140,7 @@ class Block:
         traceback: TracebackType | None,
     ) -> None:
         """Release the slot, report the end of the call, and raise the exception of a limit."""
-        call = self._running()
+        call = self._running(error)
         stray = self._leave(call)
         over = is_over_hard_limit(call, error)
         self._report.ended(call, outcome_at_end(call, error, over=over), error)
@@ -168,7 +170,7 @@ class Block:
         traceback: TracebackType | None,
     ) -> None:
         """Leave the block like ``with``; turn a cancellation by a limit into its exception."""
-        call = self._running()
+        call = self._running(error)
         interrupt = cast("CoroutineInterrupt", call.interrupt)
         interrupt.leave(call)
         try:
@@ -186,10 +188,7 @@ class Block:
 
     def __call__(self, function: F) -> F:
         """Return *function* wrapped, so that each call of it is one under this budget."""
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(
-                f"{function.__qualname__} yields to its caller: a limit would interrupt the caller"
-            )
+        refuse_generator(function)
         if inspect.iscoroutinefunction(function):
 
             @wraps(function)
@@ -207,9 +206,9 @@ class Block:
         return call  # type: ignore[return-value]
 
     def _another(self, function: Callable[..., Any]) -> Block:
-        name = self._tool_name or f"{function.__module__}.{function.__qualname__}"
         return Block(
-            self._app, self._lane, task_id=self._task_id, tool_name=name,
+            self._app, self._lane, task_id=self._task_id,
+            tool_name=self._tool_name or f"{function.__module__}.{function.__qualname__}",
             input_size=self._input_size, wait=self._wait, limits=self._limits, asked=self._asked,
         )  # fmt: skip
 
@@ -258,9 +257,11 @@ class Block:
         call.open = True
         return call
 
-    def _running(self) -> BlockCall:
+    def _running(self, error: BaseException | None = None) -> BlockCall:
         if self._call is None:
             raise RuntimeError("a block that was not entered")
+        if isinstance(error, Throttled) and isinstance(self._slots, LimitedSlots):
+            self._slots.throttle(self._call.slot, error)
         return self._call
 
     def _leave(self, call: BlockCall) -> BaseException | None:
@@ -289,7 +290,6 @@ class Block:
             watchdog().release(call)
 
     def _give_up(self, error: BaseException) -> None:
-        """Clean up a block that was not entered."""
         assert self._slot is not None
         try:
             if self._call is not None:

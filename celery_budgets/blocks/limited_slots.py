@@ -21,15 +21,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_budgets.blocks.process_slots import LOOK, ProcessSlots, Slot, process_slots
 from celery_budgets.config.settings import Settings
-from celery_budgets.errors import ConfigurationError, RejectedByBudget, nearest
+from celery_budgets.errors import ConfigurationError, RejectedByBudget, Throttled, nearest
 from celery_budgets.execution.call import SECONDS_TO_STOP
 from celery_budgets.execution.limits.async_exception import shielded
 from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.model.per_process import PerProcess
 from celery_budgets.model.reasons import REASON_LIMIT, REASON_LIMIT_UNKNOWN, REASON_NESTED
+from celery_budgets.shared_state.wish import Brake
 
 if TYPE_CHECKING:
-    from celery_budgets.shared_state.limit_agent import LimitAgent, Wish
+    from celery_budgets.shared_state.limit_agent import LimitAgent
+    from celery_budgets.shared_state.wish import Wish
 
 __all__ = ["Asked", "LimitedSlots", "slots_of"]
 
@@ -133,6 +135,15 @@ class LimitedSlots:
             self._agent.release(slot.wish)
         slot.call = None
         self._slots.release(slot)
+
+    def throttle(self, slot: Slot, throttled: Throttled) -> None:
+        """Close a limit of the block, which ends by *throttled*, before its places are released."""
+        for demand in self._demands:
+            if demand.limit.name == throttled.limit and slot.wish is not None:
+                key = None if throttled.all_keys else demand.key
+                until = monotonic() + throttled.retry_after
+                slot.wish.brakes.append(Brake(demand.limit.name, key, until))
+                throttled.close()
 
     @shielded()  # what is asked for has to be known here, to be given back
     def _ask(self, slot: Slot, change: Any) -> Wish:

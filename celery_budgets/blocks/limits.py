@@ -5,6 +5,7 @@ See also: :mod:`celery_budgets.blocks.interrupt`, which enforces them.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from time import monotonic
@@ -20,6 +21,7 @@ from celery_budgets.units import scaled
 
 __all__ = [
     "cause_of", "end_no_later", "is_over_hard_limit", "limits_within", "outcome_at_end", "parsed",
+    "refuse_generator",
 ]  # fmt: skip
 
 
@@ -91,3 +93,11 @@ def parsed(lane: str, name: str, parse: Callable[[Any], Any], value: Any) -> Any
 def cause_of(error: BaseException | None) -> BaseException | None:
     """Return the cause for a limit's exception: *error*, unless it is our own interrupt."""
     return None if isinstance(error, HardLimitReached) else error
+
+
+def refuse_generator(function: Callable[..., Any]) -> None:
+    """Raise TypeError if *function* yields to its caller, whom a limit would interrupt."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"{function.__qualname__} yields to its caller: a limit would interrupt the caller"
+        )

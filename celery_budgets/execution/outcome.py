@@ -9,7 +9,7 @@ import sys
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TimeLimitExceeded
 
-from celery_budgets.errors import MemoryLimitExceeded, RejectedByBudget
+from celery_budgets.errors import MemoryLimitExceeded, RejectedByBudget, Throttled
 from celery_budgets.execution.call import Call, HardLimitReached
 from celery_budgets.model.outcomes import Outcome
 
@@ -32,6 +32,7 @@ _OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
     (Retry, Outcome.RETRIED),
     (Reject, Outcome.REJECTED),
     (TwinWaits, Outcome.RETRIED),
+    (Throttled, Outcome.RETRIED),
     (TwinFailed, Outcome.FAILED),
     (Ignore, Outcome.SUCCEEDED),
 )

@@ -28,7 +28,8 @@ from redis.exceptions import RedisError
 from celery_budgets.execution.call import SECONDS_TO_STOP
 from celery_budgets.execution.limits.watchdog import TICK, watchdog
 from celery_budgets.execution.outcome import TwinFailed, TwinWaits
-from celery_budgets.model.headers import HEADER_IDEMPOTENCY_KEY, HEADER_TERMS, HEADER_WAITED_FOR
+from celery_budgets.execution.sent_again import send_again
+from celery_budgets.model.headers import HEADER_IDEMPOTENCY_KEY, HEADER_WAITED_FOR
 from celery_budgets.shared_state.lease_store import leases_of
 from celery_budgets.shared_state.leases import Found, Lease, Leases, State
 from celery_budgets.shared_state.renewal import keeper
@@ -237,22 +238,10 @@ def _settle_ended(task: Any, leases: Leases, lease: Lease, error: BaseException)
 def _come_back(task: Any, seconds: float, fence: int, times: int) -> Exception:
     """Send the message again with a delay of *seconds*, and return the error that ends this call.
 
-    It is no retry: nothing is counted and no state is stored, because the result may be that of
-    the holder. Sent before this delivery is acknowledged, so that a crash loses neither.
+    It is no retry, because the result may be that of the holder.
     """
-    request = task.request
-    headers = {**(request.headers or {}), HEADER_WAITED_FOR: [fence, times]}
-    headers.pop(HEADER_TERMS, None)
-    try:
-        task.signature_from_request(
-            request, headers=headers, countdown=seconds, retries=request.retries
-        ).apply_async(add_to_parent=False)
-    except Exception as exc:
-        if task.acks_late:
-            error: Exception = Reject(exc, requeue=True)
-            return error
-        raise
-    return TwinWaits(f"a twin runs; back in {seconds:.1f} s")
+    rejected = send_again(task, seconds, {HEADER_WAITED_FOR: [fence, times]})
+    return rejected or TwinWaits(f"a twin runs; back in {seconds:.1f} s")
 
 
 def _waited(request: Any) -> tuple[int, int]:

@@ -27,8 +27,9 @@ from celery_budgets.model.limit import Demand
 from celery_budgets.shared_state.limit_store import Answer, LimitStore
 from celery_budgets.shared_state.offers import Offers
 from celery_budgets.shared_state.system_thread import Bell, SystemThread
+from celery_budgets.shared_state.wish import Wish
 
-__all__ = ["LimitAgent", "Wish"]
+__all__ = ["LimitAgent"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,46 +43,6 @@ ASKS_AGAIN = 5.0
 LATE = 0.01
 #: Longest sleep, seconds: the machine may have been suspended.
 LONGEST = 1.0
-
-
-class Wish:
-    """What one call needs, from the moment that it asks until it gives it back.
-
-    Args:
-        holder: Its name in Redis.
-        demands: What it needs.
-        tell: Called, in the agent's thread, at each change; must not block.
-    """
-
-    __slots__ = (
-        "asked", "demands", "due_at", "granted", "holder", "lost", "over", "refused", "since",
-        "tell", "unknown", "valid_until",
-    )  # fmt: skip
-
-    def __init__(
-        self, holder: str, demands: Sequence[Demand], tell: Callable[[Wish], object]
-    ) -> None:
-        self.holder = holder
-        self.demands = demands
-        self.tell = tell
-        #: Whether Redis may know of it.
-        self.asked = False
-        #: Whether the call may run.
-        self.granted = False
-        #: What it waits for; ``None`` before the first answer.
-        self.refused: Demand | None = None
-        #: Whether Redis did not answer when it was asked last.
-        self.unknown = False
-        #: Monotonic instant until which no others can have taken its places.
-        self.valid_until = inf
-        #: Whether others have taken its places while its call ran.
-        self.lost = False
-        #: Whether it was given back.
-        self.over = False
-        #: Since when it waits, by the clock of Redis.
-        self.since = 0
-        #: Monotonic instant at which it asks again.
-        self.due_at = 0.0
 
 
 class LimitAgent:
@@ -242,6 +203,9 @@ class LimitAgent:
 
     def _release(self, wish: Wish) -> None:
         self._waiting.pop(wish.holder, None)
+        for brake in wish.brakes:
+            if brake.until > self._clock():
+                self._store.throttle(brake.limit, brake.key, brake.until - self._clock())
         if wish.asked:
             self._store.release(wish.holder, wish.demands)
         self._held.pop(wish.holder, None)

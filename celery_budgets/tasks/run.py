@@ -15,7 +15,7 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 from celery_budgets.config.settings import settings_of
-from celery_budgets.errors import MemoryLimitExceeded, RejectedByBudget
+from celery_budgets.errors import MemoryLimitExceeded, RejectedByBudget, Throttled
 from celery_budgets.execution.body import run_body, run_to_end
 from celery_budgets.execution.call import Call, HardLimitReached, Terms
 from celery_budgets.execution.context import note_call
@@ -73,12 +73,15 @@ def run_in_budget(
     outcome = Outcome.FAILED
     try:
         result = _run_once(task, request, call, body)
+    except Throttled as exc:
+        outcome = outcome_of(error := _go_back(task, request, exc))
+        raise error from None
     except MemoryError as exc:
         # A bare MemoryError would stop the whole worker (celery.worker.request.on_failure).
         outcome = Outcome.MEMORY_LIMIT
         clear_frames(exc.__traceback__)
-        error = MemoryLimitExceeded(memory.rss())
-        raise error.with_traceback(exc.__traceback__) from None
+        over = MemoryLimitExceeded(memory.rss())
+        raise over.with_traceback(exc.__traceback__) from None
     except (SystemExit, KeyboardInterrupt):
         outcome = Outcome.WORKER_LOST
         if call is not None and watchdog().interrupt.ends_process:
@@ -131,6 +134,12 @@ def _run_once(task: Budgeted, request: Any, call: Call | None, body: Callable[[]
     from celery_budgets.idempotency.run_once import run_once  # and a client of Redis with it
 
     return run_to_end(call, partial(run_once, task, call, partial(run_body, call, body)))
+
+
+def _go_back(task: Budgeted, request: Any, throttled: Throttled) -> Exception:
+    from celery_budgets.tasks.throttling import go_back  # and a client of Redis with it
+
+    return go_back(task, request, throttled)
 
 
 def _begin(task: Budgeted, request: Any, terms: Terms) -> tuple[Call | None, Span | None]:

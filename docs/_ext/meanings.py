@@ -216,6 +216,10 @@ LOG_EVENTS = {
     "affected.",
     "budgets.thread_abandoned": "A thread runs on past the hard limit of its call. The caller "
     "has the result already.",
+    "budgets.throttle_failed": "A call has raised `Throttled`, and the limit could not be closed. "
+    "The call comes back when the time is over.",
+    "budgets.throttled": "A call has raised `Throttled`: the limit, or its key, is closed for that "
+    "time over the fleet.",
     "budgets.time_limit_set": "An operator changed the time limits of a task.",
     "budgets.twin": "A call found that another call has its idempotency key.",
     "budgets.watchdog_failed": "The watchdog raised. It continues in 1 s.",

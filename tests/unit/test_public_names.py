@@ -28,6 +28,7 @@ def test_the_public_names():
         "NoServerError",
         "Outcome",
         "RejectedByBudget",
+        "Throttled",
     ]
     assert all(hasattr(celery_budgets, name) for name in celery_budgets.__all__)
     assert celery_budgets.__version__ == version("celery-budgets")

@@ -11,7 +11,7 @@ from redis import Redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from celery_budgets import BudgetedTask, Budgets, Lane, Limit
+from celery_budgets import BudgetedTask, Budgets, Lane, Limit, Throttled
 
 app = Celery("fleet")
 app.conf.budgets_idempotency_lease = os.environ.get("LEASE", "3s")
@@ -28,6 +28,7 @@ budgets = Budgets(
         Limit("slowly", rate="5/s", burst=1),
         Limit("four", 4),
         Limit("tenant", 1, key="tenant"),
+        Limit("dependency", 4),
     ],
 )
 
@@ -105,3 +106,28 @@ def heavy(name, seconds=0.3):
 @app.task(base=BudgetedTask, lane="free", limits=["tenant"])
 def of_tenant(tenant, name, seconds=0.2):
     return work(f"tenant:{tenant}", name, seconds)
+
+
+def reach(name, seconds):
+    """Reach what lets nobody in for a while: what it says to the first is how long."""
+    opens = redis().get("opens") or b"0"
+    redis().rpush("reached", f"{now()} {name}")
+    if now() < float(opens):
+        raise Throttled("dependency", retry_after=seconds)
+    return name
+
+
+@app.task(base=BudgetedTask, lane="free", limits=["dependency"], max_retries=0)
+def depends(name, seconds=1.0):
+    return reach(name, seconds)
+
+
+@app.task(base=BudgetedTask, lane="free", autoretry_for=(Exception,), max_retries=0)
+def depends_in_block(name, seconds=1.0):
+    with budgets.call("free", limits=["dependency"], wait=60):
+        return reach(name, seconds)
+
+
+@app.task(base=BudgetedTask, lane="free")
+def mistaken(name):
+    raise Throttled("dependancy", retry_after=1)

@@ -28,7 +28,8 @@ from celery_budgets.tasks.task import BudgetedTask
 
 if TYPE_CHECKING:
     from celery_budgets.config.settings import Settings
-    from celery_budgets.shared_state.limit_agent import LimitAgent, Wish
+    from celery_budgets.shared_state.limit_agent import LimitAgent
+    from celery_budgets.shared_state.wish import Wish
     from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["Demands", "FleetLeases", "demands_of_lanes", "leases_of", "limits_named_by"]

@@ -1,0 +1,66 @@
+"""``Wish``: what one call needs of limits over the fleet, from its asking to its end.
+
+See also: :mod:`celery_budgets.shared_state.limit_agent`, which asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import NamedTuple
+
+from celery_budgets.model.limit import Demand
+
+__all__ = ["Brake", "Wish"]
+
+
+class Brake(NamedTuple):
+    """A limit that closes."""
+
+    limit: str
+    #: The only key for which it does; ``None``: for all.
+    key: str | None
+    #: Monotonic instant.
+    until: float
+
+
+class Wish:
+    """What one call needs, from the moment that it asks until it gives it back.
+
+    Args:
+        holder: Its name in Redis.
+        demands: What it needs.
+        tell: Called, in the agent's thread, at each change; must not block.
+    """
+
+    __slots__ = (
+        "asked", "brakes", "demands", "due_at", "granted", "holder", "lost", "over", "refused",
+        "since", "tell", "unknown", "valid_until",
+    )  # fmt: skip
+
+    def __init__(
+        self, holder: str, demands: Sequence[Demand], tell: Callable[[Wish], object]
+    ) -> None:
+        self.holder = holder
+        self.demands = demands
+        self.tell = tell
+        #: Whether Redis may know of it.
+        self.asked = False
+        #: Whether the call may run.
+        self.granted = False
+        #: What it waits for; ``None`` before the first answer.
+        self.refused: Demand | None = None
+        #: Whether Redis did not answer when it was asked last.
+        self.unknown = False
+        #: Monotonic instant until which no others can have taken its places.
+        self.valid_until = inf
+        #: Whether others have taken its places while its call ran.
+        self.lost = False
+        #: What its call has found closed; the limits are, before its places are given back.
+        self.brakes: list[Brake] = []
+        #: Whether it was given back.
+        self.over = False
+        #: Since when it waits, by the clock of Redis.
+        self.since = 0
+        #: Monotonic instant at which it asks again.
+        self.due_at = 0.0
