@@ -64,11 +64,12 @@ class Figure:
         return [mine / theirs for mine, theirs in pairs if theirs]
 
     def judge(self, way: str) -> bool | None:
-        """Say whether *way* keeps its target; ``None`` where it has none."""
+        """Say whether *way* keeps its target; ``None`` where it has none, or no ratio."""
         target = self.targets.get(way)
-        if target is None:
+        ratios = self.ratios(way)
+        if target is None or (target.to and not ratios):
             return None
-        return target.met(median(self.ratios(way)) if target.to else self.middle(way))
+        return target.met(median(ratios) if target.to else self.middle(way))
 
     def to_json(self) -> dict[str, Any]:
         """Return this figure with its samples in values that JSON has."""

@@ -1,4 +1,4 @@
-"""Warm stops at random moments, under a load of short calls: nothing is lost, nothing runs twice.
+"""Stops at random moments, under a load of short calls: nothing is lost, nothing runs twice.
 
 ``BUDGETS_TEST_STOPS`` says how many stops each test makes (2).
 """
@@ -11,7 +11,9 @@ import signal
 import time
 
 import pytest
+from redis import Redis
 
+from tests.support.rabbitmq import rabbitmqctl
 from tests.support.waiting import values_of, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -30,9 +32,22 @@ def wait(seconds):
     wait_until(lambda: time.monotonic() >= ends, "the moment", interval=0.001)
 
 
-def runs(module, results):
+def runs(module, results, what="runs"):
     redis = module.Redis.from_url(module.WHERE)
-    return [int(count or 0) for count in redis.mget([f"runs:{each.id}" for each in results])]
+    return [int(count or 0) for count in redis.mget([f"{what}:{each.id}" for each in results])]
+
+
+def cut_connections(broker_url):
+    """Have the broker close every connection of this test's workers."""
+    if broker_url.startswith("amqp"):
+        host = broker_url.rpartition("/")[2]
+        assert rabbitmqctl("close_all_connections", "-p", host, "the test says so")
+        return
+    with Redis.from_url(broker_url) as redis:
+        database, own = str(redis.connection_pool.connection_kwargs["db"]), redis.client_id()
+        for client in redis.client_list():
+            if client["db"] == database and int(client["id"]) != own:
+                redis.client_kill_filter(_id=client["id"])
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
@@ -68,3 +83,31 @@ def test_a_rolling_restart_of_four_workers(worker, load_app, broker_url):
         assert former.wait_exit() == 0
     assert values_of(results, timeout=150) == ["done"] * len(results)
     assert runs(module, results) == [1] * len(results)
+
+
+def test_a_lost_connection_in_the_middle_of_a_restart(worker, load_app, broker_url):
+    """Of the worker that stops and of its successor: nothing is lost.
+
+    What has a key has its effect once. Without one, RabbitMQ gives what ran to another worker.
+    """
+    module, chance = load_app(APP), random.Random(8)
+    module.app.control.purge()
+    environment = {"CELERY_BUDGETS_IDEMPOTENCY_LEASE": "3s"}
+    former = worker(APP, "-Q", "lane", env=environment)
+    keyed = [module.work.apply_async((3.0,), idempotency_key=f"long-{n}") for n in range(2)]
+    former.wait_active(2)
+    successor = worker(APP, "-Q", "lane", env=environment)
+    plain = []
+    for number in range(20):
+        seconds = chance.choice([0.01, 0.1, 0.5])
+        keyed.append(module.work.apply_async((seconds,), idempotency_key=f"short-{number}"))
+        plain.append(module.work.delay(seconds))
+    os.kill(former.pid, signal.SIGTERM)
+    wait(chance.uniform(0, LONGEST))
+    cut_connections(broker_url)
+    results = keyed + plain
+    assert values_of(results, timeout=60, detail=successor.tail) == ["done"] * len(results)
+    assert former.wait_exit() == 0
+    assert runs(module, keyed, "effects") == [1] * len(keyed)
+    if broker_url.startswith("redis"):
+        assert runs(module, plain, "effects") == [1] * len(plain)

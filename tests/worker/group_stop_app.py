@@ -18,15 +18,17 @@ budgets = Budgets(app, lanes=[Lane("lane", 2)])
 WHERE = os.environ["CELERY_RESULT_BACKEND"]
 
 
-def count(task):
-    """Count the runs of a call; return how many there were."""
-    return Redis.from_url(WHERE).incr(f"runs:{task.request.id}")
+def count(task, what="runs"):
+    """Count the runs of a call, or its effects; return how many there were."""
+    return Redis.from_url(WHERE).incr(f"{what}:{task.request.id}")
 
 
 @app.task(base=BudgetedTask, bind=True, lane="lane")
 def work(self, seconds):
+    """Take some time; the effect comes last."""
     count(self)
     time.sleep(seconds)
+    count(self, "effects")
     return "done"
 
 
