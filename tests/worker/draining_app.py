@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 
@@ -11,7 +12,7 @@ from redis import Redis
 from celery_budgets import BudgetedTask, Budgets, Lane
 
 app = Celery("draining")
-budgets = Budgets(app, lanes=[Lane("lane", 4, timeout="100s")])
+budgets = Budgets(app, lanes=[Lane("lane", 4, timeout="100s"), Lane("wide", 16, timeout="100s")])
 WHERE = os.environ["CELERY_RESULT_BACKEND"]
 
 
@@ -44,4 +45,12 @@ def usual(self, seconds):
 def once(self, seconds):
     begin(self)
     time.sleep(seconds)
+    return "done"
+
+
+@app.task(base=BudgetedTask, bind=True, lane="wide")
+def in_c_code(self, seconds):
+    """Hold the interpreter lock, so that only SIGKILL ends it."""
+    if begin(self) == 1:
+        ctypes.PyDLL(None).sleep(int(seconds))
     return "done"

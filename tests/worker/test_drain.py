@@ -84,6 +84,26 @@ def test_the_rest_is_handed_back_in_the_last_second(worker, load_app, broker_url
 
 
 @pytest.mark.slow
+def test_what_a_drain_has_left_is_handed_back_in_two_seconds(worker, load_app, broker_url):
+    """As on Kubernetes, whose grace is over while ``preStop`` drains; also out of C code."""
+    module = load_app(APP)
+    environment = {"CELERY_BUDGETS_STOP_GRACE": "2s"}
+    running = worker(APP, "-Q", "wide", env=environment)
+    results = [module.in_c_code.delay(60) for _ in range(16)]
+    runs(module, running, *results)
+    asked = {"watched": True}
+    assert module.app.control.broadcast("lanes_drain", asked, reply=True, timeout=5, limit=1)
+    running.wait_for_log("budgets.leaving")
+    stopped_at = time.monotonic()
+    os.kill(running.pid, signal.SIGTERM)
+    assert running.wait_exit() == 0
+    assert time.monotonic() - stopped_at < 8  # 1.7, and 0.1 more for each if one after the other
+    assert running.log.count("outcome=retried") == 16
+    worker(APP, "-Q", "wide", env=environment)
+    assert values_of(results, timeout=20) == ["done"] * 16
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", first_of("threads", "gevent", "solo", everyday=1))
 def test_a_pool_without_processes_tells_and_waits(worker, load_app, pool):
     module = load_app(APP)

@@ -68,6 +68,7 @@ class BudgetsStep(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
         self.settings: Settings = settings_of(worker.app)
         self._asked_to_stop_at: float | None = None
+        self._children: Children | None = None
         self.pool = pool_name(worker.pool_cls)
         self.lanes: list[Lane] = check_worker(worker, self.settings, autoscale)
         if self.settings.json_logs:
@@ -154,7 +155,8 @@ class BudgetsStep(bootsteps.StartStopStep):
             StartedCalls(worker.pool, worker.hub).attach()
             runtime.processes = PoolProcesses(asynpool)
         if hasattr(asynpool, "_timeout_handler"):
-            Children(worker.pool, flights).attach()
+            self._children = Children(worker.pool, flights)
+            self._children.attach()
 
     def stop(self, worker: Any) -> None:
         """Hand back what will not end in time, before the pool waits for its calls."""
@@ -162,9 +164,8 @@ class BudgetsStep(bootsteps.StartStopStep):
         if self._asked_to_stop_at is None or not grace:
             return
         runtime = runtime_of(worker.app)
-        asynpool = worker.pool._pool if runtime.processes is not None else None
         drain = Drain(
-            runtime.roster, runtime.running_flight_of, asynpool, self.settings.drain_cutoff
+            runtime.roster, runtime.running_flight_of, self._children, self.settings.drain_cutoff
         )
         drain.begin(self._asked_to_stop_at + grace)
 

@@ -10,7 +10,10 @@ Runs in the worker main process, prefork only. See also:
 from __future__ import annotations
 
 import logging
-from time import time
+import os
+import signal
+from collections.abc import Collection
+from time import monotonic, time
 from typing import Any
 
 from celery_budgets.execution.children import Child, began_since, end, found_below
@@ -21,6 +24,9 @@ from celery_budgets.execution.limits.stop_signals import STOP_SIGNALS
 __all__ = ["Children"]
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between SIGTERM and SIGKILL, as in billiard.
+SECONDS_TO_END = 0.1
 
 
 class Children:
@@ -36,6 +42,11 @@ class Children:
         self._flights = flights
         #: By pid of a process that was signalled: its call, and the children of the call.
         self._noted: dict[int, tuple[Flight, set[Child]]] = {}
+
+    @property
+    def asynpool(self) -> Any:
+        """The pool of processes."""
+        return self._pool
 
     def attach(self) -> None:
         """Replace four methods, each by a wrapper.
@@ -62,6 +73,22 @@ class Children:
         self._flights.announce(process.pid)
         self._celery_kill(process)
         self._end(process.pid)
+
+    def kill_all(self, processes: Collection[Any]) -> None:
+        """Kill several processes, and the children of their calls, in the time that one takes.
+
+        Mirrors billiard.pool.TimeoutHandler._trywaitkill, which waits for each of them.
+        """
+        for process in processes:
+            self._note(process.pid)
+            self._flights.announce(process.pid)
+            _signal(process.pid, signal.SIGTERM)
+        deadline = monotonic() + SECONDS_TO_END
+        for process in processes:
+            if process._popen.wait(timeout=max(0.0, deadline - monotonic())) is None:
+                _signal(process.pid, signal.SIGKILL)
+        for process in processes:
+            self._end(process.pid)
 
     def terminate_job(self, pid: int, signum: int | None = None) -> None:
         """Send a process the signal of a revocation; its children are ended after its death."""
@@ -119,3 +146,13 @@ class Children:
                 logger.warning(
                     "budgets.children_ended task_id=%s pid=%s count=%s", flight.task_id, pid, count
                 )
+
+
+def _signal(pid: int, signum: signal.Signals) -> None:
+    try:
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, signum)
+        else:
+            os.kill(pid, signum)
+    except OSError:
+        pass  # it has ended

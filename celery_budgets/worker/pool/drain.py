@@ -14,7 +14,7 @@ decides.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from celery_budgets.telemetry.histogram import Histogram
 from celery_budgets.telemetry.statistics import Statistics
 from celery_budgets.units import format_duration
 from celery_budgets.worker.calls.roster import Roster
+from celery_budgets.worker.pool.children import Children
 from celery_budgets.worker.pool.jobs import job_of
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Drain:
     Args:
         roster: The calls that run.
         flight_of: Returns the flight record of a call.
-        asynpool: The pool of processes; ``None`` if there is none.
+        children: Ends processes of the pool with their children; ``None`` if there are none.
         cutoff: Below this chance to end in time a call is handed back.
     """
 
@@ -75,12 +76,13 @@ class Drain:
         self,
         roster: Roster,
         flight_of: Callable[[Delivery], Flight | None],
-        asynpool: Any,
+        children: Children | None,
         cutoff: float,
     ) -> None:
         self._roster = roster
         self._flight_of = flight_of
-        self._pool = asynpool
+        self._children = children
+        self._pool: Any = children.asynpool if children is not None else None
         self._cutoff = cutoff
         self._ends_at = 0.0
         self._join: Callable[..., Any] | None = None
@@ -93,7 +95,7 @@ class Drain:
         """
         self._ends_at = ends_at
         statistics = self._roster.tally.statistics()
-        left = ends_at - monotonic()
+        left, hopeless = ends_at - monotonic(), []
         for request in list(self._roster.in_hand.values()):
             call = running_call(request, self._flight_of(request))
             decision = decide(call, history_of(statistics, request), left, self._cutoff)
@@ -106,7 +108,9 @@ class Drain:
                 100 * decision.chance, decision.verdict.value,
             )  # fmt: skip
             if decision.verdict is Verdict.HAND_BACK:
-                self._hand_back(request)
+                hopeless.append(request)
+        if hopeless:
+            self._hand_back(hopeless)
         if self._pool is not None and self._roster.in_hand:
             handler = self._pool._result_handler
             self._join, handler.join_exited_workers = handler.join_exited_workers, self._look
@@ -121,12 +125,13 @@ class Drain:
         return self._join(*args, **kwargs)
 
     def _end(self) -> None:
+        rest = []
         for request in list(self._roster.in_hand.values()):
             call = running_call(request, self._flight_of(request))
             if call.ended:
                 continue
             if call.may_run_again:
-                self._hand_back(request)
+                rest.append(request)
             else:
                 logger.error(
                     "budgets.drain_leaves task=%s task_id=%s lane=%s age=%s: it must not run twice "
@@ -134,27 +139,43 @@ class Drain:
                     request.name, request.id, request.lane.name,
                     format_duration(round(call.age, 1)),
                 )  # fmt: skip
+        if rest:
+            self._hand_back(rest)
 
-    def _hand_back(self, request: Delivery) -> None:
-        """End the process of a call, then return its message to the queue.
+    def _hand_back(self, requests: Collection[Delivery]) -> None:
+        """End the processes of calls, then return their messages to the queue.
 
-        In this order: another worker may start it at once. The pool forgets the call, which
-        it would otherwise wait for (billiard.pool.TimeoutHandler.on_hard_timeout does the same).
+        In this order: another worker may start them at once.
         """
+        assert self._children is not None
         try:
-            process, _ = self._pool._process_by_pid(request.worker_pid)
-            if process is not None:
-                self._pool._timeout_handler._trywaitkill(process)
-            state.task_ready(request)
-            words = "the worker stops, and it would not end in time"
-            self._roster.ended(request, Outcome.RETRIED, self._flight_of(request), words)
-            request.reject(requeue=True)
-            job = job_of(request)
-            if job is not None and not job.ready():
-                job._set(job._job, (False, _lost()))
+            found = [self._pool._process_by_pid(each.worker_pid)[0] for each in requests]
+            self._children.kill_all([process for process in found if process is not None])
         except Exception:
-            # The broker gives it to another worker when this one is gone.
-            logger.exception("budgets.drain_failed task_id=%s", request.id)
+            logger.exception("budgets.drain_failed: processes of %s calls", len(requests))
+            return
+        for request in requests:
+            try:
+                self._return(request)
+            except Exception:
+                # The broker gives it to another worker when this one is gone.
+                logger.exception("budgets.drain_failed task_id=%s", request.id)
+
+    def _return(self, request: Delivery) -> None:
+        """Return a message; the pool forgets the call, which it would otherwise wait for.
+
+        billiard.pool.TimeoutHandler.on_hard_timeout does the same.
+        """
+        flight = self._flight_of(request)
+        if flight is not None and flight.ended:
+            return  # in the last moment: the pool reads how
+        state.task_ready(request)
+        words = "the worker stops, and it would not end in time"
+        self._roster.ended(request, Outcome.RETRIED, flight, words)
+        request.reject(requeue=True)
+        job = job_of(request)
+        if job is not None and not job.ready():
+            job._set(job._job, (False, _lost()))
 
 
 def _lost() -> ExceptionInfo:
