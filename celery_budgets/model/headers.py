@@ -30,6 +30,9 @@ HEADER_SCOPE: Final = "budgets_scope"
 HEADER_LIMIT_KEYS: Final = "budgets_limit_keys"
 #: For how many calls it counts: a number, or a mapping of limits to numbers.
 HEADER_WEIGHT: Final = "budgets_weight"
+#: Since when the call waits for a limit with a key, microseconds by the clock of Redis. Set when
+#: it was put aside and is sent back.
+HEADER_ASIDE: Final = "budgets_aside"
 
 
 def seconds_waited(headers: Mapping[str, Any], started_at: float) -> float:

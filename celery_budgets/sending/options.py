@@ -21,6 +21,7 @@ from celery_budgets.model.budget import Budget, checked_limit, seconds_or_none
 from celery_budgets.model.deadline import Deadline
 from celery_budgets.model.demands import key_problems, weight_problems
 from celery_budgets.model.headers import (
+    HEADER_ASIDE,
     HEADER_DEADLINE,
     HEADER_DUE_AT,
     HEADER_IDEMPOTENCY_KEY,
@@ -194,6 +195,7 @@ def stamp(headers: Any = None, properties: Any = None, routing_key: str = "", **
     """
     if headers is None:
         return
+    headers.pop(HEADER_ASIDE, None)  # of the message that a retry goes on for
     inherit(headers, properties)
     join_scope(headers)
     now, eta = time(), headers.get("eta")

@@ -16,18 +16,20 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from time import monotonic
+from typing import Any
 from uuid import uuid4
 
 from redis.exceptions import RedisError
 
-from celery_budgets.model.limit import Demand
+from celery_budgets.model.limit import Demand, Limit
+from celery_budgets.shared_state.asides import Asides
 from celery_budgets.shared_state.limit_store import Answer, LimitStore
 from celery_budgets.shared_state.offers import Offers
 from celery_budgets.shared_state.system_thread import Bell, SystemThread
-from celery_budgets.shared_state.wish import Wish
+from celery_budgets.shared_state.wish import Steps, Wish
 
 __all__ = ["LimitAgent"]
 
@@ -79,19 +81,32 @@ class LimitAgent:
         self._again_at = 0.0
         #: Until then nothing is asked for: others renew first what they have.
         self._asks_at = 0.0
+        #: What sends back who waits aside; ``None`` if this process does not.
+        self._asides: Asides | None = None
         self._offers = Offers(listen, self.name, self._hear)
         self._thread: SystemThread | None = None
 
-    def ask(self, demands: Sequence[Demand], tell: Callable[[Wish], object]) -> Wish:
-        """Ask for *demands*; *tell* is called when they are granted or refused."""
-        wish = Wish(f"{self.name}:{next(self._numbers)}", demands, tell)
+    def ask(
+        self, demands: Sequence[Demand], tell: Callable[[Wish], object], steps: Steps | None = None
+    ) -> Wish:
+        """Ask for *demands*; *tell* is called when they are granted or refused, or put aside."""
+        wish = Wish(f"{self.name}:{next(self._numbers)}", demands, tell, steps)
         self._todo.append((self._ask, wish))
+        self._start()
+        self._bell.ring()
+        return wish
+
+    def send_back(self, limits: Mapping[str, Limit], send: Callable[[Any], object]) -> Asides:
+        """Have this process send back what was put aside; for arguments see :class:`Asides`."""
+        self._asides = Asides(self._store, limits, send, self._bell.ring, self._clock)
+        self._start()
+        return self._asides
+
+    def _start(self) -> None:
         if self._thread is None:
             self._thread = SystemThread(self._run)
             self._thread.start()
             self._offers.start()
-        self._bell.ring()
-        return wish
 
     def release(self, wish: Wish) -> None:
         """Give back what *wish* has, or stop waiting; may be called repeatedly."""
@@ -142,6 +157,8 @@ class LimitAgent:
         due = [wish.due_at for wish in self._waiting.values()]
         if self._held:
             due.append(self._renew_at)
+        if self._asides is not None:
+            due.append(self._asides.look_at)
         return max(0.0, min(due, default=inf) - self._clock())
 
     def _work(self) -> None:
@@ -160,6 +177,9 @@ class LimitAgent:
             if wish.due_at <= self._clock():
                 self._ask(wish)
 
+        if self._asides is not None:
+            self._asides.work()
+
     def _those_waiting(self) -> list[Wish]:
         return list(self._waiting.values())
 
@@ -171,15 +191,29 @@ class LimitAgent:
             self._waiting[wish.holder], wish.due_at = wish, self._asks_at
             return
         wish.asked = True
-        answer = self._store.acquire(wish.holder, wish.demands, wish.since)
+        answer = self._store.acquire(wish.holder, wish.demands, wish.since, wish.name)
         if answer.granted:
             if not self._held:
                 self._renew_at = asked_at + self._store.length * RENEWED_AFTER
             self._held[wish.holder] = wish
             wish.valid_until = asked_at + self._store.length
             self._grant(wish)
+        elif answer.aside:
+            self._step_aside(wish, answer)
         else:
             self._refuse(wish, answer)
+
+    def _step_aside(self, wish: Wish, answer: Answer) -> None:
+        message = wish.packed(answer.since)
+        if message is None:
+            self._ask(wish)
+            return
+        self._store.put_aside(wish.holder, wish.demands, answer, wish.name, message)
+        self._waiting.pop(wish.holder, None)
+        wish.refused, wish.stepped = answer.refused, True
+        if self._asides is not None:
+            self._asides.look_soon()  # sooner than was planned, perhaps
+        self._tell(wish.tell, wish)
 
     def _grant(self, wish: Wish) -> None:
         self._waiting.pop(wish.holder, None)
@@ -206,6 +240,9 @@ class LimitAgent:
         for brake in wish.brakes:
             if brake.until > self._clock():
                 self._store.throttle(brake.limit, brake.key, brake.until - self._clock())
+        if wish.stepped and not wish.settled:
+            # Its message goes back to its queue itself.
+            self._store.take_back(wish.holder, wish.demands, wish.name)
         if wish.asked:
             self._store.release(wish.holder, wish.demands)
         self._held.pop(wish.holder, None)
@@ -228,8 +265,7 @@ class LimitAgent:
 
     def _stay_away(self, error: RedisError) -> None:
         self._again_at = self._clock() + AGAIN
-        # First of all when it is back.
-        self._renew_at = 0.0
+        self._renew_at = 0.0  # first of all when it is back
         if self._away_since is None:
             self._away_since = self._clock()
             logger.warning("budgets.limits_unknown: new calls with limits wait: %s", error)

@@ -20,121 +20,15 @@ Runs in the Redis server. See also: :mod:`celery_budgets.shared_state.limit_stor
 
 from __future__ import annotations
 
-__all__ = ["ACQUIRE", "CLOCK", "RELEASE", "RENEW", "THROTTLE"]
+from celery_budgets.shared_state.demand_scripts import DEMANDS, HELD
 
-#: Reads the time into ``now``; a test has a clock of its own.
-CLOCK = """
-local clock = redis.call('TIME')
-local now = clock[1] * 1000000 + clock[2]
-"""
-#: ARGV: length of a lease, then the arguments of each script.
-_HELD = """
-local length = tonumber(ARGV[1])
+__all__ = ["ACQUIRE", "RELEASE", "RENEW", "THROTTLE"]
 
-local function put(held, holder, mark, weight, ends)
-  for place = 1, weight do redis.call('ZADD', held, ends, holder .. mark .. place) end
-  redis.call('PEXPIRE', held, math.ceil(length / 500))
-end
-
-local function drop(held, holder, mark, weight)
-  for place = 1, weight do redis.call('ZREM', held, holder .. mark .. place) end
-end
-"""
-#: KEYS: held, line, rate and the two brakes of each demand. ARGV: length, holder, time of an offer,
-#: channels, since when it waits (0: now); of each demand: its most, weight, interval and burst.
-_DEMANDS = (
-    _HELD
-    + """
-local holder, moment, channels = ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local demands = {}
-for place = 1, #KEYS / 5 do
-  local at, key = 2 + place * 4, place * 5
-  demands[place] = {
-    held = KEYS[key - 4], line = KEYS[key - 3], rate = KEYS[key - 2],
-    brakes = {KEYS[key - 1], KEYS[key]},
-    most = tonumber(ARGV[at]), weight = tonumber(ARGV[at + 1]),
-    interval = tonumber(ARGV[at + 2]), burst = tonumber(ARGV[at + 3])}
-  demands[place].waits = holder .. ' ' .. demands[place].weight
-end
-
--- A brake reads "until ends who where": who tries it, until when at the latest, and in which set
--- it holds its place ("-": in none).
-local function each_brake(demand, act)
-  for place, text in ipairs(redis.call('MGET', demand.brakes[1], demand.brakes[2])) do
-    if text then
-      local opens, ends, who, where = string.match(text, '^(%d+) (%d+) (%S+) (.*)$')
-      if where ~= '-' then ends = redis.call('ZSCORE', where, who .. '#1') or 0 end
-      act(demand.brakes[place], tonumber(opens), who, tonumber(ends))
-    end
-  end
-end
-
--- Note which brakes of a demand are on, and how long it is closed to this holder.
-local function look(demand)
-  demand.braked, demand.closed, demand.tries = false, 0, {}
-  each_brake(demand, function(name, opens, who, ends)
-    demand.braked = true
-    if now < opens then
-      demand.closed = math.max(demand.closed, opens - now)
-    elseif who ~= holder and now < ends then
-      demand.closed = math.max(demand.closed, 500000)  -- looked at again while another tries
-    else
-      table.insert(demand.tries, {name, opens})
-    end
-  end)
-end
-
--- The one that has tried it found it well.
-local function open_brakes(demand)
-  each_brake(demand, function(name, opens, who)
-    if who == holder then redis.call('DEL', name) end
-  end)
-end
-
-local function forget(line, process)
-  for _, waits in ipairs(redis.call('ZRANGE', line, 0, -1)) do
-    if string.match(waits, '^([^:]*):') == process then redis.call('ZREM', line, waits) end
-  end
-end
-
-local function room(demand)
-  return demand.most - redis.call('ZCOUNT', demand.held, '-inf', '+inf')
-end
-
--- Remove those whose lease has ended, and offer what is free to the first in line.
-local function tidy(demand)
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', demand.held, '-inf', now)) do
-    -- A process that did not take what it was offered stands still.
-    local process = string.match(member, '^([^:]*):.*%?%d+$')
-    if process then forget(demand.line, process) end
-  end
-  redis.call('ZREMRANGEBYSCORE', demand.held, '-inf', now)
-  while not demand.braked do
-    local first = redis.call('ZRANGE', demand.line, 0, 0)[1]
-    if not first then return end
-    local waiting, process, weight = string.match(first, '^(([^:]*):%S*) (%d+)$')
-    weight = math.min(tonumber(weight), demand.most)
-    if room(demand) < weight then return end
-    redis.call('ZREM', demand.line, first)
-    if redis.call('PUBLISH', channels .. process, waiting) > 0 then
-      put(demand.held, waiting, '?', weight, now + moment)
-    end
-  end
-end
-
--- Take a holder out of what it holds, is offered and waits for.
-local function leave(demand)
-  if demand.most == 0 then return end
-  drop(demand.held, holder, '#', demand.weight)
-  drop(demand.held, holder, '?', demand.weight)
-  redis.call('ZREM', demand.line, demand.waits)
-end
-"""
-)
 #: Returns 1 if all are granted; else 0, the demand that is not, how long it has to wait for its
-#: rate (0: it waits in line), since when it waits, and how long the first lease there still lasts.
+#: rate (0: it waits in line, -1: it is to be put aside), since when it waits, and how long the
+#: first lease there still lasts. Last what the caller is to send back.
 ACQUIRE = (
-    _DEMANDS
+    DEMANDS
     + """
 local since = tonumber(ARGV[5])
 if since == 0 then since = now end
@@ -151,10 +45,11 @@ local function has_all()
 end
 
 local function is_full(demand)
-  if demand.most == 0 then return false end
+  if demand.most == 0 and not demand.keyed then return false end
   tidy(demand)
   if redis.call('ZSCORE', demand.held, holder .. '?1') then return false end
-  if room(demand) < demand.weight then return true end
+  if aside and redis.call('ZSCORE', demand.held, aside .. '?1') then return false end
+  if demand.most > 0 and room(demand) < demand.weight then return true end
   -- Nobody is offered what is braked: who asks first tries it.
   if demand.braked then return false end
   -- The first in line needs more than what is free: who came later does not take that from it.
@@ -162,15 +57,14 @@ local function is_full(demand)
   return first[2] and tonumber(first[2]) < since
 end
 
-local function due(demand)
-  if demand.interval == 0 then return now end
-  local theoretical = math.max(tonumber(redis.call('GET', demand.rate) or 0), now)
-  return theoretical + (demand.weight - demand.burst) * demand.interval
-end
-
 local function grant()
+  if aside then
+    redis.call('ZREM', back, ARGV[6])
+    redis.call('HDEL', asides, ARGV[6])
+  end
   for _, demand in ipairs(demands) do
     leave(demand)
+    if aside then redis.call('ZREM', demand.line, aside .. ' ' .. demand.weight) end
     if demand.most > 0 then
       put(demand.held, holder, '#', demand.weight, now + length)
     end
@@ -180,12 +74,12 @@ local function grant()
       redis.call('SET', brake[1], text, 'PX', 3600000)
     end
     if demand.interval > 0 then
-      local theoretical = math.ceil(due(demand) + demand.burst * demand.interval)
+      local theoretical = math.ceil(due(demand, demand.weight) + demand.burst * demand.interval)
       redis.call('SET', demand.rate, string.format('%.0f', theoretical), 'PX',
                  math.ceil((theoretical - now) / 1000))
     end
   end
-  return {1, 0, 0, 0, 0}
+  return {1, 0, 0, 0, 0, collect()}
 end
 
 if has_all() then  -- the reply to it was lost
@@ -194,39 +88,47 @@ if has_all() then  -- the reply to it was lost
       put(demand.held, holder, '#', demand.weight, now + length)
     end
   end
-  return {1, 0, 0, 0, 0}
+  return {1, 0, 0, 0, 0, collect()}
 end
 local refused, wait = 0, 0
 for _, demand in ipairs(demands) do look(demand) end
 for place, demand in ipairs(demands) do
   if demand.closed > 0 then refused, wait = place, demand.closed break end
   if is_full(demand) then refused = place break end
-  if due(demand) > now then refused, wait = place, math.ceil(due(demand) - now) break end
+  local starts = due(demand, demand.weight)
+  if starts > now then refused, wait = place, math.ceil(starts - now) break end
 end
 if refused == 0 then return grant() end
+if aside and demands[refused].keyed then wait = -1 end  -- the caller puts it aside
 for place, demand in ipairs(demands) do
   leave(demand)
   if place == refused and wait == 0 then
     redis.call('ZADD', demand.line, since, demand.waits)
-    redis.call('PEXPIRE', demand.line, math.ceil(length / 500) + 60000)
-  elseif demand.most > 0 then
+    if demand.keyed then
+      plan(demand)
+    else
+      redis.call('PEXPIRE', demand.line, math.ceil(length / 500) + 60000)
+    end
+  elseif demand.most > 0 or demand.keyed then
     tidy(demand)
   end
 end
 local ends = redis.call('ZRANGE', demands[refused].held, 0, 0, 'WITHSCORES')[2]
-return {0, refused, wait, string.format('%.0f', since), ends and tonumber(ends) - now or 0}
+return {0, refused, wait, string.format('%.0f', since), ends and tonumber(ends) - now or 0,
+        collect()}
 """
 )
-#: Gives back what a holder has, and ends its wait.
+#: Gives back what a holder has, and ends its wait. Returns what the caller is to send back.
 RELEASE = (
-    _DEMANDS
+    DEMANDS
     + """
 for _, demand in ipairs(demands) do
   leave(demand)
   open_brakes(demand)
   look(demand)
-  if demand.most > 0 then tidy(demand) end
+  if demand.most > 0 or demand.keyed then tidy(demand) end
 end
+return collect()
 """
 )
 #: KEYS: a brake. ARGV: for how long.
@@ -241,7 +143,7 @@ redis.call('SET', KEYS[1], string.format('%.0f 0 - -', opens),
 #: KEYS: held. ARGV: length; of each key the holder, the most, the weight. Returns for each whether
 #: it is held on: who has lost it takes it again where there is room.
 RENEW = (
-    _HELD
+    HELD
     + """
 local renewed = {}
 for place, held in ipairs(KEYS) do

@@ -10,15 +10,17 @@ Runs in each process that runs calls with limits. See also:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import chain
 from typing import Any, NamedTuple
 
-from celery_budgets.model.limit import Demand
-from celery_budgets.shared_state.limit_scripts import ACQUIRE, CLOCK, RELEASE, RENEW, THROTTLE
+from celery_budgets.model.limit import Demand, Limit
+from celery_budgets.shared_state.aside_scripts import POLL, PUT_ASIDE, SENT, TAKE_BACK
+from celery_budgets.shared_state.demand_scripts import CLOCK
+from celery_budgets.shared_state.limit_scripts import ACQUIRE, RELEASE, RENEW, THROTTLE
 
-__all__ = ["CHANNELS", "OFFERED", "Answer", "LimitStore"]
+__all__ = ["CHANNELS", "OFFERED", "Answer", "Aside", "LimitStore"]
 
 #: How long a place stays free for the first in line, which has been told, seconds.
 OFFERED = 1.0
@@ -41,6 +43,17 @@ class Answer(NamedTuple):
     since: int = 0
     #: Seconds until the first lease there ends, unless it is renewed.
     ends: float = 0.0
+    #: Whether the caller is to put it aside.
+    aside: bool = False
+
+
+class Aside(NamedTuple):
+    """A message that was put aside, and is to be sent back to its queue."""
+
+    name: str
+    message: bytes
+    #: Until when nobody else sends it, by the clock of Redis.
+    ends: bytes
 
 
 class LimitStore:
@@ -55,6 +68,10 @@ class LimitStore:
 
     def __init__(self, client: Any, *, length: float, prefix: str = "", clock: str = CLOCK) -> None:
         self.client = client
+        #: How many messages that were put aside this process sends back at once; 0: it sends none.
+        self.takes = 0
+        #: What it is to send back.
+        self.taken: list[Aside] = []
         self.length = length
         self.channels = prefix + CHANNELS
         self._prefix = prefix + _NAMES
@@ -63,25 +80,95 @@ class LimitStore:
         self._renew = client.register_script(clock + RENEW)
         self._release = client.register_script(clock + RELEASE)
         self._throttle = client.register_script(clock + THROTTLE)
+        self._put_aside = client.register_script(clock + PUT_ASIDE)
+        self._take_back = client.register_script(clock + TAKE_BACK)
+        self._poll = client.register_script(clock + POLL)
+        self._sent = client.register_script(SENT)
 
-    def acquire(self, holder: str, demands: Sequence[Demand], since: int = 0) -> Answer:
+    def send_back(self, most: int) -> None:
+        """Have answers bring along up to *most* messages that are to be sent back."""
+        self.takes = most
+
+    def taken_over(self) -> list[Aside]:
+        """Return what answers have brought along since."""
+        taken, self.taken = self.taken, []
+        return taken
+
+    def acquire(
+        self, holder: str, demands: Sequence[Demand], since: int = 0, aside: str = ""
+    ) -> Answer:
         """Take all of *demands*, or stand in line for the first that is full.
 
         Args:
             holder: ``process:number``, of one call; it may ask again.
             demands: What the call needs.
             since: Of the answer to it before; keeps its place in the order.
+            aside: Its name if it can be put aside, for a limit with a key that is full.
 
         Raises:
             redis.exceptions.RedisError: The server does not answer. It may have granted them; ask
                 again, or release them.
         """
-        granted, refused, wait, waits_since, ends = self._acquire(
-            keys=[*self._names(demands)], args=self._arguments(holder, demands, since)
+        granted, refused, wait, waits_since, ends, taken = self._acquire(
+            keys=[*self._names(demands)], args=self._arguments(holder, demands, since, aside)
         )
+        self._take(taken)
         if granted:
             return Answer(granted=True)
-        return Answer(False, demands[refused - 1], wait / 1e6, int(waits_since), ends / 1e6)
+        wait, aside_now = max(0, wait) / 1e6, wait < 0
+        return Answer(False, demands[refused - 1], wait, int(waits_since), ends / 1e6, aside_now)
+
+    def put_aside(
+        self, holder: str, demands: Sequence[Demand], answer: Answer, name: str, message: bytes
+    ) -> None:
+        """Put a call aside as *name*, in the line of what *answer* has refused; may be repeated.
+
+        Raises:
+            redis.exceptions.RedisError: The server does not answer. It may be there or not.
+        """
+        assert answer.refused is not None
+        full = demands.index(answer.refused) + 1
+        arguments = self._arguments(holder, demands, answer.since, name)
+        self._take(self._put_aside(keys=[*self._names(demands)], args=[*arguments, full, message]))
+
+    def take_back(self, holder: str, demands: Sequence[Demand], name: str) -> None:
+        """Forget what was put aside as *name*: its message goes elsewhere.
+
+        Raises:
+            redis.exceptions.RedisError: The server does not answer.
+        """
+        arguments = self._arguments(holder, demands, 0, name)
+        self._take(self._take_back(keys=[*self._names(demands)], args=arguments))
+
+    def poll(self, limits: Mapping[str, Limit]) -> float | None:
+        """Look at the keys that are due; return the seconds until the next, ``None`` if none.
+
+        Args:
+            limits: The limits of the app. Whoever waits for one that is gone waits no more.
+
+        Raises:
+            redis.exceptions.RedisError: The server does not answer.
+        """
+        due, wait, taken = self._poll(keys=[*self._names(())], args=self._arguments("-:0", (), 0))
+        self._take(taken)
+        demands = []
+        for which in due:
+            name, _, key = which.decode("utf-8", "surrogatepass").partition(":")
+            demands.append(Demand(limits.get(name) or Limit(name, _ANY, key="key"), key))
+        if demands:
+            self.release("-:0", demands)
+            return 0.0
+        return None if wait < 0 else wait / 1e6
+
+    def sent(self, asides: Iterable[Aside]) -> None:
+        """Forget *asides*, which were sent back to their queues.
+
+        Raises:
+            redis.exceptions.RedisError: The server does not answer. They are sent again, later.
+        """
+        arguments = [one for aside in asides for one in (aside.name, aside.ends)]
+        names = f"{self._prefix}back", f"{self._prefix}asides"
+        self._sent(keys=names, args=arguments)
 
     def renew(self, held: Sequence[tuple[str, Sequence[Demand]]]) -> list[bool]:
         """Start the leases of all *held* anew; return of each holder whether it holds all of them.
@@ -108,7 +195,8 @@ class LimitStore:
         Raises:
             redis.exceptions.RedisError: The server does not answer.
         """
-        self._release(keys=[*self._names(demands)], args=self._arguments(holder, demands, 0))
+        arguments = self._arguments(holder, demands, 0)
+        self._take(self._release(keys=[*self._names(demands)], args=arguments))
 
     def throttle(self, limit: str, key: str | None, seconds: float) -> None:
         """Close *limit* for *seconds*: for one *key* alone, or with ``None`` for all of them.
@@ -125,6 +213,7 @@ class LimitStore:
         for demand in demands:
             yield from (self._name(what, demand) for what in ("held", "line", "rate", "brake"))
             yield f"{self._prefix}brakes:{demand.limit.name}"
+        yield from (self._prefix + name for name in ("asides", "looks", "back"))
 
     def _name(self, what: str, demand: Demand) -> str:
         return self._of(what, demand.limit.name, demand.key)
@@ -134,12 +223,25 @@ class LimitStore:
             key = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
         return f"{self._prefix}{what}:{limit}:{key}"
 
-    def _arguments(self, holder: str, demands: Iterable[Demand], since: int) -> list[Any]:
-        of_demands = chain.from_iterable(map(_numbers, demands))
-        return [self._length, holder, round(OFFERED * 1e6), self.channels, since, *of_demands]
+    def _arguments(
+        self, holder: str, demands: Iterable[Demand], since: int, aside: str = ""
+    ) -> list[Any]:
+        return [
+            self._length, holder, round(OFFERED * 1e6), self.channels, since, aside, self.takes,
+            *chain.from_iterable(map(_numbers, demands)),
+        ]  # fmt: skip
+
+    def _take(self, taken: Iterable[tuple[bytes, bytes, bytes]]) -> None:
+        for name, message, ends in taken:
+            self.taken.append(Aside(name.decode(), message, ends))
+
+
+#: More than there can be.
+_ANY = 1_000_000
 
 
 def _numbers(demand: Demand) -> tuple[Any, ...]:
     limit = demand.limit
     interval = limit.rate.interval * 1e6 if limit.rate is not None else 0
-    return limit.concurrency or 0, demand.weight, interval, limit.burst
+    keyed = int(limit.key is not None)
+    return limit.concurrency or 0, demand.weight, interval, limit.burst, keyed

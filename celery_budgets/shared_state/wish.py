@@ -5,13 +5,16 @@ See also: :mod:`celery_budgets.shared_state.limit_agent`, which asks for it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import NamedTuple
 
 from celery_budgets.model.limit import Demand
 
-__all__ = ["Brake", "Wish"]
+__all__ = ["Brake", "Steps", "Wish"]
+
+logger = logging.getLogger(__name__)
 
 
 class Brake(NamedTuple):
@@ -24,6 +27,17 @@ class Brake(NamedTuple):
     until: float
 
 
+class Steps(NamedTuple):
+    """How a call is put aside, where the key of a limit is full."""
+
+    #: The same for each delivery of one message.
+    name: str
+    #: Since when it waits aside, by the clock of Redis; 0: it has not yet.
+    since: int
+    #: Returns its message, given since when it waits.
+    pack: Callable[[int], bytes]
+
+
 class Wish:
     """What one call needs, from the moment that it asks until it gives it back.
 
@@ -31,19 +45,27 @@ class Wish:
         holder: Its name in Redis.
         demands: What it needs.
         tell: Called, in the agent's thread, at each change; must not block.
+        steps: How it is put aside; ``None``: it is not.
     """
 
     __slots__ = (
         "asked", "brakes", "demands", "due_at", "granted", "holder", "lost", "over", "refused",
-        "since", "tell", "unknown", "valid_until",
+        "settled", "since", "stepped", "steps", "tell", "unknown", "valid_until",
     )  # fmt: skip
 
     def __init__(
-        self, holder: str, demands: Sequence[Demand], tell: Callable[[Wish], object]
+        self,
+        holder: str,
+        demands: Sequence[Demand],
+        tell: Callable[[Wish], object],
+        steps: Steps | None = None,
     ) -> None:
         self.holder = holder
         self.demands = demands
         self.tell = tell
+        self.steps = steps
+        #: Whether it was put aside; and whether its message is acknowledged since.
+        self.stepped = self.settled = False
         #: Whether Redis may know of it.
         self.asked = False
         #: Whether the call may run.
@@ -61,6 +83,21 @@ class Wish:
         #: Whether it was given back.
         self.over = False
         #: Since when it waits, by the clock of Redis.
-        self.since = 0
+        self.since = steps.since if steps is not None else 0
         #: Monotonic instant at which it asks again.
         self.due_at = 0.0
+
+    @property
+    def name(self) -> str:
+        """How it is named while it waits aside; empty if it does not."""
+        return self.steps.name if self.steps is not None else ""
+
+    def packed(self, since: int) -> bytes | None:
+        """Return its message; ``None`` where that cannot be kept, and it waits in its worker."""
+        assert self.steps is not None
+        try:
+            return self.steps.pack(since)
+        except Exception:
+            logger.exception("budgets.limits_failed holder=%s: it waits in its worker", self.holder)
+            self.steps = None
+            return None

@@ -124,6 +124,9 @@ class Delivery(Protocol):
     def hand_back(self) -> None:
         """Requeue the message at the broker."""
 
+    def step_aside(self) -> None:
+        """Acknowledge the message of a call that waits aside."""
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """End a call at its limit."""
 

@@ -29,6 +29,7 @@ budgets = Budgets(
         Limit("four", 4),
         Limit("tenant", 1, key="tenant"),
         Limit("dependency", 4),
+        Limit("paced", rate="5/s", burst=1, key="tenant"),
     ],
 )
 
@@ -131,3 +132,8 @@ def depends_in_block(name, seconds=1.0):
 @app.task(base=BudgetedTask, lane="free")
 def mistaken(name):
     raise Throttled("dependancy", retry_after=1)
+
+
+@app.task(base=BudgetedTask, lane="free", limits=["paced"])
+def paced(tenant, name):
+    return work(f"paced:{tenant}", name, 0.0)

@@ -8,7 +8,7 @@ See also: :mod:`celery_budgets.worker.lanes.lane_slots`, which grants slots, and
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,11 +31,13 @@ from celery_budgets.worker.lanes.slot_recovery import SlotRecovery
 from celery_budgets.worker.pool.jobs import started_messages
 from celery_budgets.worker.runtime import WorkerRuntime, keep
 from celery_budgets.worker.startup.stray_queues import tell_of_abandoned
+from celery_budgets.worker.transport.aside_messages import send_back
 from celery_budgets.worker.transport.connecting import connect_by
 
 if TYPE_CHECKING:
     from celery.worker.request import Request
 
+    from celery_budgets.shared_state.limit_store import Aside
     from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["LanesStep"]
@@ -65,6 +67,8 @@ class LanesStep(bootsteps.StartStopStep):
         #: Deliveries that wait for their ETA, by queue: the broker counts them as unacknowledged.
         self._later: Counter[str] = Counter()
         self._bell = LoopBell(c, self._start_due)
+        #: What waited aside, and is to be sent back to its queue.
+        self._to_send: deque[list[Aside]] = deque()
         self._runtime = runtime = WorkerRuntime(c, self._wake, self._bell.ring)
         self._awaited = runtime.awaited
         keep(c.app, runtime)
@@ -120,6 +124,7 @@ class LanesStep(bootsteps.StartStopStep):
         self._disarm(c)
         if self._runtime.leases is not None:
             self._bell.attach()
+            self._runtime.leases.start(self._send_back_soon)
         self._timer_entries = [c.timer.call_repeatedly(TICK, c.call_soon, (self._look,))]
         if c.hub is not None and self._runtime.flights is not None:
             # Not elsewhere: on solo a body blocks the timers, and threads do not wake the loop.
@@ -131,6 +136,8 @@ class LanesStep(bootsteps.StartStopStep):
     def stop(self, c: Any) -> None:
         """Start nothing any more; what waits goes back to the broker, at the latest with it."""
         self._disarm(c)
+        if self._runtime.leases is not None:
+            self._pass_asides()
         if c.blueprint.state == bootsteps.RUN:  # it reconnects
             self.slots.give_up_held()
         else:  # and what runs may take long to end
@@ -167,8 +174,21 @@ class LanesStep(bootsteps.StartStopStep):
         else:
             self._consumer.call_soon(self._start_due)
 
+    def _send_back_soon(self, asides: list[Aside]) -> None:
+        self._to_send.append(asides)
+        self._bell.ring()
+
+    def _pass_asides(self) -> None:
+        """Let go of calls that wait aside, and send back those whose turn it is."""
+        for request in self.slots.stepped_aside():
+            request.step_aside()
+        while self._to_send and self._runtime.leases is not None:
+            self._runtime.leases.sent(send_back(self._consumer.app, self._to_send.popleft()))
+
     def _start_due(self) -> None:
         self._woken = False
+        if self._runtime.leases is not None:
+            self._pass_asides()
         for request in self.slots.due():
             self._hand_over(request)
 

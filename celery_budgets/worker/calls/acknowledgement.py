@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery.worker import state
 from celery.worker.request import Request
 
 from celery_budgets.model.outcomes import Outcome
@@ -34,6 +35,11 @@ class SettlingRequest(Request):
         """Reject the message, and record whether it was requeued."""
         self.sent_again = self.sent_again or (requeue and not self.acknowledged)
         super().reject(requeue)
+
+    def step_aside(self) -> None:
+        """Acknowledge the message of a call that waits aside, from where it comes back."""
+        state.task_ready(self)
+        self.acknowledge()
 
     def _retry_worker_lost(self, *args: Any) -> Any:
         """Publish a retry as Celery does since 5.7, and record whether it did."""

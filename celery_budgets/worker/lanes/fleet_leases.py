@@ -15,20 +15,25 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from hashlib import sha1
 from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery_budgets.errors import words_of
 from celery_budgets.model.demands import CallLimits
-from celery_budgets.model.headers import HEADER_WEIGHT
+from celery_budgets.model.headers import HEADER_ASIDE, HEADER_WEIGHT
 from celery_budgets.model.lane import Lane
 from celery_budgets.model.limit import Demand, Limit
+from celery_budgets.shared_state.wish import Steps
 from celery_budgets.tasks.task import BudgetedTask
+from celery_budgets.worker.transport.aside_messages import pack
 
 if TYPE_CHECKING:
     from celery_budgets.config.settings import Settings
+    from celery_budgets.shared_state.asides import Asides
     from celery_budgets.shared_state.limit_agent import LimitAgent
+    from celery_budgets.shared_state.limit_store import Aside
     from celery_budgets.shared_state.wish import Wish
     from celery_budgets.worker.delivery import Delivery
 
@@ -38,6 +43,32 @@ logger = logging.getLogger(__name__)
 
 #: Equal for calls that may take each other's places.
 Demands: TypeAlias = tuple[Demand, ...]
+
+
+class OwnDemands(tuple[Demand, ...]):
+    """What one call alone needs, which is put aside where a key is full: equal to no other."""
+
+    request: Delivery
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    @classmethod
+    def of(cls, request: Delivery, demands: Demands) -> OwnDemands:
+        """Return *demands* as those of *request* alone."""
+        own = cls(demands)
+        vars(own)["request"] = request
+        return own
+
+    def steps(self) -> Steps:
+        """Return how the call is put aside."""
+        message, headers = self.request.message, self.request.request_dict
+        since = headers.get(HEADER_ASIDE)
+        identity = "\0".join(map(str, self.request.message_key))
+        return Steps(
+            sha1(identity.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest(),
+            since if isinstance(since, int) and since > 0 else 0,
+            partial(pack, message),
+        )
 
 
 def demands_of_lanes(
@@ -99,6 +130,7 @@ class FleetLeases:
         self._demands = demands
         self._make = agent
         self._made: LimitAgent | None = None
+        self._asides: Asides | None = None
         self._wake = wake
         self._lose = lose
         self._limits = limits
@@ -120,9 +152,10 @@ class FleetLeases:
         if limits is None or not (limits.keyed or HEADER_WEIGHT in request.request_dict):
             return plain
         if request.demands is None:
-            request.demands = self._demands.get(request.lane.name, ()) + limits.demands(
+            demands = self._demands.get(request.lane.name, ()) + limits.demands(
                 request.args, request.kwargs, request.request_dict, partial(self._miss, request)
             )
+            request.demands = OwnDemands.of(request, demands) if limits.keyed else demands
         needed: Demands = request.demands
         return needed
 
@@ -174,12 +207,40 @@ class FleetLeases:
                 wishes.remove(lost)
                 self._agent.release(lost)
             while len(wishes) < startable[demands]:
-                wishes.append(self._agent.ask(demands, self._tell))
+                steps = demands.steps() if isinstance(demands, OwnDemands) else None
+                wishes.append(self._agent.ask(demands, self._tell, steps))
             while len(wishes) > startable[demands]:
                 # Who has waited longest keeps its turn.
                 last = next((w for w in reversed(wishes) if not w.granted), wishes[-1])
                 wishes.remove(last)
                 self._agent.release(last)
+            if not wishes:
+                del self._wishes[demands]
+
+    def stepped_aside(self) -> list[Delivery]:
+        """Return the calls that were put aside since: whose messages are to be acknowledged."""
+        stepped = []
+        for demands, wishes in list(self._wishes.items()):
+            if isinstance(demands, OwnDemands) and any(wish.stepped for wish in wishes):
+                for wish in wishes:
+                    wish.settled = True
+                del self._wishes[demands]
+                stepped.append(demands.request)
+        return stepped
+
+    def start(self, send: Callable[[list[Aside]], object]) -> None:
+        """Have calls that wait aside sent back, if tasks name limits with keys.
+
+        Args:
+            send: Called, from any thread, with messages that are to be sent; then :meth:`sent` is.
+        """
+        if self._asides is None and any(one.key is not None for one in self._limits.values()):
+            self._asides = self._agent.send_back(self._limits, send)
+
+    def sent(self, asides: list[Aside]) -> None:
+        """Note that *asides* are in their queues."""
+        if self._asides is not None:
+            self._asides.sent(asides)
 
     def refused(self, request: Delivery) -> tuple[str, bool] | None:
         """Return the limit that *request* waits for, and whether it is known; ``None`` if none."""
@@ -202,7 +263,7 @@ class FleetLeases:
         return self._made
 
     def _tell(self, wish: Wish) -> None:
-        if wish.granted:
+        if wish.granted or wish.stepped:
             self._wake()
 
     def _on_lost(self, wish: Wish) -> None:

@@ -123,6 +123,19 @@ class WorkerSlots:
                 self._reserve(slots, request)
             yield request
 
+    def stepped_aside(self) -> list[Delivery]:
+        """Remove and return the held calls that wait aside, in Redis, for a key of a limit."""
+        if self._leases is None:
+            return []
+        with self._lock:
+            stepped = self._leases.stepped_aside()
+            for request in stepped:
+                slots = self.lanes[request.lane.name]
+                slots.held.remove(request)
+                if not slots.held:
+                    del self._holding[slots.lane.name]
+        return stepped
+
     def give_up_held(self, lane: str | None = None) -> list[Delivery]:
         """Remove and return the held calls, of one lane or of all."""
         with self._lock:

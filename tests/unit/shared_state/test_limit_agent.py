@@ -132,7 +132,7 @@ class Away:
         if self.away:
             raise RedisConnectionError("away")
 
-    def acquire(self, holder, demands, since=0):
+    def acquire(self, holder, demands, since=0, aside=""):
         self.ping()
         self.granted.append(holder)
         return limit_agent.Answer(granted=True)

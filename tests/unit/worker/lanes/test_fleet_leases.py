@@ -16,7 +16,7 @@ class Wish:
     def __init__(self, demands, tell):
         self.demands, self.tell = demands, tell
         self.granted, self.refused, self.unknown = False, None, False
-        self.lost, self.valid_until = False, inf
+        self.lost, self.valid_until, self.stepped = False, inf, False
 
 
 class Agent:
@@ -25,7 +25,7 @@ class Agent:
     def __init__(self):
         self.asked, self.released = [], []
 
-    def ask(self, demands, tell):
+    def ask(self, demands, tell, steps=None):
         self.asked.append(Wish(demands, tell))
         return self.asked[-1]
 

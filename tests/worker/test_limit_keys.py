@@ -1,0 +1,102 @@
+"""Tasks with limits by key, on real workers: a key that is full holds up nobody else."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from tests.support.marks import first_of
+from tests.support.spans import most_at_once
+from tests.support.waiting import values_of, wait_until
+
+APP = "tests.worker.fleet_app"
+ASIDES = "celery-budgets:{limits}:asides"
+POOLS = pytest.mark.parametrize("pool", first_of("prefork", "threads", "gevent", "solo"))
+
+
+def names(spans):
+    return [name for *_, name in spans]
+
+
+@POOLS
+def test_a_full_key_holds_up_no_other(worker, load_app, broker_url, pool):
+    """It waits aside, in its order; calls of other keys and of none go on beside."""
+    app = load_app(APP)
+    for _ in range(2):
+        running = worker(APP, "-Q", "free", "-P", pool)
+    noisy = [app.of_tenant.delay("noisy", f"{n:02}", 0.2) for n in range(20)]
+    wait_until(lambda: app.ran("tenant:noisy"), "the first has run", detail=running.tail)
+    others = [app.of_tenant.delay(tenant, str(n), 0.0) for n in range(2) for tenant in "abc"]
+    others += [app.free.delay(str(n)) for n in range(4)]
+    values_of(others, timeout=30, detail=running.tail)
+    assert len(app.ran("tenant:noisy")) < 20, "its calls have been waiting meanwhile"
+    values_of(noisy, timeout=60, detail=running.tail)
+    spans = app.ran("tenant:noisy")
+    assert sorted(names(spans)) == [f"{n:02}" for n in range(20)]
+    assert most_at_once(spans) == 1
+    for tenant in "abc":
+        assert sorted(names(app.ran(f"tenant:{tenant}"))) == ["0", "1"]
+    wait_until(lambda: app.redis().hlen(ASIDES) == 0, "nothing is left aside")
+
+
+def test_what_waits_aside_comes_back_whoever_has_put_it_there(worker, load_app, broker_url):
+    """In its order, after all workers were killed: by one that has never seen it."""
+    app = load_app(APP, VISIBILITY="2")
+    first = worker(APP, "-Q", "free", env={"VISIBILITY": "2"})
+    app.of_tenant.delay("a", "long", 8)
+    wait_until(lambda: app.redis().scard("running:tenant:a"), "it runs", detail=first.tail)
+    results = [app.of_tenant.delay("a", f"{n}", 0.0) for n in range(6)]
+    wait_until(lambda: app.redis().hlen(ASIDES) == 6, "all wait aside", detail=first.tail)
+    # Of what it has acknowledged, the broker has heard.
+    app.free.delay("beside").get(timeout=20)
+    first.kill()
+    second = worker(APP, "-Q", "free", env={"VISIBILITY": "2"})
+    values_of(results, timeout=60, detail=second.tail)
+    assert names(app.ran("tenant:a"))[:6] == [f"{n}" for n in range(6)]
+
+
+@pytest.mark.slow
+def test_a_worker_that_stops_leaves_what_waits_aside_to_others(worker, load_app, broker_url):
+    """Nothing is lost, and nothing runs twice, while workers come and go."""
+    app = load_app(APP)
+    running = [worker(APP, "-Q", "free") for _ in range(2)]
+    results = [app.of_tenant.delay(f"{n % 3}", f"{n}", 0.1) for n in range(90)]
+    for _ in range(3):
+        done = sum(len(app.ran(f"tenant:{tenant}")) for tenant in range(3))
+        wait_until(lambda: sum(len(app.ran(f"tenant:{t}")) for t in range(3)) > done, "they go on")  # noqa: B023
+        running.append(worker(APP, "-Q", "free"))
+        running.pop(0).stop()
+    values_of(results, timeout=60, detail=running[0].tail)
+    for tenant in range(3):
+        spans = app.ran(f"tenant:{tenant}")
+        assert sorted(map(int, names(spans))) == list(range(tenant, 90, 3))
+        assert most_at_once(spans) == 1
+
+
+def test_a_rate_holds_for_each_key(worker, load_app, broker_url):
+    """Also while nothing else happens: who waits aside comes when the rate lets it."""
+    app = load_app(APP)
+    running = worker(APP, "-Q", "free")
+    results = [app.paced.delay(tenant, f"{n}") for n in range(6) for tenant in "ab"]
+    values_of(results, timeout=30, detail=running.tail)
+    for tenant in "ab":
+        begun = [began for began, *_ in app.ran(f"paced:{tenant}")]
+        assert names(app.ran(f"paced:{tenant}")) == [f"{n}" for n in range(6)]
+        assert 0.9 < begun[-1] - begun[0] < 3  # 5 times 0.2 s
+        assert all(late - early > 0.1 for early, late in pairwise(begun))
+
+
+def test_a_sender_names_the_key(worker, load_app):
+    """By name, without the task; a call without one is told of once."""
+    app = load_app(APP)
+    running = worker(APP, "-Q", "free")
+    send = app.app.send_task
+    task, kwargs = app.of_tenant.name, {"name": "x", "tenant": None, "seconds": 0.0}
+    results = [send(task, kwargs=kwargs, queue="free") for _ in range(3)]
+    running.wait_for_log("budgets.limit_key_missing", "limit=tenant", timeout=20)
+    keyed = send(task, ("a", "0", 1.0), queue="free", limit_keys={"tenant": "b"})
+    held = "celery-budgets:{limits}:held:tenant:b"
+    wait_until(lambda: app.redis().exists(held), "it holds the key that it was sent with")
+    values_of([*results, keyed], timeout=20, detail=running.tail)
+    assert running.log.count("budgets.limit_key_missing") == 1
