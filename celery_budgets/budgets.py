@@ -30,6 +30,7 @@ from celery_budgets.sending.results import group_result
 from celery_budgets.sending.scope import Scope
 from celery_budgets.tasks.mapped import charge_mapped
 from celery_budgets.telemetry import spans
+from celery_budgets.web.mounted import Mounted
 
 if TYPE_CHECKING:
     from celery_budgets.batch.batch import Batch, BatchOptions
@@ -41,7 +42,7 @@ __all__ = ["Budgets"]
 logger = logging.getLogger(__name__)
 
 
-class Budgets(Questions):
+class Budgets(Questions, Mounted):
     """Adds lanes and budgets to a Celery app.
 
     Args:

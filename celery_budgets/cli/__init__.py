@@ -15,6 +15,7 @@ from click_didyoumean import DYMGroup
 import celery_budgets.worker.remote.commands
 import celery_budgets.worker.remote.drain
 import celery_budgets.worker.remote.health
+import celery_budgets.worker.remote.history
 import celery_budgets.worker.remote.lane_commands
 import celery_budgets.worker.remote.stacks
 import celery_budgets.worker.remote.why  # noqa: F401
@@ -31,6 +32,7 @@ COMMANDS = {
     "status": "status",
     "health": "health",
     "top": "top",
+    "web": "web",
     "why": "why",
     "stack": "stack",
     "kills": "kills",

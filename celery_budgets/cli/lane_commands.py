@@ -1,12 +1,11 @@
 """Sends a remote control command about one lane to its workers, and prints their answers.
 
-Shared by ``celery lanes set``, ``pause`` and ``resume``. They first find out which workers serve
-the lane, so that a missing answer is noticed.
+Shared by ``celery lanes set``, ``pause`` and ``resume``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -14,12 +13,10 @@ import click
 from celery_budgets.cli.findings import require_broker
 from celery_budgets.cli.options import seconds_option
 from celery_budgets.config.settings import settings_of
-from celery_budgets.sending.remote_control import Inspection, Replies
+from celery_budgets.sending.lane_changes import change_lane, why_silent
+from celery_budgets.sending.remote_control import Inspection
 
 __all__ = ["destination_option", "of_workers", "run_on_workers", "why_silent"]
-
-#: Seconds that workers have to apply the change, which may start pool processes.
-CHANGE_SECONDS = 10.0
 
 
 def of_workers(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,53 +75,19 @@ def run_on_workers(
     app = ctx.obj.app
     settings_of(app).lanes[lane]
     require_broker(app)
-    inspection = Inspection(app)
-    answers = inspection.ask(timeout)
-    recipients = _recipients(answers, lane, workers)
-    replies = Replies({}, ())
-    if recipients:
-        arguments = {"lane": lane, **arguments}
-        replies = inspection.control(command, arguments, recipients, CHANGE_SECONDS)
-    done = [_print_answer(name, command, answer) for name, answer in replies.by_worker.items()]
-    missing = [*replies.silent, *(name for name in workers if name not in answers.by_worker)]
-    for name in missing:
-        plain = name in answers.plain
-        text = why_silent(name, answers.plain) if plain else f"no answer from {name}"
+    changed = change_lane(
+        app, command, lane, workers, timeout, inspection=Inspection(app), **arguments
+    )
+    for name, text in changed.done:
+        click.echo(f"{name}: {text}")
+    for name, text in changed.refused:
+        click.echo(f"Error: {name}: {text}", err=True)
+    for _, text in changed.missing:
         click.echo(f"Error: {text}", err=True)
-    if not workers:
-        for name in answers.silent:
-            click.echo(why_silent(name, answers.plain), err=True)
-    if not recipients and not missing:
+    for _, text in changed.silent:
+        click.echo(text, err=True)
+    if not changed.sent and not changed.missing:
         text = f"no worker that serves {lane} answered within {timeout:g} s"
         click.echo(f"Error: {text}", err=True)
-    if missing or not done or not all(done):
+    if not changed.ok:
         ctx.exit(1)
-
-
-def _recipients(answers: Replies, lane: str, workers: Sequence[str]) -> list[str]:
-    """Return the workers to address: of those that answered, *workers*, else the lane's."""
-    if workers:
-        return [name for name in workers if name in answers.by_worker]
-    by_worker = answers.by_worker.items()
-    return [name for name, answer in by_worker if lane in answer.get("lanes", ())]
-
-
-def why_silent(worker: str, plain: Sequence[str]) -> str:
-    """Return the message about a silent *worker*; *plain* ones replied, but without budgets."""
-    if worker in plain:
-        return f"{worker} runs without budgets, or with an older version of them"
-    return f"no answer from {worker}: it hangs, was killed, or runs without budgets"
-
-
-def _print_answer(worker: str, command: str, answer: Any) -> bool:
-    """Print the answer of *worker* to *command*, and return whether it succeeded."""
-    fields = answer if isinstance(answer, Mapping) else {"error": answer}
-    if "ok" in fields:
-        click.echo(f"{worker}: {fields['ok']}")
-        return True
-    text = fields.get("error", answer)
-    if text == repr(KeyError(command)):
-        # kombu.pidbox.Node.dispatch, where no such command is registered.
-        text = f"it does not know {command}; it runs an older version of celery-budgets"
-    click.echo(f"Error: {worker}: {text}", err=True)
-    return False

@@ -219,6 +219,8 @@ class WorkerRuntime:
         self.flow.look()
         self.slow_calls.look()
         self.leaving.look()
+        if self.report is not None:
+            self.report.history.look()
         self.roster.tally.recent.follow("telemetry_failures", self.telemetry_failures)
         if self.processes is not None:
             self.processes.look()

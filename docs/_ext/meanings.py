@@ -166,6 +166,15 @@ LOG_EVENTS = {
     "answered before are reported as silent.",
     "budgets.no_queue": "`lanes why` counted the messages of a queue that does not exist.",
     "budgets.no_result": "`lanes why` could not read the result of a call; it goes on without.",
+    "budgets.operator": "An operator did something on the page: what, to which lane or scope, who, "
+    "and the status of the answer.",
+    "budgets.page_connection_broke": "Who looked at the page has left in the middle of an answer.",
+    "budgets.page_failed": "An answer of the page raised. The traceback follows.",
+    "budgets.page_has_news": "The workers answer the page again.",
+    "budgets.page_request": "A request to `lanes web`. Its address may have the token, and is not "
+    "logged.",
+    "budgets.page_without_news": "The workers could not be asked for the page, which goes on "
+    "showing the last news and their age.",
     "budgets.peer_unreadable": "Another worker told something unreadable about its lanes.",
     "budgets.peers_not_told": "The worker could not tell others about its lanes. It tries again.",
     "budgets.pool_processes_back": "All pool processes are up again.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery_budgets.model.kill import Kill
 from celery_budgets.sending.remote_control import Replies
 from celery_budgets.telemetry.statistics import Statistics
 from celery_budgets.units import MIB
@@ -70,3 +71,26 @@ def ended(lane_name: str, seconds: float, **outcomes: int) -> Statistics:
         for _ in range(count):
             calls.duration.add(seconds)
     return statistics
+
+
+HISTORY = {"end": 100, "lanes": {"quick": {"succeeded": [1.0, 2.0]}}}
+
+
+class WorkersOfPage:
+    """Answers each question of the page, counts them, and may be away."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.away: Exception | None = None
+        self.kills: list[Kill] = []
+        self.answer = answer
+
+    def ask(self, timeout: float = 1.0, *, command: str = "budgets", **_: Any) -> Replies:
+        self.asked.append(command)
+        if self.away is not None:
+            raise self.away
+        if command == "lanes_kills":
+            return Replies({"a@h": {"kills": [kill.to_json() for kill in self.kills]}}, ())
+        if command == "lanes_history":
+            return Replies({"a@h": HISTORY}, ())
+        return Replies({"a@h": self.answer(kills=len(self.kills))}, ())

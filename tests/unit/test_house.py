@@ -27,7 +27,7 @@ FLOORS = (
     ("telemetry", "shared_state"),
     ("idempotency",),
     ("sending",),
-    ("tasks", "blocks"),
+    ("tasks", "blocks", "web"),
     ("worker", "batch"),
     ("progress", "budgets", "embedded"),
     ("cli",),

@@ -1,17 +1,19 @@
 """The data of ``celery lanes status`` and ``celery lanes top``: a row per lane and worker.
 
-See also: :mod:`celery_budgets.sending.status.alerts`, which derives the alerts of a row, and
+See also: :mod:`celery_budgets.sending.status.summary` for one entry per lane,
+:mod:`celery_budgets.sending.status.alerts`, which derives the alerts of a row, and
 :mod:`celery_budgets.cli.lanes_table`, which draws the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from celery_budgets.sending.remote_control import Replies
 from celery_budgets.sending.status.alerts import Alert, alerts_of, is_paused
+from celery_budgets.sending.status.summary import summaries
 from celery_budgets.telemetry.objectives import Objective
 from celery_budgets.telemetry.queues import LaneQueue
 from celery_budgets.telemetry.snapshots import (
@@ -86,6 +88,10 @@ class Overview:
     #: Those of the silent workers that replied, but run without budgets.
     plain: tuple[str, ...] = ()
     unserved: tuple[str, ...] = ()
+    #: All lanes of the app, in their order.
+    lanes: tuple[str, ...] = ()
+    #: What the workers have answered.
+    answers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -129,6 +135,8 @@ class Overview:
             silent=answers.silent,
             plain=answers.plain,
             unserved=tuple(lane for lane in order if lane not in served),
+            lanes=tuple(order),
+            answers=answers.by_worker,
         )
 
     @property
@@ -137,13 +145,17 @@ class Overview:
         return sum((row.slots for row in self.rows), Slots())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the overview as JSON values, in seconds and bytes."""
+        """Return the overview as JSON values, in seconds and bytes.
+
+        ``lanes`` has a row per lane and worker, ``summary`` one entry per lane.
+        """
         return {
             "lanes": [row.to_json() for row in self.rows],
             "workers": list(self.answered),
             "silent": list(self.silent),
             "plain": list(self.plain),
             "unserved": list(self.unserved),
+            "summary": summaries(self.answers, self.lanes),
         }
 
 

@@ -12,6 +12,7 @@ from celery import bootsteps
 import celery_budgets.worker.remote.commands
 import celery_budgets.worker.remote.drain
 import celery_budgets.worker.remote.health
+import celery_budgets.worker.remote.history
 import celery_budgets.worker.remote.lane_commands
 import celery_budgets.worker.remote.stacks
 import celery_budgets.worker.remote.why  # noqa: F401

@@ -13,9 +13,11 @@ from typing import Any
 
 from celery_budgets.execution.memory import rss as memory
 from celery_budgets.model.lanes import Lane
+from celery_budgets.worker.backlog.history import History, Moment
 from celery_budgets.worker.calls import recent
 from celery_budgets.worker.lanes.drift import Difference
 from celery_budgets.worker.pool.size import pool_pids, slots_of
+from celery_budgets.worker.remote.running import running_calls
 from celery_budgets.worker.runtime import WorkerRuntime
 from celery_budgets.worker.startup.checks import capacity
 
@@ -39,6 +41,11 @@ class Report:
         self._roster = runtime.roster
         self._about = {"pool": runtime.pool_kind, "enforces": dict(enforces)}
         self._started_at = monotonic()
+        #: The last two hours.
+        self.history = History(
+            (lane.name for lane in self._lanes), lambda: self._roster.tally.statistics().lanes,
+            self._moment, self._largest,
+        )  # fmt: skip
 
     def in_short(self) -> dict[str, Any]:
         """Return limits and counts; small, because Flower polls often."""
@@ -83,6 +90,7 @@ class Report:
             "drift": [difference.text for difference in self._drift()],
             "telemetry_failures": runtime.telemetry_failures,
             "recent": {"seconds": recent.SECONDS, **tally.recent.of("")},
+            "kills": runtime.kills.noted,
         }
 
     def _slots(self) -> int:
@@ -91,7 +99,7 @@ class Report:
 
     def _lanes_in_full(self) -> dict[str, Any]:
         waiting, consumed = self._roster.waiting(), self._consumed()
-        drift = self._drift()
+        drift, running = self._drift(), running_calls(self._runtime)
         return {
             lane.name: {
                 "queue": lane.queue,
@@ -100,7 +108,10 @@ class Report:
                 "drift": [found.text for found in drift if found.queue in ("", lane.queue)],
                 "active": self._roster.active[lane.name],
                 "limit": self._runtime.slots.limit_of(lane),
+                "fleet": lane.fleet,
                 "recent": self._roster.tally.recent.of(lane.name),
+                "hour": self.history.hour(lane.name),
+                "running": running[lane.name],
                 "waiting": waiting[lane.name],
                 "backlog": self._backlog(lane),
                 "slo": self._runtime.objectives.to_json(lane.name),
@@ -135,3 +146,16 @@ class Report:
             "pool_rss": {str(pid): size for pid, size in sizes.items() if size is not None},
             "max_worker_rss": self._settings.max_worker_rss,
         }
+
+    def _moment(self, lane: str) -> Moment:
+        """Return the state of *lane* for the history, without asking anybody."""
+        runtime = self._runtime
+        served = runtime.settings.lanes[lane]
+        return Moment(
+            self._roster.active[lane], runtime.slots.limit_of(served),
+            runtime.backlog.of(lane).messages, bool(runtime.queue_pauses.paused.get(served.queue)),
+        )  # fmt: skip
+
+    def _largest(self) -> int:
+        pids = pool_pids(self._worker.pool)
+        return max((memory.rss_of(pid) or 0 for pid in pids), default=0) or memory.rss()

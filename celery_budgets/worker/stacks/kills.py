@@ -46,6 +46,8 @@ class Kills:
         self._unwritten: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._writer: threading.Thread | None = None
         self._told = self._alone = False
+        #: How many it has seen: whoever shows them asks for them when there are more.
+        self.noted = 0
 
     def note(self, request: Delivery, outcome: Outcome) -> None:
         """Remember that the call of *request* ended with *outcome*, if that is a kill."""
@@ -58,6 +60,7 @@ class Kills:
             time(), request.type, request.id, request.lane.name, request.hostname, word, last
         )
         self._kills.append(kill)
+        self.noted += 1
         if self._alone:
             return
         self._unwritten.put(kill.to_json())

@@ -136,6 +136,7 @@ NAMING = {
     "celery_budgets.worker", "celery_budgets.worker.remote",
     "celery_budgets.worker.remote.commands", "celery_budgets.worker.remote.lane_commands",
     "celery_budgets.worker.remote.drain", "celery_budgets.worker.remote.health",
+    "celery_budgets.worker.remote.history",
     "celery_budgets.worker.remote.stacks", "celery_budgets.worker.remote.why",
 }  # fmt: skip
 

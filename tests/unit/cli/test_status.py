@@ -120,6 +120,41 @@ def test_json_is_in_base_units(run):
     assert (slow["backlog"], slow["oldest"], slow["drain"]) == (None, None, None)
 
 
+def test_json_has_one_entry_for_each_lane(run):
+    """Over all its workers, those that nobody serves too, with what is behind a row of the page."""
+    shown = json.loads(run("status", "--json").output)
+    quick, slow, lonely = shown["summary"]
+    assert (quick["lane"], quick["workers"], quick["active"], quick["limit"]) == (
+        "quick", ["a@h"], 1, 2,
+    )  # fmt: skip
+    assert quick["outcomes"] == {
+        "succeeded": 10, "failed": 2, "soft_time_limit": 1, "hard_time_limit": 1,
+    }  # fmt: skip
+    assert quick["p50"] == quick["p99"] == pytest.approx(0.25)
+    assert [(task["task"], task["calls"]) for task in quick["tasks"]] == [("task", 14)]
+    assert [alert["level"] for alert in quick["alerts"]] == ["critical", "critical"]
+    assert (quick["backlog"], quick["drain"], quick["gates_paused"]) == (40, 20.0, 0)
+    assert (slow["calls"], slow["p99"], slow["running"]) == (0, None, [])
+    assert (lonely["workers"], lonely["rss"], lonely["max_rss"]) == ([], None, None)
+
+
+def test_the_summary_adds_up_over_workers():
+    """Slots, borrowed ones, the last hour and running calls; the fullest process speaks for all."""
+    one = lane(active=3, limit=2, hour={"succeeded": 5}, running=[{"task_id": "x", "seconds": 1.0}])
+    nap = {"task_id": "y", "seconds": 9.0}
+    paused = {"hour": {"failed": 1, "succeeded": 1}, "paused": ["operator"], "running": [nap]}
+    other = lane(active=1, limit=2, **paused)
+    answers = {"a@h": answer({"quick": one}), "b@h": answer({"quick": other}, pool_rss=(MIB,))}
+    (summary,) = Overview.of(Replies(answers, ()), ["quick"]).to_json()["summary"]
+    assert (summary["active"], summary["limit"], summary["borrowed"]) == (4, 4, 1)
+    assert summary["hour"] == {"succeeded": 6, "failed": 1}
+    assert [(call["task_id"], call["worker"]) for call in summary["running"]] == [
+        ("y", "b@h"), ("x", "a@h"),
+    ]  # fmt: skip
+    assert (summary["paused"], summary["rss"]) == (1, 60 * MIB)
+    assert [alert["text"] for alert in summary["alerts"]] == ["paused by an operator"]
+
+
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_nobody_answers_is_code_1(run, as_json):
     """The message goes to standard error, so that --json stays JSON."""
