@@ -15,7 +15,6 @@ from celery.utils.nodenames import gethostname
 from celery.worker import state as worker_state
 from celery.worker.control import inspect_command
 
-from celery_budgets.worker.calls.roster import members_of
 from celery_budgets.worker.remote.commands import with_runtime
 
 if TYPE_CHECKING:
@@ -67,6 +66,8 @@ def _waiting(consumer: Any) -> Counter[str]:
     For a slot, a limit over the fleet, or Celery's ``rate_limit``, whose calls stand in buckets
     (celery.worker.consumer.Consumer._limit_task). Not those with an ETA: they hold nothing up.
     """
+    from celery_budgets.worker.calls.roster import members_of
+
     taken = [each for each in members_of(worker_state.reserved_requests) if not each.time_start]
     buckets = filter(None, list(consumer.task_buckets.values()))
     taken += [request for bucket in buckets for request, _ in list(bucket.contents)]
