@@ -36,6 +36,7 @@ COMMANDS = {
     "why": "why",
     "stack": "stack",
     "kills": "kills",
+    "limits": "limits",
     "drain": "drain",
     "set": "set_limit",
     "pause": "pause",

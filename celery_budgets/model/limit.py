@@ -47,6 +47,10 @@ class Rate(NamedTuple):
             )
         return cls(float(match[1]), _PERIODS[match[2].lower()])
 
+    def __str__(self) -> str:
+        units = {period: unit for unit, period in _PERIODS.items()}
+        return f"{self.calls:g}/{units[self.period]}"
+
     @property
     def interval(self) -> float:
         """Seconds from one call to the next, at this rate."""

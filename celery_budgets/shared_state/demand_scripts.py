@@ -24,8 +24,16 @@ end
 local function drop(held, holder, mark, weight)
   for place = 1, weight do redis.call('ZREM', held, holder .. mark .. place) end
 end
+
+-- What is in force: an operator changes what there is, and adds nothing.
+local function in_force(set, most, interval)
+  local theirs = redis.call('HMGET', set, 'concurrency', 'interval')
+  if most > 0 and theirs[1] then most = tonumber(theirs[1]) end
+  if interval > 0 and theirs[2] then interval = tonumber(theirs[2]) end
+  return most, interval
+end
 """
-#: KEYS: held, line, rate and the two brakes of each demand; asides, looks, back. ARGV: length,
+#: KEYS: held, line, rate, the two brakes and set of each demand; asides, looks, back. ARGV: length,
 #: holder, time of an offer, channels, since when it waits (0: now), its name if it may be put
 #: aside, how many the caller sends back; of each demand: its most, weight, interval, burst, and 1
 #: if it has a key.
@@ -36,14 +44,15 @@ local holder, moment, channels = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local aside = ARGV[6] ~= '' and 'aside:' .. ARGV[6]
 local asides, looks, back = KEYS[#KEYS - 2], KEYS[#KEYS - 1], KEYS[#KEYS]
 local demands = {}
-for place = 1, (#KEYS - 3) / 5 do
-  local at, key = 3 + place * 5, place * 5
+for place = 1, (#KEYS - 3) / 6 do
+  local at, key, weight = 3 + place * 5, place * 6, tonumber(ARGV[4 + place * 5])
+  local most, interval = in_force(KEYS[key], tonumber(ARGV[at]), tonumber(ARGV[at + 2]))
   demands[place] = {
-    held = KEYS[key - 4], line = KEYS[key - 3], rate = KEYS[key - 2],
-    brakes = {KEYS[key - 1], KEYS[key]},
-    most = tonumber(ARGV[at]), weight = tonumber(ARGV[at + 1]),
-    interval = tonumber(ARGV[at + 2]), burst = tonumber(ARGV[at + 3]),
-    keyed = ARGV[at + 4] == '1'}
+    held = KEYS[key - 5], line = KEYS[key - 4], rate = KEYS[key - 3],
+    brakes = {KEYS[key - 2], KEYS[key - 1]}, most = most, weight = weight,
+    -- Where an operator has set less than its weight, a call takes all.
+    takes = most > 0 and math.min(weight, most) or weight,
+    interval = interval, burst = tonumber(ARGV[at + 3]), keyed = ARGV[at + 4] == '1'}
   demands[place].waits = holder .. ' ' .. demands[place].weight
 end
 

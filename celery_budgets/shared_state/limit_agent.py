@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
+from socket import gethostname
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -64,7 +66,8 @@ class LimitAgent:
         on_lost: Callable[[Wish], object] = lambda wish: None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self.name = uuid4().hex
+        # An operator is shown it, and that of a call after a colon.
+        self.name = f"{gethostname()}.{os.getpid()}.{uuid4().hex[:8]}".replace(":", ".")
         self._store = store
         self._on_lost = on_lost
         self._clock = clock

@@ -12,6 +12,9 @@ By limit and key there are these names, in one hash slot:
   is at the other end has said so (``Throttled``). After that one call tries it; when that one
   gives its place back without having closed it again, the brake is gone.
 
+- *set*, of the limit with all its keys: a hash of what an operator has set instead of what its
+  program says.
+
 A holder is named ``process:number``; its members are ``process:number#1``, and ``...?1`` while it
 is only offered a place. All times are microseconds of the server's clock.
 
@@ -49,7 +52,7 @@ local function is_full(demand)
   tidy(demand)
   if redis.call('ZSCORE', demand.held, holder .. '?1') then return false end
   if aside and redis.call('ZSCORE', demand.held, aside .. '?1') then return false end
-  if demand.most > 0 and room(demand) < demand.weight then return true end
+  if demand.most > 0 and room(demand) < demand.takes then return true end
   -- Nobody is offered what is braked: who asks first tries it.
   if demand.braked then return false end
   -- The first in line needs more than what is free: who came later does not take that from it.
@@ -66,7 +69,7 @@ local function grant()
     leave(demand)
     if aside then redis.call('ZREM', demand.line, aside .. ' ' .. demand.weight) end
     if demand.most > 0 then
-      put(demand.held, holder, '#', demand.weight, now + length)
+      put(demand.held, holder, '#', demand.takes, now + length)
     end
     for _, brake in ipairs(demand.tries) do
       local where = demand.most > 0 and demand.held or '-'
@@ -85,7 +88,7 @@ end
 if has_all() then  -- the reply to it was lost
   for _, demand in ipairs(demands) do
     if demand.most > 0 then
-      put(demand.held, holder, '#', demand.weight, now + length)
+      put(demand.held, holder, '#', demand.takes, now + length)
     end
   end
   return {1, 0, 0, 0, 0, collect()}
@@ -140,15 +143,16 @@ if text then opens = math.max(opens, tonumber(string.match(text, '^%d+'))) end
 redis.call('SET', KEYS[1], string.format('%.0f 0 - -', opens),
            'PX', math.ceil((opens - now) / 1000) + 3600000)
 """
-#: KEYS: held. ARGV: length; of each key the holder, the most, the weight. Returns for each whether
-#: it is held on: who has lost it takes it again where there is room.
+#: KEYS: held and set of each place. ARGV: length; of each place the holder, the most, the weight.
+#: Returns for each whether it is held on: who has lost it takes it again where there is room.
 RENEW = (
     HELD
     + """
 local renewed = {}
-for place, held in ipairs(KEYS) do
-  local at = place * 3 - 1
-  local holder, most, weight = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+for place = 1, #KEYS / 2 do
+  local held, at = KEYS[place * 2 - 1], place * 3 - 1
+  local holder, most = ARGV[at], in_force(KEYS[place * 2], tonumber(ARGV[at + 1]), 0)
+  local weight = math.min(tonumber(ARGV[at + 2]), most)
   renewed[place] = 1
   if not redis.call('ZSCORE', held, holder .. '#1') then
     redis.call('ZREMRANGEBYSCORE', held, '-inf', now)

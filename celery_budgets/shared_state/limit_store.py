@@ -181,7 +181,7 @@ class LimitStore:
             for demand in demands:
                 if demand.limit.concurrency is not None:
                     holders.append(holder)
-                    names.append(self._name("held", demand))
+                    names += [self._name("held", demand), self.name_of("set", demand.limit.name)]
                     arguments += [holder, demand.limit.concurrency, demand.weight]
         if not holders:
             return [True for _ in held]
@@ -206,19 +206,22 @@ class LimitStore:
         Raises:
             redis.exceptions.RedisError: The server does not answer.
         """
-        name = f"{self._prefix}brakes:{limit}" if key is None else self._of("brake", limit, key)
+        name = self.name_of("brakes" if key is None else "brake", limit, key)
         self._throttle(keys=[name], args=[max(1, round(seconds * 1e6))])
 
     def _names(self, demands: Iterable[Demand]) -> Iterator[str]:
         for demand in demands:
             yield from (self._name(what, demand) for what in ("held", "line", "rate", "brake"))
-            yield f"{self._prefix}brakes:{demand.limit.name}"
+            yield from (self.name_of(what, demand.limit.name) for what in ("brakes", "set"))
         yield from (self._prefix + name for name in ("asides", "looks", "back"))
 
     def _name(self, what: str, demand: Demand) -> str:
-        return self._of(what, demand.limit.name, demand.key)
+        return self.name_of(what, demand.limit.name, demand.key)
 
-    def _of(self, what: str, limit: str, key: str) -> str:
+    def name_of(self, what: str, limit: str, key: str | None = None) -> str:
+        """Return the name in Redis of *what* of *limit*: for *key*, or for all of them."""
+        if key is None:
+            return f"{self._prefix}{what}:{limit}"
         if len(key) > _LONGEST_KEY or not key.isprintable():  # it may not even be UTF-8
             key = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
         return f"{self._prefix}{what}:{limit}:{key}"
