@@ -17,13 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from celery_budgets.cli.terminal import console
-from celery_budgets.shared_state.limit_changes import (
+from celery_budgets.sending.limits.changes import (
     places_of,
     release_holder,
     reset_limit,
     set_limit,
 )
-from celery_budgets.shared_state.limit_overview import LimitView, overview
+from celery_budgets.sending.limits.overview import LimitView, overview
 from celery_budgets.units import format_duration
 
 __all__ = ["command"]
@@ -160,12 +160,17 @@ def _table(views: Sequence[LimitView]) -> Table:
         cells = (
             _name(view) if own else view.name, "" if own else view.key,
             str(view.in_use) if view.limit is not None else "", _or(view.limit), view.rate or "",
-            _or(view.rate_left), str(view.waiting) if view.limit is not None else "",
+            _or(view.rate_left), str(view.waiting) if _has_line(view) else "",
             format_duration(round(view.oldest_wait, 1)) if view.oldest_wait is not None else "",
             _state(view),
         )  # fmt: skip
         table.add_row(*map(Text, cells))  # a key may look like markup
     return table
+
+
+def _has_line(view: LimitView) -> bool:
+    """Return whether who waits stands in line, in Redis; for a rate without a key nobody does."""
+    return view.limit is not None or bool(view.key) or bool(view.waiting)
 
 
 def _or(value: Any) -> str:

@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from socket import gethostname
 from time import monotonic
 from typing import Any
-from uuid import uuid4
 
 from redis.exceptions import RedisError
 
@@ -31,7 +28,7 @@ from celery_budgets.shared_state.asides import Asides
 from celery_budgets.shared_state.limit_store import Answer, LimitStore
 from celery_budgets.shared_state.offers import Offers
 from celery_budgets.shared_state.system_thread import Bell, SystemThread
-from celery_budgets.shared_state.wish import Steps, Wish
+from celery_budgets.shared_state.wish import Steps, Wish, process_name
 
 __all__ = ["LimitAgent"]
 
@@ -41,7 +38,7 @@ logger = logging.getLogger(__name__)
 RENEWED_AFTER = 1 / 3
 #: Seconds between two attempts while Redis does not answer.
 AGAIN = 1.0
-#: Seconds after which who waits in line asks again at the latest: a message may be lost.
+#: Seconds after which who waits asks again at the latest: a message may be lost, a limit changed.
 ASKS_AGAIN = 5.0
 #: How long after the end of a lease it is looked again, seconds.
 LATE = 0.01
@@ -66,8 +63,7 @@ class LimitAgent:
         on_lost: Callable[[Wish], object] = lambda wish: None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        # An operator is shown it, and that of a call after a colon.
-        self.name = f"{gethostname()}.{os.getpid()}.{uuid4().hex[:8]}".replace(":", ".")
+        self.name = process_name()
         self._store = store
         self._on_lost = on_lost
         self._clock = clock
@@ -228,7 +224,7 @@ class LimitAgent:
         news = wish.refused is not answer.refused or wish.unknown
         wish.refused, wish.since, wish.unknown = answer.refused, answer.since, False
         # Nobody tells that a lease has ended.
-        wish.due_at = self._clock() + (answer.wait or min(answer.ends + LATE, ASKS_AGAIN))
+        wish.due_at = self._clock() + min(answer.wait or answer.ends + LATE, ASKS_AGAIN)
         if news:
             self._tell(wish.tell, wish)
 

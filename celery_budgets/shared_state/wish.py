@@ -6,15 +6,23 @@ See also: :mod:`celery_budgets.shared_state.limit_agent`, which asks for it.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from math import inf
+from socket import gethostname
 from typing import NamedTuple
+from uuid import uuid4
 
 from celery_budgets.model.limit import Demand
 
-__all__ = ["Brake", "Steps", "Wish"]
+__all__ = ["Brake", "Steps", "Wish", "process_name"]
 
 logger = logging.getLogger(__name__)
+
+
+def process_name() -> str:
+    """Return a new name of this process in Redis, by which an operator can tell where it is."""
+    return f"{gethostname()}.{os.getpid()}.{uuid4().hex[:8]}".replace(":", ".")
 
 
 class Brake(NamedTuple):

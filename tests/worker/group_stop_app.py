@@ -19,8 +19,9 @@ WHERE = os.environ["CELERY_RESULT_BACKEND"]
 
 
 def count(task, what="runs"):
-    """Count the runs of a call, or its effects; return how many there were."""
-    return Redis.from_url(WHERE).incr(f"{what}:{task.request.id}")
+    """Count the runs of a call, or its effects, and all of them; return how many it has had."""
+    with Redis.from_url(WHERE).pipeline() as pipeline:
+        return pipeline.incr(f"{what}:{task.request.id}").incr(what).execute()[0]
 
 
 @app.task(base=BudgetedTask, bind=True, lane="lane")

@@ -112,7 +112,7 @@ def test_what_is_in_use_and_who_waits(run, views, agents):
 def test_what_an_operator_sets_holds_until_it_is_taken_back(run, views, agents):
     """Who waits for a place has it at once; calls that run above a lower limit finish."""
     agent, other = agents(), agents()
-    held = [ask(agent, Demand(API)) for _ in range(2)]
+    assert all(ask(agent, Demand(API)).granted for _ in range(2))
     waits = ask(other, Demand(API))
     assert not waits.granted
     code, text = run("set", "api", "--concurrency", "3")
@@ -124,12 +124,19 @@ def test_what_an_operator_sets_holds_until_it_is_taken_back(run, views, agents):
     assert (api["in_use"], api["limit"], api["rate"]) == (3, 1, "2/h")
     assert api["changed"]["concurrency"] == 1
     assert "changed by " in run()[1]
-    for wish in [*held, waits]:
-        agent.release(wish)
-    assert not ask(other, Demand(API)).granted
     assert run("reset", "api") == (0, "api: as configured again\n")
     assert views()["api", ""]["changed"] is None
     assert run("reset", "api") == (0, "api: nothing was set\n")
+
+
+def test_a_rate_that_is_set_holds_at_once(run, agents):
+    """Also for who has been told to come in a minute."""
+    agent = agents()
+    assert all(ask(agent, Demand(SLOWLY)).granted for _ in range(2))
+    waits = ask(agent, Demand(SLOWLY))
+    assert not waits.granted
+    assert run("set", "slowly", "--rate", "3600/h")[0] == 0
+    wait_until(lambda: waits.granted, "it is granted", timeout=15)
 
 
 def test_a_weight_above_what_is_set_takes_all_of_it(run, agents):

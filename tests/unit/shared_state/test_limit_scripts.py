@@ -221,7 +221,7 @@ def test_the_scripts_do_what_the_reference_does(machine):
 @pytest.mark.parametrize(
     ("script", "right", "wrong"),
     [
-        ("ACQUIRE", "if room(demand) < demand.takes then", "if room(demand) < 0 then"),
+        ("ACQUIRE", "room(demand) < demand.takes then", "room(demand) < 0 then"),
         ("ACQUIRE", "if refused == 0 then", "if refused < 2 then"),
         ("RELEASE", "redis.call('ZREM', demand.line, demand.waits)", ""),
         ("RENEW", "renewed[place] = 0", "renewed[place] = 1"),

@@ -3,7 +3,7 @@
 What is set stands in Redis and is read with each call that asks, so it holds in all processes at
 once, and survives their restarts, until it is taken back.
 
-Runs in the process that asks. See also: :mod:`celery_budgets.shared_state.limit_overview`.
+Runs in the process that asks. See also: :mod:`celery_budgets.sending.limits.overview`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from celery.utils.nodenames import gethostname
 from celery_budgets.config.settings import settings_of
 from celery_budgets.errors import ConfigurationError, nearest
 from celery_budgets.model.limit import Demand, Limit
-from celery_budgets.shared_state.limit_overview import LimitView, demands_in, overview
+from celery_budgets.sending.limits.overview import LimitView, demands_in, overview
 from celery_budgets.shared_state.limits_of_app import store_of
 
 __all__ = ["places_of", "release_holder", "reset_limit", "set_limit"]
@@ -36,7 +36,7 @@ def set_limit(
         app: The Celery app.
         name: Name of the limit.
         concurrency: Calls that may run at once; those that run above it finish.
-        rate: Calls that may start, such as ``"300/m"``; the burst stays.
+        rate: Calls that may start, such as ``"300/m"``; the burst stays, and may start now.
 
     Raises:
         ConfigurationError: There is no such limit, or it has no such part; a value is wrong.
@@ -62,6 +62,8 @@ def set_limit(
         fields |= {"rate": rate, "interval": f"{changed.rate.interval * 1e6:.3f}"}
     store = store_of(app)
     store.client.hset(store.name_of("set", name), mapping=fields)
+    if rate is not None:
+        _begin_anew(app, name)
     _offer(app, name)
 
 
@@ -74,7 +76,10 @@ def reset_limit(app: Any, name: str) -> bool:
     """
     _limit(app, name)
     store = store_of(app)
+    rate = store.client.hget(store.name_of("set", name), "rate")
     found = bool(store.client.delete(store.name_of("set", name)))
+    if rate is not None:
+        _begin_anew(app, name)
     _offer(app, name)
     return found
 
@@ -116,6 +121,13 @@ def _limit(app: Any, name: str) -> Limit:
     if name not in limits:
         raise ConfigurationError(f"there is no limit {name!r}; {nearest(name, limits)}")
     return limits[name]
+
+
+def _begin_anew(app: Any, name: str) -> None:
+    """Forget when calls are due by the former rate, which may be in hours."""
+    store = store_of(app)
+    for demand in demands_in(app, store, name):
+        store.client.delete(store.name_of("rate", name, demand.key))
 
 
 def _offer(app: Any, name: str) -> None:

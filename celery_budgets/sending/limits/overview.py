@@ -1,7 +1,7 @@
 """Reads how much of each limit over the fleet is in use, who holds it, and who waits.
 
 Runs in the process that asks. See also: :mod:`celery_budgets.shared_state.limit_scripts`, which
-says what stands in Redis, and :mod:`celery_budgets.shared_state.limit_changes`.
+says what stands in Redis, and :mod:`celery_budgets.sending.limits.changes`.
 """
 
 from __future__ import annotations

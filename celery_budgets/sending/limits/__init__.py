@@ -1,0 +1,4 @@
+"""Shows limits over the fleet, and changes them: for an operator.
+
+Runs in the process that asks.
+"""
