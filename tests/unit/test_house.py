@@ -29,7 +29,7 @@ FLOORS = (
     ("sending",),
     ("tasks", "blocks", "web"),
     ("worker", "batch"),
-    ("progress", "budgets", "embedded"),
+    ("progress", "budgets", "embedded", "flower"),
     ("cli",),
     ("testing",),
 )
