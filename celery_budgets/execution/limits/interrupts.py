@@ -170,10 +170,13 @@ class ProcessInterrupt(AsynchronousInterrupt):
         recorder().killed(call, reason)
         for flush in BEFORE_EXIT:
             guarded(flush, FLUSH_SECONDS)
-        if call.open:
-            if call.budget.children == "end":
-                guarded(family().ask_to_end, call)
-            os._exit(EXIT_CODE)
+        # Under the lock, so that a body whose child has ended cannot return meanwhile: its record
+        # would lose the reason, and its outcome would be stored by half.
+        with self._lock:
+            if call.open:
+                if call.budget.children == "end":
+                    guarded(family().ask_to_end, call)
+                os._exit(EXIT_CODE)
 
     def _on_soft_signal(self, signum: int, frame: Any) -> None:
         """Raise in the body of a call past its limit; never in the bookkeeping around it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -76,3 +77,25 @@ def test_a_terminated_call_past_its_soft_limit(process):
     process.call.soft_sent, process.terminated = True, True
     with pytest.raises(SoftTimeLimitExceeded):
         signal.raise_signal(signal.SIGUSR1)
+
+
+def test_a_call_does_not_end_while_its_process_does(process, monkeypatch):
+    """A body that waited for a child comes back as that is ended: too late to have an outcome."""
+    open_at_exit, leaves = [], []
+
+    def end_children(call):
+        # As the main thread does, whose child has just ended.
+        leaves.append(threading.Thread(target=process.interrupt.leave, args=(call,), daemon=True))
+        leaves[0].start()
+        leaves[0].join(0.2)
+
+    family = SimpleNamespace(ask_to_end=end_children)
+    recorder = SimpleNamespace(killed=lambda call, reason: None)
+    monkeypatch.setattr(interrupts, "family", lambda: family)
+    monkeypatch.setattr(interrupts, "recorder", lambda: recorder)
+    monkeypatch.setattr(interrupts, "BEFORE_EXIT", [])
+    monkeypatch.setattr(interrupts.os, "_exit", lambda code: open_at_exit.append(process.call.open))
+    process.call.open = True
+    process.interrupt.memory(process.call)
+    leaves[0].join(10)
+    assert (open_at_exit, process.call.open) == ([True], False)
