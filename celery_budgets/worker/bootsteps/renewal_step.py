@@ -51,7 +51,7 @@ class RenewalStep(bootsteps.StartStopStep):
         unsent = Unsent()
         self._leftovers = runtime_of(c.app).leftovers
         self.renewal = Renewal(
-            timeout, self._in_hand, overtaken.tell, self.fleet.look, unsent,
+            timeout, self._in_hand, overtaken.tell, self.fleet.look, unsent, self._fetches_as,
             clock=self._leftovers.holder.time,
         )  # fmt: skip
         sweeping = Sweeping(self._may_sweep, c.app.conf.broker_transport_options or {})
@@ -83,6 +83,11 @@ class RenewalStep(bootsteps.StartStopStep):
         # Those that lost their connection first: the next one may take them over meanwhile.
         carried = dict(self._leftovers.carried)
         return carried | messages_in_hand(self._transport)
+
+    def _fetches_as(self) -> int | None:
+        channels = list(self._transport.channels or ()) if self._transport is not None else ()
+        fetches = any(getattr(channel, "fetches", False) for channel in channels)
+        return self._leftovers.holder.number if fetches else None
 
     def _may_sweep(self) -> bool:
         if self._transport is None:

@@ -120,6 +120,11 @@ class FetchingChannel(Commands, _Channel):
             for tag in tags:
                 self.qos._delivered.pop(tag, None)
 
+    @property
+    def fetches(self) -> bool:
+        """Whether Redis has been asked for messages, and its reply is not read yet."""
+        return bool(self._fetch.waits)
+
     # The turns of the event loop.
 
     def turn(self) -> None:

@@ -13,7 +13,7 @@ from math import floor
 from random import randrange
 from time import time
 
-__all__ = ["ANYBODY", "HOLDERS", "PARTS", "Holder"]
+__all__ = ["ANYBODY", "HOLDERS", "PARTS", "Holder", "holder_of"]
 
 #: The time in seconds up to 2106 has 32 bits; 53 are exact.
 PARTS = 2**21
@@ -32,3 +32,8 @@ class Holder:
     def time(self) -> float:
         """Return the time as this worker notes deliveries, seconds."""
         return floor(time() * _STEPS) / _STEPS + self.number / PARTS
+
+
+def holder_of(noted: float) -> int:
+    """Return the number of the worker that has noted a delivery by that time."""
+    return int(noted * PARTS) % HOLDERS

@@ -48,6 +48,10 @@ class Index(Protocol):
         """Set the time of *tags*, of those that are not gone."""
         ...
 
+    def held_by(self, holder: int, before: float) -> list[str]:
+        """Return tags that *holder* has noted, by a time up to *before*."""
+        ...
+
     def acknowledge(self, tags: list[str]) -> None:
         """Settle *tags*."""
         ...
@@ -66,6 +70,8 @@ class Renewal:
         on_lost: Told once of a message that was handed out again while it is in hand.
         after: Called after each renewal, with the index.
         unsent: Acknowledgements that are to be sent as soon as they can be.
+        fetches_as: Returns the number by which the worker notes what it is fetching just now;
+            ``None`` while it fetches nothing.
         clock: Returns the time as kombu writes it into the index.
     """
 
@@ -76,6 +82,7 @@ class Renewal:
         on_lost: Callable[[Any], None],
         after: Callable[[Any], None] = lambda index: None,
         unsent: Unsent | None = None,
+        fetches_as: Callable[[], int | None] = lambda: None,
         clock: Callable[[], float] = time,
     ) -> None:
         self.period = min(timeout / 3, LONGEST_PERIOD)
@@ -84,6 +91,7 @@ class Renewal:
         self._on_lost = on_lost
         self._after = after
         self._unsent = unsent or Unsent()
+        self._fetches_as = fetches_as
         self._clock = clock
         self._index: Index | None = None
         self._outdated: list[Index] = []
@@ -151,6 +159,7 @@ class Renewal:
         now = self._clock()
         try:
             self._renew(now)
+            self._renew_unread(now)
             self._recover()
         except Exception as exc:
             self._tried.add(now)
@@ -183,6 +192,17 @@ class Renewal:
             self._index.renew(list(renewed), now)
         self._written = {**kept, **renewed}
         self._tried.clear()
+
+    def _renew_unread(self, now: float) -> None:
+        """Renew what Redis has noted for this worker, and whose event loop has not read it yet.
+
+        On solo it stands still for as long as a call runs.
+        """
+        holder = self._fetches_as()
+        if holder is not None and self._index is not None:
+            # Younger ones have two thirds of the timeout left at the next look.
+            tags = self._index.held_by(holder, now - self.period)
+            self._index.renew(tags, now)
 
     def _look_around(self) -> None:
         try:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from celery_budgets.worker.transport.holder import holder_of
+
 __all__ = ["UnackedIndex", "has_index"]
 
 #: Tags in one command.
@@ -72,6 +74,17 @@ class UnackedIndex:
             for some in _portions(tags):
                 pipe.zadd(self._key, dict.fromkeys(some, score), xx=True)
             pipe.execute()
+
+    def held_by(self, holder: int, before: float) -> list[str]:
+        """Return tags whose time is up to *before* and says that *holder* wrote it, the oldest.
+
+        Raises:
+            redis.exceptions.RedisError: The server does not answer, or refuses.
+        """
+        old = self.client.zrangebyscore(
+            self._key, "-inf", before, start=0, num=AT_ONCE, withscores=True
+        )
+        return [tag.decode() for tag, score in old if holder_of(score) == holder]
 
     def acknowledge(self, tags: Sequence[str]) -> None:
         """Remove *tags* and their messages, as kombu.transport.redis.QoS does.

@@ -28,9 +28,13 @@ class Bench:
         self.told: list[object] = []
         self.away: Exception | None = None
         self.lost_reply = False
+        self.fetches_as: int | None = None
+        #: By holder, tags whose delivery the worker has not read.
+        self.unread: dict[int, list[str]] = {}
         self.renewal = Renewal(
-            TIMEOUT, lambda: self.in_hand, self.told.append, clock=lambda: self.now
-        )
+            TIMEOUT, lambda: self.in_hand, self.told.append,
+            fetches_as=lambda: self.fetches_as, clock=lambda: self.now,
+        )  # fmt: skip
         self.renewal._index = self
 
     def scores(self, tags):
@@ -42,6 +46,9 @@ class Bench:
         self.index.update((tag, score) for tag in tags if tag in self.index)
         if self.lost_reply:
             raise TimeoutError("no reply")
+
+    def held_by(self, holder, before):
+        return [tag for tag in self.unread.get(holder, ()) if self.index[tag] <= before]
 
     def close(self):
         pass
@@ -66,6 +73,21 @@ def test_all_in_hand_is_renewed_every_third_of_the_timeout(bench):
     bench.deliver("b")
     assert bench.pass_by() == TIMEOUT / 3
     assert bench.index == {"a": bench.now, "b": bench.now}
+
+
+def test_what_is_fetched_and_not_read_is_renewed(bench):
+    """Before it is as old as the timeout, and not what another worker has been sent."""
+    bench.fetches_as, bench.unread = 7, {7: ["late"], 8: ["another's"]}
+    bench.index |= {"late": bench.now, "another's": bench.now}
+    began = bench.now
+    for _ in range(10):
+        bench.pass_by()
+        assert bench.now - bench.index["late"] < TIMEOUT * 2 / 3
+    assert bench.index["another's"] == began
+    bench.fetches_as, bench.in_hand["late"] = None, object()
+    bench.pass_by()
+    bench.pass_by(0.2)
+    assert bench.told == []
 
 
 def test_a_long_timeout_is_renewed_often_all_the_same():

@@ -9,6 +9,7 @@ from kombu import Connection
 from kombu.transport.redis import QoS
 
 from celery_budgets.worker.transport.commands import _COMMAND_NAME
+from celery_budgets.worker.transport.holder import HOLDERS, Holder
 from celery_budgets.worker.transport.renewing.channels import on_each_qos
 from celery_budgets.worker.transport.renewing.in_hand import forget, messages_in_hand
 from celery_budgets.worker.transport.renewing.sweeping import Sweeping
@@ -54,6 +55,20 @@ def test_more_than_go_into_one_command(index):
     tags = [str(number) for number in range(AT_ONCE + 1)]
     index.renew(tags, 1.0)
     assert index.scores(tags) == [None] * len(tags)
+
+
+def test_what_a_worker_has_noted_and_not_renewed_lately(connection, index):
+    """By the number in the time; as old as said, and nobody else's."""
+    ours, other = Holder(), Holder()
+    other.number = (ours.number + 1) % HOLDERS
+    tags = [message.delivery_tag for message in deliver(connection, 3)]
+    index.renew(tags[:2], ours.time())
+    index.renew(tags[2:], other.time())
+    assert index.held_by(ours.number, time.time() - 60) == []
+    index.renew(tags[:1], ours.time() - 90)
+    index.renew(tags[2:], other.time() - 90)
+    assert index.held_by(ours.number, time.time() - 60) == tags[:1]
+    assert set(index.held_by(ours.number, time.time() + 60)) == set(tags[:2])
 
 
 def test_what_is_forgotten_is_another_s(connection, index):
