@@ -47,10 +47,12 @@ def ended(name):
 
 @app.task(base=BudgetedTask, bind=True, max_kills=50)
 def work(self, name, seconds):
-    """Take some time; the effect is the last line."""
+    """Take some time, and that until it is let go; the effect is the last line."""
     redis().incr(f"begun:{name}")
     redis().set(f"working:{name}", os.getpid())
     time.sleep(seconds)
+    while redis().exists(f"held:{name}"):
+        time.sleep(0.02)
     with redis().pipeline(transaction=True) as pipeline:
         pipeline.delete(f"working:{name}").incr(f"effect:{name}")
         return pipeline.execute()[1]
