@@ -27,6 +27,7 @@ from celery_budgets.embedded import EmbeddedBroker
 from celery_budgets.model.lanes import DEFAULT_LANES
 from celery_budgets.model.priority import LOW_SUFFIX
 from tests.support.apps import Servers, fresh_app
+from tests.support.forked import worker_server
 from tests.support.marks import ON_RABBITMQ
 from tests.support.rabbitmq import RABBITMQ, rabbitmqctl
 from tests.support.workers import Workers, leaving
@@ -71,6 +72,13 @@ def pytest_configure() -> None:
         embedded.find_server = lambda: Path(REDIS_SERVER)
     _hear_signals()
     os.register_at_fork(before=_close_pooled_connections)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """End what forks workers, when the fixtures have stopped theirs."""
+    if worker_server.cache_info().currsize:
+        worker_server().close()
 
 
 def _close_pooled_connections() -> None:

@@ -19,10 +19,15 @@ def _without_flower(**wanted: Any) -> Any:
     return tuple(point for point in found if point.name != "flower")
 
 
+def hide_flower() -> None:
+    """Have ``celery`` not find Flower's command, from now on in this process."""
+    metadata.entry_points = _without_flower
+
+
 if __name__ == "__main__":
     # The folder of this file: its modules are those of ``tests.support``.
     del sys.path[0]
-    metadata.entry_points = _without_flower
+    hide_flower()
     from celery.__main__ import main
 
     main()

@@ -19,11 +19,14 @@ from celery.utils.nodenames import gethostname
 
 from celery_budgets.child_process import BoundProcess
 from tests.support.apps import Servers
+from tests.support.forked import ForkedProcess, can_fork, worker_server
 from tests.support.places import ROOT
 from tests.support.waiting import wait_until
 
 CELERY = Path(__file__).with_name("celery_command.py")
 READY_SECONDS = 30.0
+#: Set: each worker is a program of its own.
+ALL_FRESH = "BUDGETS_TEST_FRESH" in os.environ
 #: A pool process may wait 30 s for a worker that has stopped reading (billiard,
 #: Worker._ensure_messages_consumed): rare, and plain Celery's.
 WARM_SECONDS = 45.0
@@ -38,6 +41,7 @@ class RunningWorker:
         environment: All of its environment.
         log_path: The file that takes its output.
         servers: What it is connected to.
+        forked: Whether it is spared the imports of Celery (:mod:`tests.support.forked`).
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class RunningWorker:
         environment: dict[str, str],
         log_path: Path,
         servers: Servers,
+        *,
+        forked: bool = False,
     ) -> None:
         self.name = f"w{uuid.uuid4().hex[:8]}"
         self.log_path = log_path
@@ -58,6 +64,10 @@ class RunningWorker:
             # Mingling waits a second for workers that a test does not have.
             *("-n", f"{self.name}@%h", "-l", "INFO", "--without-mingle", *arguments),
         ]  # fmt: skip
+        self.process: BoundProcess | ForkedProcess
+        if forked:
+            self.process = worker_server().start(self.command[1:], environment, log_path)
+            return
         with log_path.open("wb") as output:
             self.process = BoundProcess(
                 self.command,
@@ -183,6 +193,7 @@ class Workers:
         app: str,
         *arguments: str,
         ready: bool = True,
+        fresh: bool = False,
         env: dict[str, str] | None = None,
         servers: Servers | None = None,
     ) -> RunningWorker:
@@ -192,13 +203,16 @@ class Workers:
             app: Module of the app.
             arguments: Such as ``"-Q", "file_read"``.
             ready: Wait until it takes calls; ``False`` for one that must not start.
+            fresh: As a program of its own, whatever it costs.
             env: Environment variables over those of this process.
             servers: Servers of its own, where it is not to share those of the others.
         """
         servers = servers or self._servers
         environment = os.environ | servers.environment | {"PYTHONPATH": str(ROOT)}
         log_path = self._directory / f"worker-{len(self._started)}.log"
-        worker = RunningWorker(app, arguments, environment | (env or {}), log_path, servers)
+        forked = not (fresh or ALL_FRESH) and can_fork(arguments, env or {})
+        environment |= env or {}
+        worker = RunningWorker(app, arguments, environment, log_path, servers, forked=forked)
         self._started.append(worker)
         return worker.wait_ready() if ready else worker
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import psutil
 import pytest
 
+from tests.support.forked import WorkerServer
+from tests.support.places import ROOT
 from tests.support.waiting import wait_until
 
 
@@ -51,9 +54,33 @@ def test_waiting_in_vain_says_what_for():
 
 def test_the_worker_dies_with_its_parent(worker):
     """The guard ends the worker when nobody holds its pipe any more, as after a SIGKILL."""
-    running = worker("tests.worker.plain_app", "-c", "1")
+    running = worker("tests.worker.plain_app", "-c", "1", fresh=True)
     running.process.stdin.close()
     assert running.wait_exit() == -signal.SIGKILL
+
+
+def test_a_forked_worker_dies_with_its_parent(tmp_path):
+    """The server that has forked it ends it when nobody holds its socket any more."""
+    server = WorkerServer()
+    command = ["celery", "-b", "memory://", "-A", "tests.worker.plain_app", "worker", "-l", "INFO"]
+    running = server.start(command, os.environ | {"PYTHONPATH": str(ROOT)}, tmp_path / "log")
+    wait_until(
+        lambda: " ready." in (tmp_path / "log").read_text(),
+        "it is ready",
+        timeout=30,
+        detail=(tmp_path / "log").read_text,
+    )
+    assert running.poll() is None
+    server.close()
+    wait_until(lambda: not _lives(running.pid), "it is gone")
+
+
+def test_a_forked_worker_tells_how_it_ended(worker):
+    """As a program does: by an exit code, or by a signal."""
+    gone = worker("tests.worker.no_such_module", ready=False)
+    killed = worker("tests.worker.plain_app", "-c", "1")
+    killed.kill()
+    assert (gone.wait_exit() > 0, killed.returncode) == (True, -signal.SIGKILL)
 
 
 def _lives(pid: int) -> bool:
