@@ -307,7 +307,7 @@ function curve(values, height, scale, area) {
 
 function history(lane) {
   const data = series(lane);
-  if (!data) return h("p", { class: "empty" }, "No worker has told of it yet.");
+  if (!data) return h("p", { class: "empty" }, "Nothing yet: it is kept in steps of half a minute.");
   const ended = Math.max(1, ...data.succeeded.map((v, i) => v + data.failed[i] + data.killed[i]));
   const busy = Math.max(1, ...data.active, ...data.limit);
   const backlog = Math.max(1, ...data.backlog.map((v) => v || 0));
@@ -381,7 +381,7 @@ function state() {
   const doc = news.lanes, lost = news.stale !== null || news.problem;
   byId("state").className = lost ? "lost" : doc ? "live" : "";
   byId("state-text").textContent = lost ? "no news" : doc ? `live, ${clock(news.takenAt / 1000)}` : "asking the workers …";
-  const since = doc ? `No news since ${clock(news.takenAt / 1000)} (${duration(Math.round((Date.now() - news.takenAt) / 1000))}). ` : "No news yet. ";
+  const since = doc ? `No news since ${clock(news.takenAt / 1000)} (${duration(Math.round((Date.now() - news.takenAt) / 1000))}): ` : "No news yet: ";
   byId("stale").hidden = !lost;
   byId("stale").textContent = lost ? since + news.problem : "";
 }
