@@ -121,6 +121,12 @@ class Demand(NamedTuple):
     #: How many calls it counts for.
     weight: int = 1
 
+    @property
+    def title(self) -> str:
+        """How its limit is named to people: that of a lane by the lane."""
+        own = {"@lane": f"fleet of lane {self.key}", "@fleet": "budgets_fleet_concurrency"}
+        return own.get(self.limit.name, self.limit.name)
+
 
 def _problems(
     name: Any, concurrency: Any, rate: Any, burst: Any, key: Any, on_outage: Any

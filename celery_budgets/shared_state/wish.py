@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from math import inf
 from socket import gethostname
+from time import monotonic
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -57,8 +58,8 @@ class Wish:
     """
 
     __slots__ = (
-        "asked", "brakes", "demands", "due_at", "granted", "holder", "lost", "over", "refused",
-        "settled", "since", "stepped", "steps", "tell", "unknown", "valid_until",
+        "asked", "began", "brakes", "demands", "due_at", "granted", "holder", "lost", "over",
+        "refused", "settled", "since", "stepped", "steps", "tell", "unknown", "valid_until",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +75,8 @@ class Wish:
         self.steps = steps
         #: Whether it was put aside; and whether its message is acknowledged since.
         self.stepped = self.settled = False
+        #: Monotonic instant at which its call could start but for the limits.
+        self.began = monotonic()
         #: Whether Redis may know of it.
         self.asked = False
         #: Whether the call may run.

@@ -74,6 +74,17 @@ METRICS: dict[str, Metric] = {
         ("lane", "within"),
         "Calls that started within the promised wait, or not",
     ),
+    "limit_in_use": Metric(
+        "gauge", "{call}", ("limit",), "Places of a limit over the fleet that calls here hold"
+    ),
+    "limit_limit": Metric(
+        "gauge", "{call}", ("limit",), "Places of that limit in all, as configured"
+    ),
+    "limit_waiting": Metric("gauge", "{call}", ("limit",), "Calls here that wait for that limit"),
+    "limit_wait_seconds": Metric(
+        "histogram", "s", ("limit",), "Time for which only limits kept a call from its start"
+    ),
+    "limit_throttled": Metric("counter", "{call}", ("limit",), "Calls that have closed that limit"),
     "global_active": Metric("gauge", "{call}", (), "Calls that run now, over all lanes"),
     "global_limit": Metric("gauge", "{call}", (), "Calls that may run at once over all lanes"),
     "memory_rss_bytes": Metric("gauge", "By", ("process",), "RSS: worker, or largest pool process"),

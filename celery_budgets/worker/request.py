@@ -19,7 +19,7 @@ from celery.exceptions import (
 )
 from celery.worker import state
 
-from celery_budgets.errors import MemoryLimitExceeded, RejectedByBudget, words_of
+from celery_budgets.errors import MemoryLimitExceeded, RejectedByBudget, Throttled, words_of
 from celery_budgets.execution.flight.record import Flight, Reason
 from celery_budgets.execution.outcome import outcome_of
 from celery_budgets.model.budget import TimeLimits
@@ -189,9 +189,8 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
 
     def _may_run_again(self) -> bool:
         """Return whether we settle a lost process, and not Celery, which found a stored success."""
-        if not self._task.max_kills or state.should_terminate:
-            return False
-        return not self._success_was_stored()
+        may = self._task.max_kills and not state.should_terminate
+        return bool(may) and not self._success_was_stored()
 
     def _outcome_of(self, exc: BaseException, flight: Flight | None) -> Outcome:
         if self._already_cancelled:
@@ -202,6 +201,7 @@ class BudgetedRequest(TerminableRequest, SettlingRequest):
         if came_too_late(self, exc, flight):
             self.roster.rejected(self, REASON_DEADLINE)
             return Outcome.REJECTED
+        self.roster.throttled.update([exc.limit] if isinstance(exc, Throttled) else ())
         if self.sent_again and not isinstance(exc, Reject):
             return Outcome.RETRIED
         if isinstance(exc, _LOST):

@@ -8,19 +8,30 @@ import time
 from celery import Celery
 from celery.exceptions import Reject
 
-from celery_budgets import BudgetedTask, Budgets, Lane
+from celery_budgets import BudgetedTask, Budgets, Lane, Limit, Throttled
 
 #: Of a worker whose gate closes at its first look and stays so, and whose calls fail for it.
 CLOSED = {"CELERY_BUDGETS_MAX_WORKER_RSS": "20MiB", "CELERY_BUDGETS_REJECTION": "fail"}
 
 app = Celery("metrics", task_cls=BudgetedTask)
 app.conf.update(task_track_started=True)
-Budgets(app, lanes=[Lane("quick", 2, slo="5s"), Lane("slow", 1, timeout=0.5), Lane("closed", 1)])
+Budgets(
+    app,
+    lanes=[Lane("quick", 2, slo="5s"), Lane("slow", 1, timeout=0.5), Lane("closed", 1)],
+    limits=[Limit("api", 2)],
+)
 
 
-@app.task(lane="quick")
+@app.task(lane="quick", limits=["api"])
 def succeed() -> int:
     return os.getpid()
+
+
+@app.task(bind=True, lane="quick", limits=["api"])
+def throttled(self) -> None:
+    """Is told to come again, the first time."""
+    if app.backend.client.incr(f"tried:{self.request.id}") == 1:
+        raise Throttled("api", retry_after=0.2)
 
 
 @app.task(lane="quick")

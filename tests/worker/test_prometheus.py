@@ -97,10 +97,10 @@ def scene(module_worker, load_module_app, tmp_path_factory) -> Iterator[SimpleNa
     )
     try:
         call(module)
-        wait_for_calls(server, 7)
+        wait_for_calls(server, 9)
         # Once more, so that every counter has risen before Prometheus' eyes.
         call(module)
-        wait_for_calls(server, 14)
+        wait_for_calls(server, 18)
         yield SimpleNamespace(server=server, workers=workers, module=module)
     finally:
         server.process.end(grace=10)
@@ -109,7 +109,7 @@ def scene(module_worker, load_module_app, tmp_path_factory) -> Iterator[SimpleNa
 def call(module: Any) -> None:
     results = [module.succeed.delay(), module.succeed.delay(), module.fail.delay()]
     results += [module.heed_soft_limit.delay(), module.ignore_soft_limit.delay()]
-    results.append(module.turned_away.delay())
+    results += [module.turned_away.delay(), module.throttled.delay()]
     rejected = module.reject.delay()  # has no result for anybody
     for result in results:
         result.get(timeout=20, propagate=False)
@@ -152,6 +152,8 @@ def test_the_numbers_are_those_of_the_calls(scene):
         ("succeed", "succeeded"): "4",
         ("fail", "failed"): "2",
         ("reject", "rejected"): "2",
+        ("throttled", "retried"): "2",
+        ("throttled", "succeeded"): "2",
         ("heed_soft_limit", "soft_time_limit"): "2",
         ("ignore_soft_limit", "hard_time_limit"): "2",
         ("turned_away", "rejected"): "2",
@@ -161,7 +163,12 @@ def test_the_numbers_are_those_of_the_calls(scene):
     assert value('celery_budgets_kills_total{lane="slow", reason="hard_time_limit"}') == 2
     assert value('celery_budgets_lane_limit{lane="quick"}') == 2
     # What never ran took no time.
-    assert value("sum(celery_budgets_call_duration_seconds_count)") == 12
+    assert value("sum(celery_budgets_call_duration_seconds_count)") == 16
+    of_api = '{limit="api", instance=~".+"}'
+    assert value(f"sum(celery_budgets_limit_throttled_total{of_api})") == 2
+    assert value(f"sum(celery_budgets_limit_wait_seconds_count{of_api})") == 8
+    assert value(f"max(celery_budgets_limit_limit{of_api})") == 2
+    assert value(f"sum(celery_budgets_limit_in_use{of_api})") == 0
     assert value('sum(celery_budgets_gate_state{state="open"})') == 2
     assert value('sum(celery_budgets_gate_state{state="paused"})') == 1
     assert value('celery_budgets_rejections_total{lane="closed", reason="max_worker_rss"}') == 2
@@ -215,6 +222,7 @@ def test_the_rules_run_on_what_the_workers_say(scene):
     assert {name for name, state in states.items() if state == "firing"} == {
         "CeleryHardTimeLimit",
         "CeleryRejections",
+        "CeleryThrottled",
     }
 
 

@@ -91,6 +91,8 @@ class Roster:
         self.failures = 0
         #: Slots taken back by the safety net (worker.lanes.slot_recovery).
         self.slots_recovered = 0
+        #: Calls that have raised ``Throttled``, by limit.
+        self.throttled: Counter[str] = Counter()
         #: Calls that were redelivered before they ended here, by lane.
         self.redelivered: Counter[str] = Counter()
         self._ended: OrderedDict[tuple[str, float | None], Ended] = OrderedDict()

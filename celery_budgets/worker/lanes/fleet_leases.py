@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from hashlib import sha1
+from itertools import chain
 from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -27,6 +28,7 @@ from celery_budgets.model.lane import Lane
 from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.shared_state.wish import Steps
 from celery_budgets.tasks.task import BudgetedTask
+from celery_budgets.telemetry.limit_counts import LimitCounts
 from celery_budgets.worker.transport.aside_messages import pack
 
 if TYPE_CHECKING:
@@ -141,6 +143,8 @@ class FleetLeases:
         #: What was asked for and no call has taken.
         self._wishes: dict[Demands, list[Wish]] = {}
         self._of: dict[Delivery, Wish] = {}
+        #: For metrics.
+        self.counts = LimitCounts()
 
     def of(self, request: Delivery) -> Demands:
         """Return what *request* needs; nothing if neither its lane nor its task is limited."""
@@ -178,6 +182,11 @@ class FleetLeases:
             f" (its key raised {type(error).__name__}: {words_of(error)})" if error else "",
         )  # fmt: skip
 
+    def of_lanes(self, lanes: Iterable[Lane]) -> dict[str, int | None]:
+        """Return how many calls the limits of *lanes* allow, by the name of the limit."""
+        demands = chain.from_iterable(self._demands.get(lane.name, ()) for lane in lanes)
+        return {demand.title: demand.limit.concurrency for demand in demands}
+
     def allows(self, request: Delivery) -> bool:
         """Return whether there is a place for *request*."""
         demands = self.of(request)
@@ -192,11 +201,13 @@ class FleetLeases:
             wish = next(filter(_is_good, wishes), None) or next(w for w in wishes if w.granted)
             wishes.remove(wish)
             self._of[request] = wish
+            self.counts.took(_places(wish), monotonic() - wish.began)
 
     def free(self, request: Delivery) -> None:
         """Give back what *request* has."""
         wish = self._of.pop(request, None)
         if wish is not None:
+            self.counts.gave_back(_places(wish))
             self._agent.release(wish)
 
     def fit(self, startable: Counter[Demands]) -> None:
@@ -249,7 +260,7 @@ class FleetLeases:
         if wish is None or wish.granted or (wish.refused is None and not wish.unknown):
             return None
         demand = wish.refused if wish.refused is not None else demands[0]
-        return name_of(demand), not wish.unknown
+        return demand.title, not wish.unknown
 
     def stop(self) -> None:
         """Give everything back, once the pool has stopped."""
@@ -278,10 +289,5 @@ def _is_good(wish: Wish) -> bool:
     return wish.granted and not wish.lost and monotonic() < wish.valid_until
 
 
-def name_of(demand: Demand) -> str:
-    """Return how a limit is named to people: that of a lane by the lane."""
-    if demand.limit.name == "@lane":
-        return f"fleet of lane {demand.key}"
-    if demand.limit.name == "@fleet":
-        return "budgets_fleet_concurrency"
-    return demand.limit.name
+def _places(wish: Wish) -> list[tuple[str, int]]:
+    return [(demand.title, demand.weight) for demand in wish.demands]

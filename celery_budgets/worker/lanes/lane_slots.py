@@ -192,6 +192,14 @@ class WorkerSlots:
                 if request.id == task_id
             ]
 
+    def waiting_for_limits(self) -> Counter[str]:
+        """Return how many held calls wait for a limit over the fleet, by its name."""
+        if self._leases is None:
+            return Counter()
+        with self._lock:
+            held = [request for slots in self._holding.values() for request in slots.held]
+            return Counter(found[0] for found in map(self._leases.refused, held) if found)
+
     def low_is_due(self, lane: str) -> bool:
         """Return whether *lane* has started no call of low priority for too long."""
         return monotonic() - self.lanes[lane].low_at > self._aging

@@ -11,6 +11,7 @@ from celery_budgets.config.settings import Settings
 from celery_budgets.errors import ConfigurationError
 from celery_budgets.execution.memory import rss as memory
 from celery_budgets.telemetry import metrics
+from celery_budgets.telemetry.histogram import Histogram
 from celery_budgets.telemetry.metrics import Sample
 from celery_budgets.telemetry.statistics import CallStatistics
 from celery_budgets.worker.runtime import WorkerRuntime
@@ -55,6 +56,10 @@ class MetricsSource:
         record = metrics.export_to_meter(lambda: list(self.read()))
         if record is not None:
             self._roster.tally.listeners.append(_recorder(record, self.label))
+            if self._runtime.leases is not None:
+                self._runtime.leases.counts.listeners.append(
+                    lambda limit, seconds: record("limit_wait_seconds", (limit,), seconds)
+                )
         if settings.metrics_port is None:
             return
         try:
@@ -84,6 +89,7 @@ class MetricsSource:
         """Yield all current samples."""
         yield from self._calls()
         yield from self._slots()
+        yield from self._limits()
         yield from self._memory()
         yield from self._gate()
         yield from self._processes()
@@ -124,6 +130,24 @@ class MetricsSource:
             yield from self._queue(lane.name)
         yield Sample("global_active", (), roster.active.total())
         yield Sample("global_limit", (), self._runtime.slots.capacity)
+
+    def _limits(self) -> Iterator[Sample]:
+        """Yield what calls here take of limits over the fleet, from 0."""
+        settings, leases = self._runtime.settings, self._runtime.leases
+        for limit in settings.limits:
+            yield Sample("limit_throttled", (limit,), self._roster.throttled[limit])
+        if leases is None:
+            return
+        most = leases.of_lanes(self._lanes)
+        most |= {name: each.concurrency for name, each in settings.limits.items() if not each.key}
+        waiting, counts = self._runtime.slots.waiting_for_limits(), leases.counts
+        for limit in {*most, *settings.limits}:
+            yield Sample("limit_in_use", (limit,), counts.in_use[limit])
+            yield Sample("limit_waiting", (limit,), waiting[limit])
+            yield Sample("limit_wait_seconds", (limit,), counts.waits.get(limit, Histogram()))
+        for limit, places in most.items():
+            if places is not None:
+                yield Sample("limit_limit", (limit,), places)
 
     def _queue(self, lane: str) -> Iterator[Sample]:
         """Yield what waits at the broker, and who waited too long; unknown is nothing, not 0."""

@@ -48,7 +48,7 @@ def test_the_dashboard_is_put_together_well():
     rows = [panel["title"] for panel in panels if panel["type"] == "row"]
     assert rows == [
         "Lanes", "Queues", "Objectives", "Calls", "Durations", "Wait", "Memory",
-        "Gate and rejections", "Limits and kills",
+        "Gate and rejections", "Limits and kills", "Limits over the fleet",
     ]  # fmt: skip
     cells: set[tuple[int, int]] = set()
     for panel in panels:

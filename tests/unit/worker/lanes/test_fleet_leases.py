@@ -16,7 +16,7 @@ class Wish:
     def __init__(self, demands, tell):
         self.demands, self.tell = demands, tell
         self.granted, self.refused, self.unknown = False, None, False
-        self.lost, self.valid_until, self.stepped = False, inf, False
+        self.lost, self.valid_until, self.stepped, self.began = False, inf, False, 0.0
 
 
 class Agent:
