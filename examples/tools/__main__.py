@@ -30,12 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, signal.default_int_handler)
     run = None
     try:
-        files, root, output = _read(arguments)
+        files, root, output, web = _read(arguments)
         # Here, because this import takes a second, in which Ctrl-C may come too.
         with plain_interrupts():
             from examples.tools.run import Run
 
-        run = Run(files, root, output)
+        run = Run(files, root, output, web=web)
         return EXIT_DONE if run.execute() else EXIT_FAILED
     except KeyboardInterrupt:
         if run is None:
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _read(arguments: Sequence[str] | None) -> tuple[list[Path], Path, Path | None]:
-    """Return the files, the directory that they are below, and the directory for the output."""
+def _read(arguments: Sequence[str] | None) -> tuple[list[Path], Path, Path | None, bool]:
+    """Return the files, the directory that they are below, that for the output, and --web."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.tools",
         description=__doc__,
@@ -62,6 +62,9 @@ def _read(arguments: Sequence[str] | None) -> tuple[list[Path], Path, Path | Non
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="for the reports (default: a new temporary one)"
     )
+    parser.add_argument(
+        "--web", action="store_true", help="show the lanes on a page too, until Ctrl-C"
+    )
     options = parser.parse_args(arguments)
     if not options.directory.is_dir():
         parser.error(f"{options.directory} is not a directory")
@@ -71,7 +74,7 @@ def _read(arguments: Sequence[str] | None) -> tuple[list[Path], Path, Path | Non
     files = python_files(root)[: options.limit]
     if not files:
         parser.error(f"there is no Python file below {root}")
-    return files, root, options.output
+    return files, root, options.output, options.web
 
 
 if __name__ == "__main__":

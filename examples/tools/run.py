@@ -21,6 +21,7 @@ from celery_budgets.errors import BudgetsError
 from examples.tools import report
 from examples.tools.broker import broker
 from examples.tools.interrupts import plain_interrupts
+from examples.tools.page import page
 from examples.tools.traces import DIRECTORY_VARIABLE, RecordedSpan, read_traces
 from examples.tools.workers import LaneWorkers, WorkerFailed
 
@@ -43,10 +44,14 @@ class Run:
         files: The Python files.
         root: The directory that they are below.
         output: Directory for reports, logs and spans; ``None``: a fresh temporary one.
+        web: Whether to serve the page of the lanes, and to go on after the job until Ctrl-C.
     """
 
-    def __init__(self, files: Sequence[Path], root: Path, output: Path | None) -> None:
+    def __init__(
+        self, files: Sequence[Path], root: Path, output: Path | None, *, web: bool = False
+    ) -> None:
         self.files = files
+        self.web = web
         self.root = root
         self.output = (output or Path(mkdtemp(prefix="celery-budgets-tools-"))).absolute()
         self.console = report.new_console()
@@ -86,9 +91,15 @@ class Run:
             try:
                 with plain_interrupts():
                     self._start(workers)
+                    if self.web:
+                        address = stack.enter_context(page())
+                        self._say(f"The lanes are at {address}", "bold")
                     self.job.send()
                     self._follow(workers)
-                    return self.job.statistics()
+                    statistics = self.job.statistics()
+                if self.web:
+                    self._stay()
+                return statistics
             except KeyboardInterrupt:
                 self._say("stopping the workers; Ctrl-C again kills them", "yellow")
                 with suppress(Exception):
@@ -139,6 +150,13 @@ class Run:
                 else:
                     workers.check()
                     time.sleep(LOOK_SECONDS)
+
+    def _stay(self) -> None:
+        """Leave the page open until Ctrl-C."""
+        self._say("the job is done, and the page stays open; Ctrl-C ends it", "bold")
+        with suppress(KeyboardInterrupt), plain_interrupts():
+            while True:
+                time.sleep(LOOK_SECONDS)
 
     def _show(self, statistics: Statistics) -> None:
         assert self.job is not None

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.apps import Servers
 from tests.support.places import ROOT
-from tests.support.programs import processes_with
+from tests.support.programs import fetch, processes_with
 from tests.support.waiting import wait_until
 
 #: Five lanes of up to 16 processes on a machine that others use too.
@@ -256,3 +256,17 @@ def test_what_cannot_work_is_one_clear_message(
     assert run.wait() in {1, 2}
     assert message in run.text
     assert "Traceback" not in run.text
+
+
+@pytest.mark.slow
+def test_with_web_the_page_stays_until_ctrl_c(demo: Callable[..., Demo], sources: Path) -> None:
+    """With its address from the start; then the results, and nothing is left."""
+    run = demo(str(sources), "--limit", "2", "--web")
+    run.wait_for("The lanes are at http://127.0.0.1:")
+    run.wait_for("the page stays open")
+    address, token = re.search(r"(http://\S+/)\?(token=\S+)", run.text).groups()
+    assert '"file_read"' in fetch(f"{address}lanes.json?{token}")
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait(STOP_SECONDS) == 0, run.text
+    assert "calls have an outcome" in run.text
+    assert not run.left_over()

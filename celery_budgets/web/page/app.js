@@ -122,7 +122,7 @@ function slots(lane) {
     `${lane.active} of ${lane.limit}`,
     lane.borrowed ? h("span", { class: "sub" }, `${lane.borrowed} borrowed`) : null,
     lane.fleet ? h("span", { class: "sub" }, `fleet limit ${lane.fleet}`) : null,
-    lane.waiting ? h("span", { class: "sub" }, `${count(lane.waiting)} held by workers`) : null];
+    lane.waiting ? h("span", { class: "sub" }, `${count(lane.waiting)} held`) : null];
 }
 
 function waiting(lane) {
