@@ -50,6 +50,8 @@ end
 local function is_full(demand)
   if demand.most == 0 and not demand.keyed then return false end
   tidy(demand)
+  -- Also where it has lost the others: it is not in its own way.
+  if redis.call('ZSCORE', demand.held, holder .. '#1') then return false end
   if redis.call('ZSCORE', demand.held, holder .. '?1') then return false end
   if aside and redis.call('ZSCORE', demand.held, aside .. '?1') then return false end
   if demand.most > 0 and room(demand) < demand.takes then return true end

@@ -218,6 +218,20 @@ def test_the_scripts_do_what_the_reference_does(machine):
     run_state_machine_as_test(machine, settings=SETTINGS)
 
 
+def test_who_has_lost_a_part_is_not_refused_what_it_has(machine):
+    """A call that stood still, asks anew, and still holds the last place of a limit."""
+    steps = machine()
+    late = "p1:late", (("few", 1), ("one", 1))
+    steps.acquire(late)
+    steps.pass_time(LENGTH + 1)
+    steps.acquire(("p2:one", (("one", 1),)))
+    steps.start_anew([late])
+    steps.acquire(("p3:few", (("few", 2),)))
+    steps.acquire(late)
+    assert "p1:late" not in steps.granted
+    steps.both_hold_the_same()
+
+
 @pytest.mark.parametrize(
     ("script", "right", "wrong"),
     [
