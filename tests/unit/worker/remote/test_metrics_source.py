@@ -22,9 +22,9 @@ def runtime_with(lanes):
     return SimpleNamespace(
         roster=Roster(), served=lanes, abandoned_threads=0, telemetry_failures=0, processes=None,
         slots=SimpleNamespace(limit_of=lambda lane: min(lane.concurrency, 4), capacity=4),
-        settings=SimpleNamespace(memory_guard=False),
+        settings=SimpleNamespace(memory_guard=False, limits={}),
         backlog=Backlog([], Flow()), peers=SimpleNamespace(load_of=lambda lane: None),
-        objectives=Objectives([]),
+        objectives=Objectives([]), leases=None,
     )  # fmt: skip
 
 
