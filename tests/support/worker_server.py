@@ -4,8 +4,9 @@ A start of ``celery worker`` is a second and a half of CPU, of which nearly all 
 suite starts some hundred workers. The process of the tests talks to this one by a socket: a line
 of JSON asks for a worker, a line with its process id answers. Where the socket closes, all end.
 
-The package under test is imported by the workers themselves, and so is OpenTelemetry, which reads
-its environment while it is imported.
+The package under test is imported by the workers themselves. What a test sets that acts while other
+modules are imported, as of OpenTelemetry, makes its worker a program of its own
+(:func:`tests.support.forked.can_fork`).
 
 Run as a program by its path, so that nothing is imported before it.
 """

@@ -196,7 +196,7 @@ class Renewal:
     def _renew_unread(self, now: float) -> None:
         """Renew what Redis has noted for this worker, and whose event loop has not read it yet.
 
-        On solo it stands still for as long as a call runs.
+        On gevent one body that blocks keeps it from reading for as long as that takes.
         """
         holder = self._fetches_as()
         if holder is not None and self._index is not None:
