@@ -11,14 +11,16 @@ Beside the names of each limit and key there are three for all:
 A message is gone from here when it was sent, or when it has arrived and its call may start. It is
 sent before it is removed, and put aside before it is acknowledged: a crash loses none.
 
-Runs in the Redis server. See also: :mod:`celery_budgets.shared_state.limit_scripts`.
+The scripts run in the Redis server. See also: :mod:`celery_budgets.shared_state.limit_scripts`.
 """
 
 from __future__ import annotations
 
+from hashlib import sha1
+
 from celery_budgets.shared_state.demand_scripts import DEMANDS
 
-__all__ = ["POLL", "PUT_ASIDE", "SENT", "TAKE_BACK"]
+__all__ = ["POLL", "PUT_ASIDE", "SENT", "TAKE_BACK", "aside_name", "aside_pattern"]
 
 #: ARGV of the demands, then which of them is full, and the message.
 PUT_ASIDE = (
@@ -70,3 +72,23 @@ for place = 1, #ARGV, 2 do
   end
 end
 """
+
+
+def aside_name(task_id: str, due_at: float | None) -> str:
+    """Return the name of a message, the same for each of its deliveries.
+
+    Args:
+        task_id: Id of its call.
+        due_at: When it was due first, seconds since the epoch; tells a retry from what it repeats.
+    """
+    return f"{_hash(task_id)}-{_hash(str(due_at))}"
+
+
+def aside_pattern(task_id: str) -> str:
+    """Return what the names of all messages of one call match in Redis."""
+    return f"{_hash(task_id)}-*"
+
+
+def _hash(text: str) -> str:
+    # An id may be any text, also one that is no UTF-8.
+    return sha1(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()

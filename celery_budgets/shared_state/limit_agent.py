@@ -203,7 +203,8 @@ class LimitAgent:
             self._refuse(wish, answer)
 
     def _step_aside(self, wish: Wish, answer: Answer) -> None:
-        message = wish.packed(answer.since)
+        assert answer.refused is not None
+        message = wish.packed(answer.since, answer.refused)
         if message is None:
             self._ask(wish)
             return

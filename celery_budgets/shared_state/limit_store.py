@@ -167,7 +167,7 @@ class LimitStore:
             redis.exceptions.RedisError: The server does not answer. They are sent again, later.
         """
         arguments = [one for aside in asides for one in (aside.name, aside.ends)]
-        names = f"{self._prefix}back", f"{self._prefix}asides"
+        names = self.name_for_all("back"), self.name_for_all("asides")
         self._sent(keys=names, args=arguments)
 
     def renew(self, held: Sequence[tuple[str, Sequence[Demand]]]) -> list[bool]:
@@ -213,7 +213,7 @@ class LimitStore:
         for demand in demands:
             yield from (self._name(what, demand) for what in ("held", "line", "rate", "brake"))
             yield from (self.name_of(what, demand.limit.name) for what in ("brakes", "set"))
-        yield from (self._prefix + name for name in ("asides", "looks", "back"))
+        yield from map(self.name_for_all, ("asides", "looks", "back"))
 
     def _name(self, what: str, demand: Demand) -> str:
         return self.name_of(what, demand.limit.name, demand.key)
@@ -225,6 +225,10 @@ class LimitStore:
         if len(key) > _LONGEST_KEY or not key.isprintable():  # it may not even be UTF-8
             key = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
         return f"{self._prefix}{what}:{limit}:{key}"
+
+    def name_for_all(self, what: str) -> str:
+        """Return the name in Redis of *what* is kept of all limits together."""
+        return self._prefix + what
 
     def _arguments(
         self, holder: str, demands: Iterable[Demand], since: int, aside: str = ""

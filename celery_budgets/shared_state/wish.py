@@ -43,8 +43,8 @@ class Steps(NamedTuple):
     name: str
     #: Since when it waits aside, by the clock of Redis; 0: it has not yet.
     since: int
-    #: Returns its message, given since when it waits.
-    pack: Callable[[int], bytes]
+    #: Returns its message, given since when and for what it waits.
+    pack: Callable[[int, Demand], bytes]
 
 
 class Wish:
@@ -103,11 +103,11 @@ class Wish:
         """How it is named while it waits aside; empty if it does not."""
         return self.steps.name if self.steps is not None else ""
 
-    def packed(self, since: int) -> bytes | None:
+    def packed(self, since: int, refused: Demand) -> bytes | None:
         """Return its message; ``None`` where that cannot be kept, and it waits in its worker."""
         assert self.steps is not None
         try:
-            return self.steps.pack(since)
+            return self.steps.pack(since, refused)
         except Exception:
             logger.exception("budgets.limits_failed holder=%s: it waits in its worker", self.holder)
             self.steps = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -54,6 +55,24 @@ def test_what_waits_aside_comes_back_whoever_has_put_it_there(worker, load_app, 
     second = worker(APP, "-Q", "free", env={"VISIBILITY": "2"})
     values_of(results, timeout=60, detail=second.tail)
     assert names(app.ran("tenant:a"))[:6] == [f"{n}" for n in range(6)]
+
+
+def test_why_tells_of_a_call_that_waits_aside(worker, load_app, broker_url):
+    app = load_app(APP)
+    running = worker(APP, "-Q", "free")
+    app.of_tenant.delay("a", "long", 5)
+    wait_until(lambda: app.redis().scard("running:tenant:a"), "it runs", detail=running.tail)
+    results = [app.of_tenant.delay("a", f"{n}", 0.0) for n in range(4)]
+    wait_until(lambda: app.redis().hlen(ASIDES) == 4, "all wait aside", detail=running.tail)
+    told = [app.budgets.why(result.id, timeout=0.5) for result in results]
+    assert [(why.cause, why.limit, why.lane, why.certain) for why in told] == [
+        ("limit", "tenant", "free", True)
+    ] * 4
+    assert sorted(why.position for why in told) == [0, 1, 2, 3]
+    assert all(0 < time.time() - why.since < 5 for why in told)
+    assert "aside, in Redis, with key 'a'" in str(told[0])
+    values_of(results, timeout=30, detail=running.tail)
+    assert app.budgets.why(results[0].id, timeout=0.5).cause == "ended"
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from celery_budgets.model.why import Cause, Why
 from celery_budgets.sending import sent as sending
 from celery_budgets.sending.remote_control import Inspection, Replies
 from celery_budgets.sending.sent import Sent
+from celery_budgets.sending.why.aside import look_aside
 from celery_budgets.sending.why.at_broker import AtBroker, counted, look
 from celery_budgets.sending.why.evidence import Ended, Evidence, LaneNow, Stored
 from celery_budgets.sending.why.verdict import verdict
@@ -162,8 +163,10 @@ def _with_broker(app: Any, evidence: Evidence, at_broker: AtBroker) -> Evidence:
     found = {queue: lanes.of_queue(queue) for queue in counts}
     queue = evidence.sent.queue if evidence.sent is not None else ""
     others = [each for each in sending.of_queue(queue) if each.task_id != evidence.task_id]
+    asides = look_aside(app, evidence.task_id)
     return replace(
         evidence,
+        aside=asides[0] if asides else None, aside_unknown=asides is None,
         stored=_stored(app, evidence.task_id),
         message=at_broker.message, searched=at_broker.searched, delivered=at_broker.delivered,
         counts=counts, answered_after=time() - evidence.now,

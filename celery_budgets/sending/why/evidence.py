@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 from celery_budgets.model.why import Why
 from celery_budgets.sending.sent import Sent
 
-__all__ = ["Ended", "Evidence", "LaneNow", "Message", "Stored"]
+__all__ = ["Aside", "Ended", "Evidence", "LaneNow", "Message", "Stored"]
 
 
 class LaneNow(NamedTuple):
@@ -85,6 +85,19 @@ class Message(NamedTuple):
     headers: Mapping[str, Any]
 
 
+class Aside(NamedTuple):
+    """What Redis has of a call that waits aside, for a key of a limit that is full."""
+
+    limit: str
+    key: str
+    #: The queue to which it is sent back.
+    queue: str
+    #: Since when it waits, seconds since the epoch.
+    since: float
+    #: Calls of its key that go before it; ``None``: it is being sent back.
+    position: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """All that is known of one call."""
@@ -110,6 +123,10 @@ class Evidence:
     searched: bool = False
     #: Whether the broker has it noted as in a worker's hand.
     delivered: bool = False
+    #: What Redis has of it, where it waits aside.
+    aside: Aside | None = None
+    #: Whether that Redis does not answer.
+    aside_unknown: bool = False
     #: When and to which queue it was sent last, if that is known.
     sent: Sent | None = None
     #: Whether that was for a twin that waits.

@@ -98,6 +98,21 @@ def _found(e: Evidence) -> Why | None:
     return replace(waits, cause=cause, starts_in=starts, detail=detail)
 
 
+def _aside(e: Evidence) -> Why | None:
+    """It waits aside, in Redis, for a key of a limit."""
+    if e.aside is None:
+        return None
+    limit, key, queue, since, position = e.aside
+    whose = f"key {key!r}" if key else "no key"
+    told = f"aside, in Redis, with {whose}"
+    if position is None:
+        told = f"its turn has come ({whose}), and it is being sent back to its queue"
+    return Why(
+        e.task_id, Cause.LIMIT, lane=e.lane_of.get(queue), limit=limit, since=since,
+        position=position, certain=position is not None, detail=told,
+    )  # fmt: skip
+
+
 def _ended(e: Evidence) -> Why | None:
     """A worker remembers its end, and it was not sent again since."""
     ended = max(e.ended, key=lambda each: each.at, default=None)
@@ -152,7 +167,7 @@ def _by_time(e: Evidence) -> Why | None:
     if e.priorities:
         about = f"at most {e.counts[queue]} before it, by priority"
         waits = replace(waits, detail=_joined(about, waits.detail), certain=False)
-    doubtful = e.silent or e.sent_again or e.unheard(queue)
+    doubtful = e.silent or e.sent_again or e.aside_unknown or e.unheard(queue)
     return replace(waits, certain=waits.certain and not doubtful)
 
 
@@ -171,7 +186,7 @@ def _may_be_in(e: Evidence, queue: str) -> bool:
 
 
 _RULES: tuple[Callable[[Evidence], Why | None], ...] = (
-    _in_hand, _found, _ended, _stored, _by_time, _guessed,
+    _in_hand, _found, _aside, _ended, _stored, _by_time, _guessed,
 )  # fmt: skip
 
 
@@ -240,6 +255,8 @@ def _may_be(e: Evidence) -> Iterator[str]:
         yield f"no answer from {', '.join(e.silent)}, which may have it"
     if not e.answered:
         yield "no worker answers"
+    if e.aside_unknown:
+        yield "the Redis of the limits does not answer, where it may wait aside"
     if e.stored is not None and e.stored.state != states.PENDING:
         yield f"its result says {e.stored.state}"
     filled = {queue: count for queue, count in e.counts.items() if count}

@@ -15,7 +15,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from hashlib import sha1
 from itertools import chain
 from time import monotonic
 from types import MappingProxyType
@@ -26,6 +25,7 @@ from celery_budgets.model.demands import CallLimits
 from celery_budgets.model.headers import HEADER_ASIDE, HEADER_WEIGHT
 from celery_budgets.model.lane import Lane
 from celery_budgets.model.limit import Demand, Limit
+from celery_budgets.shared_state.aside_scripts import aside_name
 from celery_budgets.shared_state.wish import Steps
 from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.telemetry.limit_counts import LimitCounts
@@ -65,9 +65,8 @@ class OwnDemands(tuple[Demand, ...]):
         """Return how the call is put aside."""
         message, headers = self.request.message, self.request.request_dict
         since = headers.get(HEADER_ASIDE)
-        identity = "\0".join(map(str, self.request.message_key))
         return Steps(
-            sha1(identity.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest(),
+            aside_name(*self.request.message_key),
             since if isinstance(since, int) and since > 0 else 0,
             partial(pack, message),
         )

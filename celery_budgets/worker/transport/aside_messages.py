@@ -18,6 +18,7 @@ from kombu.utils.json import dumps, loads
 from celery_budgets.model.headers import HEADER_ASIDE, HEADER_TERMS
 
 if TYPE_CHECKING:
+    from celery_budgets.model.limit import Demand
     from celery_budgets.shared_state.limit_store import Aside
 
 __all__ = ["pack", "send_back"]
@@ -30,12 +31,13 @@ _PROPERTIES = ("correlation_id", "reply_to", "priority", "delivery_mode")
 _OF_DELIVERY = ("compression", HEADER_TERMS)
 
 
-def pack(message: Any, since: int) -> bytes:
+def pack(message: Any, since: int, refused: Demand) -> bytes:
     """Return *message* as one text.
 
     Args:
         message: A message of kombu.
         since: Since when it waits, microseconds by the clock of Redis.
+        refused: What it waits for, which is told to whoever asks why.
 
     Raises:
         TypeError: It has a header that is no JSON.
@@ -53,6 +55,7 @@ def pack(message: Any, since: int) -> bytes:
             "content_type": message.content_type,
             "content_encoding": message.content_encoding,
             "headers": headers,
+            "refused": [refused.limit.name, refused.key, refused.weight],
             "properties": {k: properties[k] for k in _PROPERTIES if properties.get(k) is not None},
         }
     )

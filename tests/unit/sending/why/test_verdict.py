@@ -9,7 +9,7 @@ import pytest
 from celery_budgets.model.headers import HEADER_WAITED_FOR
 from celery_budgets.model.why import Cause, Why
 from celery_budgets.sending.sent import Sent
-from celery_budgets.sending.why.evidence import Ended, Evidence, LaneNow, Message, Stored
+from celery_budgets.sending.why.evidence import Aside, Ended, Evidence, LaneNow, Message, Stored
 from celery_budgets.sending.why.position import estimated
 from celery_budgets.sending.why.verdict import verdict
 
@@ -51,6 +51,7 @@ def sent(at=950.0, queue="critic"):
     return Sent(ID, queue, at, at)
 
 
+ASIDE = Aside("tenant", "acme", "critic", 960.0, 3)
 PAUSED = {"paused": ["operator"], "paused_at": 990.0}
 GATE = {"gate": [980.0, "max_worker_rss: 2 of 1 GiB"]}
 RABBIT = {"counts": {"critic": 20, "other": 0}}
@@ -86,6 +87,12 @@ REDIS = {"counts": {"critic": 20}, "searched": True}
             evidence(lane(), message=at_broker(), ended=(Ended("w@h", "succeeded", 990),)),
             "at_broker", True,
         ),
+        # It waits aside, also where one attempt of it has ended.
+        (evidence(lane(), aside=ASIDE), "limit", True),
+        (evidence(lane(), aside=ASIDE, ended=(Ended("w@h", "retried", 990),)), "limit", True),
+        (evidence(lane(), aside=ASIDE, message=at_broker()), "at_broker", True),
+        (evidence(lane(), aside=ASIDE._replace(position=None)), "limit", False),
+        (evidence(lane(), aside_unknown=True, sent=sent(), **RABBIT), "at_broker", False),
         # It has ended.
         (evidence(ended=(Ended("w@h", "failed", 990),)), "ended", True),
         (evidence(stored=Stored("SUCCESS", 990)), "ended", True),
