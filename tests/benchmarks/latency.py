@@ -35,7 +35,7 @@ def _figures(ground: Ground, broker: str, addresses: dict[str, str | None]) -> l
         place = places[way] = ground.workplace(addresses[way], WAY=app)
         place.worker("-Q", "lane", "-c", "2")
         _waits(place, 20)
-    calls, rounds = ground.amount(100, 3), ground.amount(5, 1)
+    calls, rounds = ground.amount(500, 3), ground.amount(7, 1)
     waits = in_turn({way: partial(_waits, place, calls) for way, place in places.items()}, rounds)
     return percentiles(
         f"wait on an idle worker, {broker}", waits, against={"budgets": "plain"},
