@@ -3,7 +3,7 @@
 Each worker does so for all: whose key has got room, whoever has put them aside, and whom another
 worker has begun to send back and has died.
 
-Runs in the thread of the agent. See also: :mod:`celery_budgets.shared_state.aside_scripts`.
+Runs in the thread of the agent. See also: :mod:`celery_budgets.shared_state.scripts.asides`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from celery_budgets.model.limit import Limit
-from celery_budgets.shared_state.limit_store import Aside, LimitStore
+from celery_budgets.shared_state.answers import Aside
+from celery_budgets.shared_state.limit_store import LimitStore
 
 __all__ = ["Asides"]
 

@@ -17,6 +17,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from math import inf
 from time import monotonic
 from typing import Any
@@ -24,8 +25,9 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from celery_budgets.model.limit import Demand, Limit
+from celery_budgets.shared_state.answers import Answer, Ask
 from celery_budgets.shared_state.asides import Asides
-from celery_budgets.shared_state.limit_store import Answer, LimitStore
+from celery_budgets.shared_state.limit_store import LimitStore
 from celery_budgets.shared_state.offers import Offers
 from celery_budgets.shared_state.system_thread import Bell, SystemThread
 from celery_budgets.shared_state.wish import Steps, Wish, process_name
@@ -44,6 +46,10 @@ ASKS_AGAIN = 5.0
 LATE = 0.01
 #: Longest sleep, seconds: the machine may have been suspended.
 LONGEST = 1.0
+#: Most wishes in one round trip.
+MOST_AT_ONCE = 50
+#: What a wish is there for.
+ASK, GIVE_BACK = True, False
 
 
 class LimitAgent:
@@ -69,8 +75,8 @@ class LimitAgent:
         self._clock = clock
         self._numbers = itertools.count(1)
         self._bell = Bell()
-        #: What is to be done, in this order; others only append.
-        self._todo: deque[tuple[Callable[[Wish], None], Wish]] = deque()
+        #: Who is to ask, or to give back, in this order; others only append.
+        self._todo: deque[tuple[Wish, bool]] = deque()
         self._told: deque[str | None] = deque()
         self._waiting: dict[str, Wish] = {}
         self._held: dict[str, Wish] = {}
@@ -90,7 +96,7 @@ class LimitAgent:
     ) -> Wish:
         """Ask for *demands*; *tell* is called when they are granted or refused, or put aside."""
         wish = Wish(f"{self.name}:{next(self._numbers)}", demands, tell, steps)
-        self._todo.append((self._ask, wish))
+        self._todo.append((wish, ASK))
         self._start()
         self._bell.ring()
         return wish
@@ -111,7 +117,7 @@ class LimitAgent:
         """Give back what *wish* has, or stop waiting; may be called repeatedly."""
         if not wish.over:
             # In this order: an interrupt in between leads to a second release.
-            self._todo.append((self._release, wish))
+            self._todo.append((wish, GIVE_BACK))
             wish.over = True
             self._bell.ring()
 
@@ -164,33 +170,47 @@ class LimitAgent:
         if self._held and self._clock() >= self._renew_at:
             self._renew()
         while self._todo:
-            act, wish = self._todo[0]
-            act(wish)
-            self._todo.popleft()
-        while self._told:
-            holder = self._told.popleft()
-            for wish in self._those_waiting():
-                if holder is None or wish.holder == holder:
-                    self._ask(wish)
-        for wish in self._those_waiting():
-            if wish.due_at <= self._clock():
-                self._ask(wish)
-
+            some = [*islice(self._todo, MOST_AT_ONCE)]
+            self._exchange(
+                [wish for wish, asks in some if not asks], [wish for wish, asks in some if asks]
+            )
+            for _ in some:
+                self._todo.popleft()
+        told = {self._told.popleft() for _ in range(len(self._told))}
+        self._exchange(
+            [],
+            [
+                wish for wish in self._waiting.values()
+                if None in told or wish.holder in told or wish.due_at <= self._clock()
+            ],
+        )  # fmt: skip
         if self._asides is not None:
             self._asides.work()
 
-    def _those_waiting(self) -> list[Wish]:
-        return list(self._waiting.values())
-
-    def _ask(self, wish: Wish) -> None:
-        if wish.over:
-            return  # its release comes next, and ends its wait in Redis too
+    def _exchange(self, releases: list[Wish], asks: list[Wish]) -> None:
+        """Give back and ask, in one round trip: what is given back is there for who asks."""
         asked_at = self._clock()
+        # Where one has given up, its release comes next, and ends its wait in Redis too.
+        asks = [wish for wish in asks if not wish.over]
+        for wish in releases:
+            wish.before_release(self._store, self._clock())
         if asked_at < self._asks_at:
-            self._waiting[wish.holder], wish.due_at = wish, self._asks_at
-            return
-        wish.asked = True
-        answer = self._store.acquire(wish.holder, wish.demands, wish.since, wish.name)
+            for wish in asks:
+                self._waiting[wish.holder], wish.due_at = wish, self._asks_at
+            asks = []
+        for wish in asks:
+            wish.asked = True
+        answers = self._store.exchange(
+            [(wish.holder, wish.demands) for wish in releases if wish.asked],
+            [Ask(wish.holder, wish.demands, wish.since, wish.name) for wish in asks],
+        )
+        for wish in releases:
+            self._waiting.pop(wish.holder, None)
+            self._held.pop(wish.holder, None)
+        for wish, answer in zip(asks, answers, strict=True):
+            self._hear_answer(wish, answer, asked_at)
+
+    def _hear_answer(self, wish: Wish, answer: Answer, asked_at: float) -> None:
         if answer.granted:
             if not self._held:
                 self._renew_at = asked_at + self._store.length * RENEWED_AFTER
@@ -206,46 +226,26 @@ class LimitAgent:
         assert answer.refused is not None
         message = wish.packed(answer.since, answer.refused)
         if message is None:
-            self._ask(wish)
+            self._exchange([], [wish])
             return
         self._store.put_aside(wish.holder, wish.demands, answer, wish.name, message)
         self._waiting.pop(wish.holder, None)
         wish.refused, wish.stepped = answer.refused, True
         if self._asides is not None:
             self._asides.look_soon()  # sooner than was planned, perhaps
-        self._tell(wish.tell, wish)
+        wish.say(wish.tell)
 
     def _grant(self, wish: Wish) -> None:
         self._waiting.pop(wish.holder, None)
         wish.granted, wish.unknown, wish.refused = True, False, None
-        self._tell(wish.tell, wish)
+        wish.say(wish.tell)
 
     def _refuse(self, wish: Wish, answer: Answer) -> None:
         self._waiting[wish.holder] = wish
-        news = wish.refused is not answer.refused or wish.unknown
-        wish.refused, wish.since, wish.unknown = answer.refused, answer.since, False
         # Nobody tells that a lease has ended.
         wish.due_at = self._clock() + min(answer.wait or answer.ends + LATE, ASKS_AGAIN)
-        if news:
-            self._tell(wish.tell, wish)
-
-    def _tell(self, tell: Callable[[Wish], object], wish: Wish) -> None:
-        try:
-            tell(wish)
-        except Exception:
-            logger.exception("budgets.limits_failed holder=%s", wish.holder)
-
-    def _release(self, wish: Wish) -> None:
-        self._waiting.pop(wish.holder, None)
-        for brake in wish.brakes:
-            if brake.until > self._clock():
-                self._store.throttle(brake.limit, brake.key, brake.until - self._clock())
-        if wish.stepped and not wish.settled:
-            # Its message goes back to its queue itself.
-            self._store.take_back(wish.holder, wish.demands, wish.name)
-        if wish.asked:
-            self._store.release(wish.holder, wish.demands)
-        self._held.pop(wish.holder, None)
+        if wish.refuse(answer):
+            wish.say(wish.tell)
 
     def _renew(self) -> None:
         held = [wish for wish in self._held.values() if not wish.lost]
@@ -261,7 +261,7 @@ class LimitAgent:
                     "budgets.lease_lost name=%s holder=%s: others have taken its places",
                     names, wish.holder,
                 )  # fmt: skip
-                self._tell(self._on_lost, wish)
+                wish.say(self._on_lost)
 
     def _stay_away(self, error: RedisError) -> None:
         self._again_at = self._clock() + AGAIN
@@ -281,10 +281,10 @@ class LimitAgent:
         assert self._away_since is not None
         long = self._clock() - self._away_since > self._store.length
         for _ in range(len(self._todo)):
-            act, wish = self._todo.popleft()
+            wish, asks = self._todo.popleft()
             if wish.asked or not wish.over:  # else Redis never hears of it
-                self._todo.append((act, wish))
-        asking = [wish for act, wish in list(self._todo) if act == self._ask]
+                self._todo.append((wish, asks))
+        asking = [wish for wish, asks in list(self._todo) if asks]
         for wish in [*self._waiting.values(), *asking]:
             if wish.over or wish.granted:
                 continue
@@ -292,7 +292,7 @@ class LimitAgent:
                 self._grant(wish)
             elif not wish.unknown:
                 wish.unknown = True
-                self._tell(wish.tell, wish)
+                wish.say(wish.tell)
 
     @property
     def is_known(self) -> bool:

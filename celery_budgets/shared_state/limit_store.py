@@ -4,7 +4,7 @@ A call takes all of its limits at once or none. A place is a lease: it ends by i
 renewed, by the clock of Redis.
 
 Runs in each process that runs calls with limits. See also:
-:mod:`celery_budgets.shared_state.limit_scripts`, and
+:mod:`celery_budgets.shared_state.scripts.limits`, and
 :mod:`celery_budgets.shared_state.limit_agent`, which waits and renews.
 """
 
@@ -13,14 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
+
+from redis.exceptions import NoScriptError
 
 from celery_budgets.model.limit import Demand, Limit
-from celery_budgets.shared_state.aside_scripts import POLL, PUT_ASIDE, SENT, TAKE_BACK
-from celery_budgets.shared_state.demand_scripts import CLOCK
-from celery_budgets.shared_state.limit_scripts import ACQUIRE, RELEASE, RENEW, THROTTLE
+from celery_budgets.shared_state.answers import Answer, Aside, Ask
+from celery_budgets.shared_state.scripts.asides import POLL, PUT_ASIDE, SENT, TAKE_BACK
+from celery_budgets.shared_state.scripts.demands import CLOCK
+from celery_budgets.shared_state.scripts.limits import ACQUIRE, RELEASE, RENEW, THROTTLE
 
-__all__ = ["CHANNELS", "OFFERED", "Answer", "Aside", "LimitStore"]
+__all__ = ["CHANNELS", "OFFERED", "LimitStore"]
 
 #: How long a place stays free for the first in line, which has been told, seconds.
 OFFERED = 1.0
@@ -29,31 +32,6 @@ _NAMES = "celery-budgets:{limits}:"
 #: Before the name of a process: the channel on which it is told what it is offered.
 CHANNELS = "celery-budgets:limits:"
 _LONGEST_KEY = 200
-
-
-class Answer(NamedTuple):
-    """The answer to a holder that asks for its limits."""
-
-    granted: bool
-    #: The demand that is not granted.
-    refused: Demand | None = None
-    #: Seconds until its rate allows it; 0: it waits in line, and is told.
-    wait: float = 0.0
-    #: Since when it waits, by the clock of Redis; passed on when it asks again.
-    since: int = 0
-    #: Seconds until the first lease there ends, unless it is renewed.
-    ends: float = 0.0
-    #: Whether the caller is to put it aside.
-    aside: bool = False
-
-
-class Aside(NamedTuple):
-    """A message that was put aside, and is to be sent back to its queue."""
-
-    name: str
-    message: bytes
-    #: Until when nobody else sends it, by the clock of Redis.
-    ends: bytes
 
 
 class LimitStore:
@@ -109,14 +87,69 @@ class LimitStore:
             redis.exceptions.RedisError: The server does not answer. It may have granted them; ask
                 again, or release them.
         """
-        granted, refused, wait, waits_since, ends, taken = self._acquire(
-            keys=[*self._names(demands)], args=self._arguments(holder, demands, since, aside)
-        )
+        return self.exchange([], [Ask(holder, demands, since, aside)])[0]
+
+    def exchange(
+        self, releases: Iterable[tuple[str, Sequence[Demand]]], asks: Sequence[Ask]
+    ) -> list[Answer]:
+        """Give back what holders have, then have others ask, all in one round trip.
+
+        Raises:
+            redis.exceptions.RedisError: The server does not answer. Any part may have been done,
+                and all may be repeated.
+        """
+        commands = [
+            (self._release, [*self._names(demands)], self._arguments(holder, demands, 0))
+            for holder, demands in releases
+        ]
+        commands += [
+            (
+                self._acquire,
+                [*self._names(ask.demands)],
+                self._arguments(ask.holder, ask.demands, ask.since, ask.aside),
+            )
+            for ask in asks
+        ]
+        replies = self._run(commands)
+        count = len(replies) - len(asks)
+        for taken in replies[:count]:
+            self._take(taken)
+        return [
+            self._answer(ask.demands, *reply)
+            for ask, reply in zip(asks, replies[count:], strict=True)
+        ]
+
+    def _run(self, commands: Sequence[tuple[Any, list[str], list[Any]]]) -> list[Any]:
+        """Run scripts in one round trip; redis-py asks before each pipeline whether it has them."""
+        if not commands:
+            return []
+        if len(commands) == 1:
+            script, keys, arguments = commands[0]
+            return [script(keys=keys, args=arguments)]
+        try:
+            return self._run_known(commands)
+        except NoScriptError:
+            for script in (self._release, self._acquire):
+                self.client.script_load(script.script)
+            return self._run_known(commands)
+
+    def _run_known(self, commands: Sequence[tuple[Any, list[str], list[Any]]]) -> list[Any]:
+        with self.client.pipeline(transaction=False) as pipe:
+            for script, keys, arguments in commands:
+                pipe.evalsha(script.sha, len(keys), *keys, *arguments)
+            replies: list[Any] = pipe.execute()
+            return replies
+
+    def _answer(
+        self, demands: Sequence[Demand], granted: int, refused: int, wait: int, since: bytes,
+        ends: int, taken: Any,
+    ) -> Answer:  # fmt: skip
         self._take(taken)
         if granted:
             return Answer(granted=True)
-        wait, aside_now = max(0, wait) / 1e6, wait < 0
-        return Answer(False, demands[refused - 1], wait, int(waits_since), ends / 1e6, aside_now)
+        return Answer(
+            False, demands[refused - 1], max(0, wait) / 1e6, int(since), ends / 1e6, wait < 0
+        )
 
     def put_aside(
         self, holder: str, demands: Sequence[Demand], answer: Answer, name: str, message: bytes
@@ -195,8 +228,7 @@ class LimitStore:
         Raises:
             redis.exceptions.RedisError: The server does not answer.
         """
-        arguments = self._arguments(holder, demands, 0)
-        self._take(self._release(keys=[*self._names(demands)], args=arguments))
+        self.exchange([(holder, demands)], [])
 
     def throttle(self, limit: str, key: str | None, seconds: float) -> None:
         """Close *limit* for *seconds*: for one *key* alone, or with ``None`` for all of them.

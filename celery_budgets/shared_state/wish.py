@@ -11,10 +11,14 @@ from collections.abc import Callable, Sequence
 from math import inf
 from socket import gethostname
 from time import monotonic
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
 from celery_budgets.model.limit import Demand
+from celery_budgets.shared_state.answers import Answer
+
+if TYPE_CHECKING:
+    from celery_budgets.shared_state.limit_store import LimitStore
 
 __all__ = ["Brake", "Steps", "Wish", "process_name"]
 
@@ -112,3 +116,28 @@ class Wish:
             logger.exception("budgets.limits_failed holder=%s: it waits in its worker", self.holder)
             self.steps = None
             return None
+
+    def refuse(self, answer: Answer) -> bool:
+        """Take note of a refusal; return whether that is news."""
+        news = self.refused is not answer.refused or self.unknown
+        self.refused, self.since, self.unknown = answer.refused, answer.since, False
+        return news
+
+    def say(self, tell: Callable[[Wish], object]) -> None:
+        """Call *tell* with this wish; never raise."""
+        try:
+            tell(self)
+        except Exception:
+            logger.exception("budgets.limits_failed holder=%s", self.holder)
+
+    def before_release(self, store: LimitStore, now: float) -> None:
+        """Close what its call has found closed; forget it aside if its message goes elsewhere.
+
+        Raises:
+            redis.exceptions.RedisError: The server does not answer.
+        """
+        for brake in self.brakes:
+            if brake.until > now:
+                store.throttle(brake.limit, brake.key, brake.until - now)
+        if self.stepped and not self.settled:
+            store.take_back(self.holder, self.demands, self.name)

@@ -29,6 +29,7 @@ NAMES = (
     "wrapper",
     "deliveries",
     "latency",
+    "limits",
     "restart",
 )
 

@@ -1,6 +1,6 @@
 """Reads how much of each limit over the fleet is in use, who holds it, and who waits.
 
-Runs in the process that asks. See also: :mod:`celery_budgets.shared_state.limit_scripts`, which
+Runs in the process that asks. See also: :mod:`celery_budgets.shared_state.scripts.limits`, which
 says what stands in Redis, and :mod:`celery_budgets.sending.limits.changes`.
 """
 

@@ -1,6 +1,6 @@
 """Looks for a call that waits aside: in Redis, for a key of a limit that is full.
 
-Runs in the process that asks. See also: :mod:`celery_budgets.shared_state.aside_scripts`.
+Runs in the process that asks. See also: :mod:`celery_budgets.shared_state.scripts.asides`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from celery_budgets.config.settings import settings_of
 from celery_budgets.model.headers import HEADER_ASIDE
 from celery_budgets.sending.why.evidence import Aside
-from celery_budgets.shared_state.aside_scripts import aside_pattern
+from celery_budgets.shared_state.scripts.asides import aside_pattern
 from celery_budgets.shared_state.limit_store import LimitStore
 from celery_budgets.shared_state.limits_of_app import store_of
 

@@ -37,7 +37,7 @@ from celery_budgets.worker.transport.connecting import connect_by
 if TYPE_CHECKING:
     from celery.worker.request import Request
 
-    from celery_budgets.shared_state.limit_store import Aside
+    from celery_budgets.shared_state.answers import Aside
     from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["LanesStep"]

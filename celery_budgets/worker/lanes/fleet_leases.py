@@ -25,7 +25,7 @@ from celery_budgets.model.demands import CallLimits
 from celery_budgets.model.headers import HEADER_ASIDE, HEADER_WEIGHT
 from celery_budgets.model.lane import Lane
 from celery_budgets.model.limit import Demand, Limit
-from celery_budgets.shared_state.aside_scripts import aside_name
+from celery_budgets.shared_state.scripts.asides import aside_name
 from celery_budgets.shared_state.wish import Steps
 from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.telemetry.limit_counts import LimitCounts
@@ -33,9 +33,9 @@ from celery_budgets.worker.transport.aside_messages import pack
 
 if TYPE_CHECKING:
     from celery_budgets.config.settings import Settings
+    from celery_budgets.shared_state.answers import Aside
     from celery_budgets.shared_state.asides import Asides
     from celery_budgets.shared_state.limit_agent import LimitAgent
-    from celery_budgets.shared_state.limit_store import Aside
     from celery_budgets.shared_state.wish import Wish
     from celery_budgets.worker.delivery import Delivery
 

@@ -3,7 +3,7 @@
 A message comes back as it was, with the time at which it was sent first, and with since when it
 waits. Its ETA has passed. It goes to the queue that it came from, on whatever broker.
 
-Runs in the worker main process. See also: :mod:`celery_budgets.shared_state.aside_scripts`.
+Runs in the worker main process. See also: :mod:`celery_budgets.shared_state.scripts.asides`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from celery_budgets.model.headers import HEADER_ASIDE, HEADER_TERMS
 
 if TYPE_CHECKING:
     from celery_budgets.model.limit import Demand
-    from celery_budgets.shared_state.limit_store import Aside
+    from celery_budgets.shared_state.answers import Aside
 
 __all__ = ["pack", "send_back"]
 

@@ -10,6 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.shared_state import limit_agent
+from celery_budgets.shared_state.answers import Answer
 from celery_budgets.shared_state.limit_agent import LimitAgent
 from celery_budgets.shared_state.limit_store import LimitStore
 from tests.support.waiting import wait_until
@@ -132,10 +133,11 @@ class Away:
         if self.away:
             raise RedisConnectionError("away")
 
-    def acquire(self, holder, demands, since=0, aside=""):
-        self.ping()
-        self.granted.append(holder)
-        return limit_agent.Answer(granted=True)
+    def exchange(self, releases, asks):
+        if releases or asks:
+            self.ping()
+        self.granted += [ask.holder for ask in asks]
+        return [Answer(granted=True) for _ in asks]
 
     def renew(self, held):
         self.ping()

@@ -6,7 +6,7 @@ from celery import Celery
 
 from celery_budgets import Budgets, Limit
 from celery_budgets.sending.why.aside import look_aside
-from celery_budgets.shared_state.aside_scripts import aside_name, aside_pattern
+from celery_budgets.shared_state.scripts.asides import aside_name, aside_pattern
 from tests.support.programs import free_port
 
 

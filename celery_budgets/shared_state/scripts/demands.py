@@ -1,6 +1,6 @@
 """What the scripts of limits have in common: what a call asks for, and who is next.
 
-Runs in the Redis server. See also: :mod:`celery_budgets.shared_state.limit_scripts`.
+Runs in the Redis server. See also: :mod:`celery_budgets.shared_state.scripts.limits`.
 """
 
 from __future__ import annotations

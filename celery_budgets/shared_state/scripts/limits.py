@@ -23,7 +23,7 @@ Runs in the Redis server. See also: :mod:`celery_budgets.shared_state.limit_stor
 
 from __future__ import annotations
 
-from celery_budgets.shared_state.demand_scripts import DEMANDS, HELD
+from celery_budgets.shared_state.scripts.demands import DEMANDS, HELD
 
 __all__ = ["ACQUIRE", "RELEASE", "RENEW", "THROTTLE"]
 

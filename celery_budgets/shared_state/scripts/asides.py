@@ -11,14 +11,14 @@ Beside the names of each limit and key there are three for all:
 A message is gone from here when it was sent, or when it has arrived and its call may start. It is
 sent before it is removed, and put aside before it is acknowledged: a crash loses none.
 
-The scripts run in the Redis server. See also: :mod:`celery_budgets.shared_state.limit_scripts`.
+The scripts run in the Redis server. See also: :mod:`celery_budgets.shared_state.scripts.limits`.
 """
 
 from __future__ import annotations
 
 from hashlib import sha1
 
-from celery_budgets.shared_state.demand_scripts import DEMANDS
+from celery_budgets.shared_state.scripts.demands import DEMANDS
 
 __all__ = ["POLL", "PUT_ASIDE", "SENT", "TAKE_BACK", "aside_name", "aside_pattern"]
 

@@ -1,0 +1,47 @@
+"""What is asked of the places of limits in Redis, and what they answer.
+
+See also: :mod:`celery_budgets.shared_state.limit_store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from celery_budgets.model.limit import Demand
+
+__all__ = ["Answer", "Aside", "Ask"]
+
+
+class Answer(NamedTuple):
+    """The answer to a holder that asks for its limits."""
+
+    granted: bool
+    #: The demand that is not granted.
+    refused: Demand | None = None
+    #: Seconds until its rate allows it; 0: it waits in line, and is told.
+    wait: float = 0.0
+    #: Since when it waits, by the clock of Redis; passed on when it asks again.
+    since: int = 0
+    #: Seconds until the first lease there ends, unless it is renewed.
+    ends: float = 0.0
+    #: Whether the caller is to put it aside.
+    aside: bool = False
+
+
+class Ask(NamedTuple):
+    """A holder that asks for what it needs; see :meth:`LimitStore.acquire`."""
+
+    holder: str
+    demands: Sequence[Demand]
+    since: int = 0
+    aside: str = ""
+
+
+class Aside(NamedTuple):
+    """A message that was put aside, and is to be sent back to its queue."""
+
+    name: str
+    message: bytes
+    #: Until when nobody else sends it, by the clock of Redis.
+    ends: bytes
