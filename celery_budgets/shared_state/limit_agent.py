@@ -215,7 +215,7 @@ class LimitAgent:
             if not self._held:
                 self._renew_at = asked_at + self._store.length * RENEWED_AFTER
             self._held[wish.holder] = wish
-            wish.valid_until = asked_at + self._store.length
+            wish.hold(asked_at, self._store.length)
             self._grant(wish)
         elif answer.aside:
             self._step_aside(wish, answer)
@@ -253,7 +253,7 @@ class LimitAgent:
         kept = self._store.renew([(wish.holder, wish.demands) for wish in held])
         self._renew_at = self._clock() + self._store.length * RENEWED_AFTER
         for wish, holds in zip(held, kept, strict=True):
-            wish.valid_until = began + self._store.length
+            wish.hold(began, self._store.length)
             if not holds and not wish.over:
                 wish.lost = True
                 names = ", ".join(demand.limit.name for demand in wish.demands)

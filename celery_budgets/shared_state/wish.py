@@ -63,7 +63,8 @@ class Wish:
 
     __slots__ = (
         "asked", "began", "brakes", "demands", "due_at", "granted", "holder", "lost", "over",
-        "refused", "settled", "since", "stepped", "steps", "tell", "unknown", "valid_until",
+        "passable_until", "passed_until", "refused", "settled", "since", "stepped", "steps", "tell",
+        "unknown", "valid_until",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +92,9 @@ class Wish:
         self.unknown = False
         #: Monotonic instant until which no others can have taken its places.
         self.valid_until = inf
+        #: Monotonic instant until which its worker may pass its places on: while its lease is
+        #: fresh, and from the first time on (0: not yet) for a moment.
+        self.passable_until, self.passed_until = inf, 0.0
         #: Whether others have taken its places while its call ran.
         self.lost = False
         #: What its call has found closed; the limits are, before its places are given back.
@@ -122,6 +126,10 @@ class Wish:
         news = self.refused is not answer.refused or self.unknown
         self.refused, self.since, self.unknown = answer.refused, answer.since, False
         return news
+
+    def hold(self, since: float, length: float) -> None:
+        """Take note of leases of that *length*, seconds, which the server began after *since*."""
+        self.valid_until, self.passable_until = since + length, since + length / 2
 
     def say(self, tell: Callable[[Wish], object]) -> None:
         """Call *tell* with this wish; never raise."""

@@ -35,13 +35,13 @@ from celery_budgets.worker.calls.reruns import KillReruns
 from celery_budgets.worker.calls.roster import CallEnd, Roster
 from celery_budgets.worker.calls.scopes import revoke_if_cancelled
 from celery_budgets.worker.lanes.drift import Drift
-from celery_budgets.worker.lanes.fleet_leases import leases_of
 from celery_budgets.worker.lanes.held_deliveries import HeldDeliveries
 from celery_budgets.worker.lanes.lane_limits import LaneLimits
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 from celery_budgets.worker.lanes.leaving import Leaving
 from celery_budgets.worker.lanes.operator_pauses import OperatorPauses
 from celery_budgets.worker.lanes.queue_pauses import QueuePauses
+from celery_budgets.worker.limits.fleet_leases import leases_of
 from celery_budgets.worker.memory.admission import Admission
 from celery_budgets.worker.memory.gate import Gate
 from celery_budgets.worker.memory.gauges import gauges_of

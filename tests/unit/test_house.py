@@ -38,7 +38,7 @@ WORKER_FLOORS = (
     ("transport", "delivery"),
     ("stacks",),
     ("calls",),
-    ("pool", "saved_states"),
+    ("pool", "saved_states", "limits"),
     ("lanes", "backlog"),
     ("memory",),
     ("runtime",),

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from celery_budgets.model.lanes import Lane
 from celery_budgets.model.priority import Priority
-from celery_budgets.worker.lanes.fleet_leases import Demands, FleetLeases
 from celery_budgets.worker.lanes.slots_of_lane import LaneSlots
+from celery_budgets.worker.limits.call_demands import Demands
+from celery_budgets.worker.limits.fleet_leases import FleetLeases
 
 if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
@@ -30,6 +31,8 @@ __all__ = ["BORROW_SECONDS", "WorkerSlots"]
 #: A lane whose 95th percentile of durations is above this, in seconds, borrows nothing: a borrowed
 #: slot is returned only when the call in it has ended.
 BORROW_SECONDS = 10.0
+#: A lane up to whose 95th percentile, in seconds, its calls pass places of limits on.
+BRIEF_SECONDS = 0.1
 
 
 class WorkerSlots:
@@ -104,7 +107,7 @@ class WorkerSlots:
             slots.low.discard(request)
             self._total -= 1
             if self._leases is not None:
-                self._leases.free(request)
+                self._leases.free(request, slots.held if slots.brief else ())
         if self._holding:
             self._wake()
 
@@ -241,6 +244,7 @@ class WorkerSlots:
         """Have as many places asked for as held calls could start now."""
         startable: Counter[Demands] = Counter()
         for slots in self._holding.values():
+            slots.brief = self._is_up_to(BRIEF_SECONDS, slots.lane.name)
             if self._may_take(slots):
                 most = slots.most if len(slots.taken) >= slots.limit else slots.limit
                 room = min(most - len(slots.taken), self._size() - self._total)
@@ -271,11 +275,11 @@ class WorkerSlots:
         owed = sum(other.owed() for other in self.lanes.values() if other is not slots)
         if self._total + owed >= size:
             return False
-        return taken < slots.limit or self._is_quick(slots.lane.name)
+        return taken < slots.limit or self._is_up_to(BORROW_SECONDS, slots.lane.name)
 
-    def _is_quick(self, lane: str) -> bool:
+    def _is_up_to(self, seconds: float, lane: str) -> bool:
         p95 = self._p95(lane)
-        return p95 is not None and p95 <= BORROW_SECONDS
+        return p95 is not None and p95 <= seconds
 
     def _next(self) -> LaneSlots | None:
         """Return the next lane: one below the slots it keeps, else the least full one."""

@@ -25,7 +25,7 @@ class LaneSlots:
         lane: Its concurrency, and what it may lend and borrow.
     """
 
-    __slots__ = ("held", "lane", "limit", "low", "low_at", "served", "started", "taken")
+    __slots__ = ("brief", "held", "lane", "limit", "low", "low_at", "served", "started", "taken")
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
@@ -33,6 +33,8 @@ class LaneSlots:
         self.limit = lane.concurrency
         #: Whether this worker consumes its queue; no slots are kept for other lanes.
         self.served = True
+        #: Whether its calls are so short that they pass places of limits over the fleet on.
+        self.brief = False
         self.taken: set[Delivery] = set()
         self.held: deque[Delivery] = deque()
         #: The calls of low priority that have a slot.

@@ -23,7 +23,7 @@ from celery_budgets.model.priority import Broker
 from celery_budgets.tasks.strategies import strategy_problems
 from celery_budgets.tasks.task import BudgetedTask
 from celery_budgets.units import format_duration, format_size
-from celery_budgets.worker.lanes.fleet_leases import demands_of_lanes, limits_named_by
+from celery_budgets.worker.limits.call_demands import demands_of_lanes, limits_named_by
 from celery_budgets.worker.pool.size import pool_name
 from celery_budgets.worker.request_classes import request_problems
 from celery_budgets.worker.startup.priority_checks import priority_problems

@@ -4,6 +4,11 @@ A call that waits has neither a slot nor a place. As many places are asked for a
 here now; a place that no call can use any more, because its slot went to another, is given back.
 The call that starts takes one along, and gives it back with its slot.
 
+Or passes it on to the next call here, for 50 ms at most and in lanes of short calls alone, which
+would wait longer for their places than they take. So who waits longest elsewhere waits that much
+longer, and for the short call that began last. A rate counts each call, and a key has its order:
+their places are not passed on.
+
 Runs in the worker main process, in any of its threads, under the lock of
 :mod:`celery_budgets.worker.lanes.lane_slots`. See also:
 :mod:`celery_budgets.shared_state.limit_agent`, which talks with Redis.
@@ -11,25 +16,24 @@ Runs in the worker main process, in any of its threads, under the lock of
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
 from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from celery_budgets.errors import words_of
-from celery_budgets.model.demands import CallLimits
-from celery_budgets.model.headers import HEADER_ASIDE, HEADER_WEIGHT
 from celery_budgets.model.lane import Lane
-from celery_budgets.model.limit import Demand, Limit
-from celery_budgets.shared_state.scripts.asides import aside_name
-from celery_budgets.shared_state.wish import Steps
-from celery_budgets.tasks.task import BudgetedTask
+from celery_budgets.model.limit import Limit
 from celery_budgets.telemetry.limit_counts import LimitCounts
-from celery_budgets.worker.transport.aside_messages import pack
+from celery_budgets.worker.limits.call_demands import (
+    CallDemands,
+    Demands,
+    OwnDemands,
+    demands_of_lanes,
+    limits_named_by,
+)
 
 if TYPE_CHECKING:
     from celery_budgets.config.settings import Settings
@@ -39,56 +43,10 @@ if TYPE_CHECKING:
     from celery_budgets.shared_state.wish import Wish
     from celery_budgets.worker.delivery import Delivery
 
-__all__ = ["Demands", "FleetLeases", "demands_of_lanes", "leases_of", "limits_named_by"]
+__all__ = ["FleetLeases", "leases_of"]
 
-logger = logging.getLogger(__name__)
-
-#: Equal for calls that may take each other's places.
-Demands: TypeAlias = tuple[Demand, ...]
-
-
-class OwnDemands(tuple[Demand, ...]):
-    """What one call alone needs, which is put aside where a key is full: equal to no other."""
-
-    request: Delivery
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-
-    @classmethod
-    def of(cls, request: Delivery, demands: Demands) -> OwnDemands:
-        """Return *demands* as those of *request* alone."""
-        own = cls(demands)
-        vars(own)["request"] = request
-        return own
-
-    def steps(self) -> Steps:
-        """Return how the call is put aside."""
-        message, headers = self.request.message, self.request.request_dict
-        since = headers.get(HEADER_ASIDE)
-        return Steps(
-            aside_name(*self.request.message_key),
-            since if isinstance(since, int) and since > 0 else 0,
-            partial(pack, message),
-        )
-
-
-def demands_of_lanes(
-    lanes: Mapping[str, Lane], fleet_concurrency: int | None
-) -> dict[str, Demands]:
-    """Return what each call needs by its lane; without the lanes that are not limited."""
-    everywhere = () if fleet_concurrency is None else (Demand(Limit("@fleet", fleet_concurrency)),)
-    demands = {
-        lane.name: ((Demand(Limit("@lane", lane.fleet), lane.name),) if lane.fleet else ())
-        + everywhere
-        for lane in lanes.values()
-    }
-    return {name: needed for name, needed in demands.items() if needed}
-
-
-def limits_named_by(task: Any) -> tuple[str, ...]:
-    """Return the limits that *task* names, or the task that it maps; none if it is a plain one."""
-    task = getattr(task, "mapped", None) or task
-    return tuple(task.limits) if isinstance(task, BudgetedTask) else ()
+#: For how long a place goes from call to call in this worker before others may have it, seconds.
+PASSED_ON = 0.05
 
 
 def leases_of(
@@ -135,51 +93,13 @@ class FleetLeases:
         self._wake = wake
         self._lose = lose
         self._limits = limits
-        #: What each call needs by lane and task, and what depends on the call itself.
-        self._needed: dict[tuple[str, str, str], tuple[Demands, CallLimits | None]] = {}
-        #: Tasks and limits of which it was told that a key is missing.
-        self._keyless: set[tuple[str, str]] = set()
+        #: What each call needs.
+        self.of = CallDemands(demands, limits).of
         #: What was asked for and no call has taken.
         self._wishes: dict[Demands, list[Wish]] = {}
         self._of: dict[Delivery, Wish] = {}
         #: For metrics.
         self.counts = LimitCounts()
-
-    def of(self, request: Delivery) -> Demands:
-        """Return what *request* needs; nothing if neither its lane nor its task is limited."""
-        which = request.lane.name, request.task.name, request.type
-        found = self._needed.get(which)
-        if found is None:
-            found = self._needed[which] = self._by_task(request)
-        plain, limits = found
-        if limits is None or not (limits.keyed or HEADER_WEIGHT in request.request_dict):
-            return plain
-        if request.demands is None:
-            demands = self._demands.get(request.lane.name, ()) + limits.demands(
-                request.args, request.kwargs, request.request_dict, partial(self._miss, request)
-            )
-            request.demands = OwnDemands.of(request, demands) if limits.keyed else demands
-        needed: Demands = request.demands
-        return needed
-
-    def _by_task(self, request: Delivery) -> tuple[Demands, CallLimits | None]:
-        of_lane = self._demands.get(request.lane.name, ())
-        if not limits_named_by(request.task):
-            return of_lane, None
-        mapped = getattr(request.task, "mapped", None)
-        limits = CallLimits(mapped or request.task, self._limits, reads=mapped is None)
-        return of_lane + (() if limits.keyed else limits.demands((), {}, {})), limits
-
-    def _miss(self, request: Delivery, limit: str, error: Exception | None) -> None:
-        """Tell once, by task and limit, that calls without a key share one."""
-        if (request.type, limit) in self._keyless:
-            return
-        self._keyless.add((request.type, limit))
-        logger.warning(
-            "budgets.limit_key_missing limit=%s task=%s task_id=%s: calls without a key share one; "
-            "give limit_keys={%r: ...}%s", limit, request.type, request.id, limit,
-            f" (its key raised {type(error).__name__}: {words_of(error)})" if error else "",
-        )  # fmt: skip
 
     def of_lanes(self, lanes: Iterable[Lane]) -> dict[str, int | None]:
         """Return how many calls the limits of *lanes* allow, by the name of the limit."""
@@ -202,11 +122,22 @@ class FleetLeases:
             self._of[request] = wish
             self.counts.took(_places(wish), monotonic() - wish.began)
 
-    def free(self, request: Delivery) -> None:
-        """Give back what *request* has."""
+    def free(self, request: Delivery, brief: Iterable[Delivery] = ()) -> None:
+        """Give back what *request* has, or pass it on.
+
+        Args:
+            request: The call that has ended.
+            brief: Calls that wait in its lane, if those of this lane are short.
+        """
         wish = self._of.pop(request, None)
-        if wish is not None:
-            self.counts.gave_back(_places(wish))
+        if wish is None:
+            return
+        self.counts.gave_back(_places(wish))
+        demands = self.of(request)
+        if _may_be_passed_on(wish) and any(self.of(one) == demands for one in brief):
+            wish.began = monotonic()
+            self._wishes.setdefault(demands, []).insert(0, wish)
+        else:
             self._agent.release(wish)
 
     def fit(self, startable: Counter[Demands]) -> None:
@@ -286,6 +217,15 @@ class FleetLeases:
 def _is_good(wish: Wish) -> bool:
     """Return whether a call may start on it: this process may have stood still since."""
     return wish.granted and not wish.lost and monotonic() < wish.valid_until
+
+
+def _may_be_passed_on(wish: Wish) -> bool:
+    """Return whether the next call here may have the places of *wish* without asking Redis."""
+    now = monotonic()
+    wish.passed_until = wish.passed_until or now + PASSED_ON
+    rated = any(demand.limit.rate is not None for demand in wish.demands)
+    fresh = now < min(wish.passed_until, wish.passable_until)
+    return fresh and not rated and not wish.brakes and _is_good(wish)
 
 
 def _places(wish: Wish) -> list[tuple[str, int]]:

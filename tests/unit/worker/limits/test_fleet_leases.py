@@ -8,8 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from celery_budgets import Lane
-from celery_budgets.worker.lanes.fleet_leases import FleetLeases, demands_of_lanes
+from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
+from celery_budgets.worker.limits import fleet_leases
+from celery_budgets.worker.limits.call_demands import demands_of_lanes
+from celery_budgets.worker.limits.fleet_leases import FleetLeases
 
 
 class Wish:
@@ -17,6 +20,7 @@ class Wish:
         self.demands, self.tell = demands, tell
         self.granted, self.refused, self.unknown = False, None, False
         self.lost, self.valid_until, self.stepped, self.began = False, inf, False, 0.0
+        self.passed_until, self.brakes, self.passable_until = 0.0, [], inf
 
 
 class Agent:
@@ -42,13 +46,13 @@ class Agent:
 class Bench:
     """Slots of some lanes, with an agent; *size* slots over all of them."""
 
-    def __init__(self, *lanes, size=10, fleet_concurrency=None):
+    def __init__(self, *lanes, size=10, fleet_concurrency=None, p95=0.02):
         self.agent, self.rung = Agent(), 0
         demands = demands_of_lanes({lane.name: lane for lane in lanes}, fleet_concurrency)
         self.leases = FleetLeases(demands, lambda on_lost: self.agent, self.ring, self.lose)
         self.lost = []
         self.slots = WorkerSlots(
-            lanes, lambda: size, lambda lane: None, self.ring, leases=self.leases
+            lanes, lambda: size, lambda lane: p95, self.ring, leases=self.leases
         )
 
     def ring(self):
@@ -98,9 +102,8 @@ def test_no_more_places_are_asked_for_than_calls_could_start():
     assert bench.due() == calls[:2]
     assert len(bench.agent.asked) == 2, "those that the two have"
     bench.slots.release(calls[0])
-    assert bench.due() == []
-    bench.agent.grant()
-    assert bench.due() == [calls[2]]
+    assert bench.due() == [calls[2]], "the place is passed on"
+    assert len(bench.agent.asked) == 2
 
 
 def test_a_place_that_no_call_can_use_is_given_back():
@@ -187,3 +190,71 @@ def test_only_limited_lanes_need_anything(fleet, everywhere):
     """Off is free."""
     demands = demands_of_lanes({"a": Lane("a", 1, fleet=fleet)}, everywhere)
     assert bool(demands) == (fleet is not None or everywhere is not None)
+
+
+def test_a_place_is_passed_on_for_a_moment_only(monkeypatch):
+    """Then others may have it: it is given back, and the next call asks for one."""
+    clock = [100.0]
+    monkeypatch.setattr(fleet_leases, "monotonic", lambda: clock[0])
+    bench = Bench(Lane("a", 1, fleet=1))
+    calls, _ = bench.offer("a", 3)
+    bench.agent.grant()
+    assert bench.due() == [calls[0]]
+    bench.slots.release(calls[0])
+    assert bench.due() == [calls[1]]
+    assert bench.agent.released == []
+    clock[0] += 1
+    bench.slots.release(calls[1])
+    assert bench.due() == []
+    assert len(bench.agent.released) == 1
+    bench.agent.grant()
+    assert bench.due() == [calls[2]]
+
+
+def test_a_place_that_nobody_here_waits_for_is_given_back_at_once():
+    """Nothing is kept for calls that may come."""
+    bench = Bench(Lane("a", 1, fleet=1), Lane("b", 1, fleet=1))
+    (call,), _ = bench.offer("a")
+    bench.agent.grant()
+    bench.due()
+    bench.offer("b")
+    bench.slots.release(call)
+    assert len(bench.agent.released) == 1
+
+
+@pytest.mark.parametrize("p95", [None, 0.2])
+def test_a_place_is_passed_on_by_short_calls_alone(p95):
+    """Who waits elsewhere is not to wait for a long one that came later."""
+    bench = Bench(Lane("a", 1, fleet=1), p95=p95)
+    calls, _ = bench.offer("a", 2)
+    bench.agent.grant()
+    bench.due()
+    bench.slots.release(calls[0])
+    assert len(bench.agent.released) == 1
+
+
+@pytest.mark.parametrize(
+    "state", [{"brakes": ["closed"]}, {"lost": True}, {"passable_until": 0.0}], ids=str
+)
+def test_a_place_that_redis_has_to_hear_of_is_not_passed_on(state):
+    """Its call has found the limit closed, or its lease is not renewed."""
+    bench = Bench(Lane("a", 1, fleet=1))
+    calls, _ = bench.offer("a", 2)
+    bench.agent.grant()
+    bench.due()
+    (wish,) = bench.agent.asked
+    vars(wish).update(state)
+    bench.slots.release(calls[0])
+    assert bench.agent.released == [wish]
+
+
+def test_a_rate_counts_each_call():
+    """Its places are not passed on."""
+    bench = Bench(Lane("a", 1))
+    demands = (Demand(Limit("rated", 5, rate="100/s")),)
+    bench.leases.of = lambda call: demands
+    calls, _ = bench.offer("a", 2)
+    bench.agent.grant()
+    bench.due()
+    bench.slots.release(calls[0])
+    assert len(bench.agent.released) == 1
