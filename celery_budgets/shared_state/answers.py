@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from celery_budgets.model.limit import Demand
 
-__all__ = ["Answer", "Aside", "Ask"]
+__all__ = ["Answer", "Aside", "Ask", "Release"]
 
 
 class Answer(NamedTuple):
@@ -36,6 +36,17 @@ class Ask(NamedTuple):
     demands: Sequence[Demand]
     since: int = 0
     aside: str = ""
+
+
+class Release(NamedTuple):
+    """A holder that gives back what it has, or ends its wait."""
+
+    holder: str
+    demands: Sequence[Demand]
+    #: Its name if it could be put aside and has not started.
+    aside: str = ""
+    #: For how long it has held its places since that was counted last, seconds.
+    held: float = 0.0
 
 
 class Aside(NamedTuple):

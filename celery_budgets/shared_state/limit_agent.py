@@ -25,7 +25,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from celery_budgets.model.limit import Demand, Limit
-from celery_budgets.shared_state.answers import Answer, Ask
+from celery_budgets.shared_state.answers import Answer
 from celery_budgets.shared_state.asides import Asides
 from celery_budgets.shared_state.limit_store import LimitStore
 from celery_budgets.shared_state.offers import Offers
@@ -201,39 +201,42 @@ class LimitAgent:
         for wish in asks:
             wish.asked = True
         answers = self._store.exchange(
-            [(wish.holder, wish.demands) for wish in releases if wish.asked],
-            [Ask(wish.holder, wish.demands, wish.since, wish.name) for wish in asks],
+            [wish.to_release(asked_at) for wish in releases if wish.asked],
+            [wish.to_ask() for wish in asks],
         )
         for wish in releases:
             self._waiting.pop(wish.holder, None)
             self._held.pop(wish.holder, None)
-        for wish, answer in zip(asks, answers, strict=True):
-            self._hear_answer(wish, answer, asked_at)
+        self._heed([*zip(asks, answers, strict=True)], asked_at)
 
-    def _hear_answer(self, wish: Wish, answer: Answer, asked_at: float) -> None:
-        if answer.granted:
-            if not self._held:
-                self._renew_at = asked_at + self._store.length * RENEWED_AFTER
-            self._held[wish.holder] = wish
-            wish.hold(asked_at, self._store.length)
-            self._grant(wish)
-        elif answer.aside:
-            self._step_aside(wish, answer)
-        else:
-            self._refuse(wish, answer)
+    def _heed(self, answered: list[tuple[Wish, Answer]], asked_at: float) -> None:
+        for wish, answer in answered:
+            if answer.granted:
+                if not self._held:
+                    self._renew_at = asked_at + self._store.length * RENEWED_AFTER
+                self._held[wish.holder] = wish
+                wish.hold(asked_at, self._store.length)
+                self._grant(wish)
+            elif not answer.aside:
+                self._refuse(wish, answer)
+        if aside := [both for both in answered if both[1].aside]:
+            self._step_aside(aside)
 
-    def _step_aside(self, wish: Wish, answer: Answer) -> None:
-        assert answer.refused is not None
-        message = wish.packed(answer.since, answer.refused)
-        if message is None:
-            self._exchange([], [wish])
-            return
-        self._store.put_aside(wish.holder, wish.demands, answer, wish.name, message)
-        self._waiting.pop(wish.holder, None)
-        wish.refused, wish.stepped = answer.refused, True
+    def _step_aside(self, both: list[tuple[Wish, Answer]]) -> None:
+        packed = [(wish, answer, wish.packed(answer)) for wish, answer in both]
+        self._store.put_aside(
+            (wish.to_ask(), answer, message) for wish, answer, message in packed if message
+        )
+        for wish, answer, message in packed:
+            if message is not None:
+                self._waiting.pop(wish.holder, None)
+                wish.refused, wish.stepped = answer.refused, True
+                wish.say(wish.tell)
         if self._asides is not None:
             self._asides.look_soon()  # sooner than was planned, perhaps
-        wish.say(wish.tell)
+        unpacked = [wish for wish, _, message in packed if message is None]
+        if unpacked:
+            self._exchange([], unpacked)
 
     def _grant(self, wish: Wish) -> None:
         self._waiting.pop(wish.holder, None)
@@ -250,17 +253,10 @@ class LimitAgent:
     def _renew(self) -> None:
         held = [wish for wish in self._held.values() if not wish.lost]
         began = self._clock()
-        kept = self._store.renew([(wish.holder, wish.demands) for wish in held])
+        kept = self._store.renew([wish.to_release(began) for wish in held])
         self._renew_at = self._clock() + self._store.length * RENEWED_AFTER
         for wish, holds in zip(held, kept, strict=True):
-            wish.hold(began, self._store.length)
-            if not holds and not wish.over:
-                wish.lost = True
-                names = ", ".join(demand.limit.name for demand in wish.demands)
-                logger.error(
-                    "budgets.lease_lost name=%s holder=%s: others have taken its places",
-                    names, wish.holder,
-                )  # fmt: skip
+            if wish.renewed(began, self._store.length, holds=holds):
                 wish.say(self._on_lost)
 
     def _stay_away(self, error: RedisError) -> None:

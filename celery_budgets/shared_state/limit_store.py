@@ -11,14 +11,14 @@ Runs in each process that runs calls with limits. See also:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from hashlib import sha256
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 from redis.exceptions import NoScriptError
 
 from celery_budgets.model.limit import Demand, Limit
-from celery_budgets.shared_state.answers import Answer, Aside, Ask
+from celery_budgets.shared_state.answers import Answer, Aside, Ask, Release
+from celery_budgets.shared_state.limit_names import arguments_of, key_in_use, short
 from celery_budgets.shared_state.scripts.asides import POLL, PUT_ASIDE, SENT, TAKE_BACK
 from celery_budgets.shared_state.scripts.demands import CLOCK
 from celery_budgets.shared_state.scripts.limits import ACQUIRE, RELEASE, RENEW, THROTTLE
@@ -31,7 +31,10 @@ OFFERED = 1.0
 _NAMES = "celery-budgets:{limits}:"
 #: Before the name of a process: the channel on which it is told what it is offered.
 CHANNELS = "celery-budgets:limits:"
-_LONGEST_KEY = 200
+#: More than there can be.
+_ANY = 1_000_000
+#: A script, its names and its arguments.
+_Command: TypeAlias = tuple[Any, list[str], list[Any]]
 
 
 class LimitStore:
@@ -89,9 +92,7 @@ class LimitStore:
         """
         return self.exchange([], [Ask(holder, demands, since, aside)])[0]
 
-    def exchange(
-        self, releases: Iterable[tuple[str, Sequence[Demand]]], asks: Sequence[Ask]
-    ) -> list[Answer]:
+    def exchange(self, releases: Iterable[Release], asks: Sequence[Ask]) -> list[Answer]:
         """Give back what holders have, then have others ask, all in one round trip.
 
         Raises:
@@ -99,15 +100,11 @@ class LimitStore:
                 and all may be repeated.
         """
         commands = [
-            (self._release, [*self._names(demands)], self._arguments(holder, demands, 0))
-            for holder, demands in releases
+            self._command(self._release, one.holder, one.demands, 0, one.aside, one.held)
+            for one in releases
         ]
         commands += [
-            (
-                self._acquire,
-                [*self._names(ask.demands)],
-                self._arguments(ask.holder, ask.demands, ask.since, ask.aside),
-            )
+            self._command(self._acquire, ask.holder, ask.demands, ask.since, ask.aside)
             for ask in asks
         ]
         replies = self._run(commands)
@@ -119,7 +116,12 @@ class LimitStore:
             for ask, reply in zip(asks, replies[count:], strict=True)
         ]
 
-    def _run(self, commands: Sequence[tuple[Any, list[str], list[Any]]]) -> list[Any]:
+    def _command(
+        self, script: Any, holder: str, demands: Sequence[Demand], *arguments: Any
+    ) -> _Command:
+        return script, [*self._names(demands)], self._arguments(holder, demands, *arguments)
+
+    def _run(self, commands: Sequence[_Command]) -> list[Any]:
         """Run scripts in one round trip; redis-py asks before each pipeline whether it has them."""
         if not commands:
             return []
@@ -129,11 +131,11 @@ class LimitStore:
         try:
             return self._run_known(commands)
         except NoScriptError:
-            for script in (self._release, self._acquire):
+            for script in dict.fromkeys(script for script, *_ in commands):
                 self.client.script_load(script.script)
             return self._run_known(commands)
 
-    def _run_known(self, commands: Sequence[tuple[Any, list[str], list[Any]]]) -> list[Any]:
+    def _run_known(self, commands: Sequence[_Command]) -> list[Any]:
         with self.client.pipeline(transaction=False) as pipe:
             for script, keys, arguments in commands:
                 pipe.evalsha(script.sha, len(keys), *keys, *arguments)
@@ -151,18 +153,25 @@ class LimitStore:
             False, demands[refused - 1], max(0, wait) / 1e6, int(since), ends / 1e6, wait < 0
         )
 
-    def put_aside(
-        self, holder: str, demands: Sequence[Demand], answer: Answer, name: str, message: bytes
-    ) -> None:
-        """Put a call aside as *name*, in the line of what *answer* has refused; may be repeated.
+    def put_aside(self, asides: Iterable[tuple[Ask, Answer, bytes]]) -> None:
+        """Put calls aside, each in the line of what it was refused; may be repeated.
+
+        Args:
+            asides: Of each what it asked, the answer, and its message.
 
         Raises:
-            redis.exceptions.RedisError: The server does not answer. It may be there or not.
+            redis.exceptions.RedisError: The server does not answer. They may be there or not.
         """
-        assert answer.refused is not None
-        full = demands.index(answer.refused) + 1
-        arguments = self._arguments(holder, demands, answer.since, name)
-        self._take(self._put_aside(keys=[*self._names(demands)], args=[*arguments, full, message]))
+        commands = []
+        for ask, answer, message in asides:
+            assert answer.refused is not None
+            script, names, arguments = self._command(
+                self._put_aside, ask.holder, ask.demands, answer.since, ask.aside
+            )
+            full = ask.demands.index(answer.refused) + 1
+            commands.append((script, names, [*arguments, full, message]))
+        for taken in self._run(commands):
+            self._take(taken)
 
     def take_back(self, holder: str, demands: Sequence[Demand], name: str) -> None:
         """Forget what was put aside as *name*: its message goes elsewhere.
@@ -170,8 +179,8 @@ class LimitStore:
         Raises:
             redis.exceptions.RedisError: The server does not answer.
         """
-        arguments = self._arguments(holder, demands, 0, name)
-        self._take(self._take_back(keys=[*self._names(demands)], args=arguments))
+        for taken in self._run([self._command(self._take_back, holder, demands, 0, name)]):
+            self._take(taken)
 
     def poll(self, limits: Mapping[str, Limit]) -> float | None:
         """Look at the keys that are due; return the seconds until the next, ``None`` if none.
@@ -203,24 +212,26 @@ class LimitStore:
         names = self.name_for_all("back"), self.name_for_all("asides")
         self._sent(keys=names, args=arguments)
 
-    def renew(self, held: Sequence[tuple[str, Sequence[Demand]]]) -> list[bool]:
+    def renew(self, held: Sequence[Release]) -> list[bool]:
         """Start the leases of all *held* anew; return of each holder whether it holds all of them.
 
         Raises:
             redis.exceptions.RedisError: The server does not answer.
         """
         holders, names, arguments = [], [], []
-        for holder, demands in held:
-            for demand in demands:
+        for one in held:
+            for demand in one.demands:
                 if demand.limit.concurrency is not None:
-                    holders.append(holder)
-                    names += [self._name("held", demand), self.name_of("set", demand.limit.name)]
-                    arguments += [holder, demand.limit.concurrency, demand.weight]
+                    holders.append(one.holder)
+                    names.append(self._name("held", demand))
+                    names += [self.name_of(what, demand.limit.name) for what in ("set", "used")]
+                    arguments += [one.holder, demand.limit.concurrency, demand.weight]
+                    arguments += [key_in_use(demand), f"{one.held:.6f}"]
         if not holders:
             return [True for _ in held]
         renewed = self._renew(keys=names, args=[self._length, *arguments])
         lost = {holder for holder, one in zip(holders, renewed, strict=True) if not one}
-        return [holder not in lost for holder, _ in held]
+        return [one.holder not in lost for one in held]
 
     def release(self, holder: str, demands: Sequence[Demand]) -> None:
         """Give back what *holder* has, or end its wait; it may be done twice.
@@ -228,7 +239,7 @@ class LimitStore:
         Raises:
             redis.exceptions.RedisError: The server does not answer.
         """
-        self.exchange([(holder, demands)], [])
+        self.exchange([Release(holder, demands)], [])
 
     def throttle(self, limit: str, key: str | None, seconds: float) -> None:
         """Close *limit* for *seconds*: for one *key* alone, or with ``None`` for all of them.
@@ -244,7 +255,7 @@ class LimitStore:
     def _names(self, demands: Iterable[Demand]) -> Iterator[str]:
         for demand in demands:
             yield from (self._name(what, demand) for what in ("held", "line", "rate", "brake"))
-            yield from (self.name_of(what, demand.limit.name) for what in ("brakes", "set"))
+            yield from (self.name_of(what, demand.limit.name) for what in ("brakes", "set", "used"))
         yield from map(self.name_for_all, ("asides", "looks", "back"))
 
     def _name(self, what: str, demand: Demand) -> str:
@@ -254,33 +265,20 @@ class LimitStore:
         """Return the name in Redis of *what* of *limit*: for *key*, or for all of them."""
         if key is None:
             return f"{self._prefix}{what}:{limit}"
-        if len(key) > _LONGEST_KEY or not key.isprintable():  # it may not even be UTF-8
-            key = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-        return f"{self._prefix}{what}:{limit}:{key}"
+        return f"{self._prefix}{what}:{limit}:{short(key)}"
 
     def name_for_all(self, what: str) -> str:
         """Return the name in Redis of *what* is kept of all limits together."""
         return self._prefix + what
 
     def _arguments(
-        self, holder: str, demands: Iterable[Demand], since: int, aside: str = ""
+        self, holder: str, demands: Iterable[Demand], since: int, aside: str = "", held: float = 0.0
     ) -> list[Any]:
         return [
             self._length, holder, round(OFFERED * 1e6), self.channels, since, aside, self.takes,
-            *chain.from_iterable(map(_numbers, demands)),
+            f"{held:.6f}", *chain.from_iterable(map(arguments_of, demands)),
         ]  # fmt: skip
 
     def _take(self, taken: Iterable[tuple[bytes, bytes, bytes]]) -> None:
         for name, message, ends in taken:
             self.taken.append(Aside(name.decode(), message, ends))
-
-
-#: More than there can be.
-_ANY = 1_000_000
-
-
-def _numbers(demand: Demand) -> tuple[Any, ...]:
-    limit = demand.limit
-    interval = limit.rate.interval * 1e6 if limit.rate is not None else 0
-    keyed = int(limit.key is not None)
-    return limit.concurrency or 0, demand.weight, interval, limit.burst, keyed

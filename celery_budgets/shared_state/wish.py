@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
 from celery_budgets.model.limit import Demand
-from celery_budgets.shared_state.answers import Answer
+from celery_budgets.shared_state.answers import Answer, Ask, Release
 
 if TYPE_CHECKING:
     from celery_budgets.shared_state.limit_store import LimitStore
@@ -62,9 +62,9 @@ class Wish:
     """
 
     __slots__ = (
-        "asked", "began", "brakes", "demands", "due_at", "granted", "holder", "lost", "over",
-        "passable_until", "passed_until", "refused", "settled", "since", "stepped", "steps", "tell",
-        "unknown", "valid_until",
+        "asked", "began", "brakes", "counted_until", "demands", "due_at", "granted", "holder",
+        "lost", "over", "passable_until", "passed_until", "refused", "settled", "since", "stepped",
+        "steps", "tell", "unknown", "valid_until",
     )  # fmt: skip
 
     def __init__(
@@ -95,6 +95,9 @@ class Wish:
         #: Monotonic instant until which its worker may pass its places on: while its lease is
         #: fresh, and from the first time on (0: not yet) for a moment.
         self.passable_until, self.passed_until = inf, 0.0
+        #: Monotonic instant until which Redis has counted how long its places are held; ``None``
+        #: before it has any.
+        self.counted_until: float | None = None
         #: Whether others have taken its places while its call ran.
         self.lost = False
         #: What its call has found closed; the limits are, before its places are given back.
@@ -111,11 +114,16 @@ class Wish:
         """How it is named while it waits aside; empty if it does not."""
         return self.steps.name if self.steps is not None else ""
 
-    def packed(self, since: int, refused: Demand) -> bytes | None:
+    def to_ask(self) -> Ask:
+        """Return how it asks."""
+        return Ask(self.holder, self.demands, self.since, self.name)
+
+    def packed(self, answer: Answer) -> bytes | None:
         """Return its message; ``None`` where that cannot be kept, and it waits in its worker."""
         assert self.steps is not None
+        assert answer.refused is not None
         try:
-            return self.steps.pack(since, refused)
+            return self.steps.pack(answer.since, answer.refused)
         except Exception:
             logger.exception("budgets.limits_failed holder=%s: it waits in its worker", self.holder)
             self.steps = None
@@ -130,6 +138,26 @@ class Wish:
     def hold(self, since: float, length: float) -> None:
         """Take note of leases of that *length*, seconds, which the server began after *since*."""
         self.valid_until, self.passable_until = since + length, since + length / 2
+        if self.counted_until is None:
+            self.counted_until = since
+
+    def to_release(self, now: float) -> Release:
+        """Return how it is given back, or renewed: what a key has used counts by its time."""
+        held = 0.0 if self.counted_until is None else now - self.counted_until
+        return Release(self.holder, self.demands, "" if self.granted else self.name, held)
+
+    def renewed(self, since: float, length: float, *, holds: bool) -> bool:
+        """Take note of leases as :meth:`hold`; return whether others are found to have them now."""
+        self.hold(since, length)
+        self.counted_until = since
+        if holds or self.over:
+            return False
+        self.lost = True
+        names = ", ".join(demand.limit.name for demand in self.demands)
+        logger.error(
+            "budgets.lease_lost name=%s holder=%s: others have taken its places", names, self.holder
+        )
+        return True
 
     def say(self, tell: Callable[[Wish], object]) -> None:
         """Call *tell* with this wish; never raise."""

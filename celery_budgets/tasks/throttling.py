@@ -47,7 +47,7 @@ def go_back(task: Budgeted, request: Any, throttled: Throttled) -> Exception:
 
 
 def _demands(task: Any, request: Any) -> tuple[Demand, ...]:
-    """Return what the worker holds the call to (worker.lanes.fleet_leases)."""
+    """Return what the worker holds the call to (worker.limits.fleet_leases)."""
     mapped_by = getattr(task, "mapped_by", None)
     of_limits = task if mapped_by is None else mapped_by(request.args, request.kwargs)
     if of_limits is None:

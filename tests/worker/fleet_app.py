@@ -30,6 +30,7 @@ budgets = Budgets(
         Limit("tenant", 1, key="tenant"),
         Limit("dependency", 4),
         Limit("paced", rate="5/s", burst=1, key="tenant"),
+        Limit("account", 3, key="tenant"),
     ],
 )
 
@@ -137,3 +138,9 @@ def mistaken(name):
 @app.task(base=BudgetedTask, lane="free", limits=["paced"])
 def paced(tenant, name):
     return work(f"paced:{tenant}", name, 0.0)
+
+
+@app.task(base=BudgetedTask, lane="free", limits=["api", "account"])
+def through(tenant, name, seconds=0.1):
+    """Of many accounts, through one thing that lets in one at a time."""
+    return work("through", f"{tenant}:{name}", seconds)

@@ -13,9 +13,9 @@ from typing import Any
 from celery_budgets.config.settings import settings_of
 from celery_budgets.model.headers import HEADER_ASIDE
 from celery_budgets.sending.why.evidence import Aside
-from celery_budgets.shared_state.scripts.asides import aside_pattern
 from celery_budgets.shared_state.limit_store import LimitStore
 from celery_budgets.shared_state.limits_of_app import store_of
+from celery_budgets.shared_state.scripts.asides import aside_pattern
 
 __all__ = ["look_aside"]
 

@@ -32,11 +32,30 @@ local function in_force(set, most, interval)
   if interval > 0 and theirs[2] then interval = tonumber(theirs[2]) end
   return most, interval
 end
+
+-- The slot-seconds that keys have used lately, which halve with each period: as the logarithm of
+-- what a key has used plus the periods until now. So nothing has to be changed as time passes, and
+-- they are in the order of what is left of each.
+local period = 600000000
+
+local function used(names, key)
+  local score = redis.call('ZSCORE', names, key)
+  return score and 2 ^ (tonumber(score) - now / period) or 0
+end
+
+local function use(names, key, seconds)
+  if seconds <= 0 then return end
+  local score = math.log(used(names, key) + seconds) / math.log(2) + now / period
+  redis.call('ZADD', names, string.format('%.9f', score), key)
+  redis.call('ZREMRANGEBYSCORE', names, '-inf', now / period - 20)
+  redis.call('ZREMRANGEBYRANK', names, 0, -10001)
+  redis.call('PEXPIRE', names, 36000000)
+end
 """
-#: KEYS: held, line, rate, the two brakes and set of each demand; asides, looks, back. ARGV: length,
-#: holder, time of an offer, channels, since when it waits (0: now), its name if it may be put
-#: aside, how many the caller sends back; of each demand: its most, weight, interval, burst, and 1
-#: if it has a key.
+#: KEYS: held, line, rate, the two brakes, set and used of each demand; asides, looks, back. ARGV:
+#: length, holder, time of an offer, channels, since when it waits (0: now), its name if it may be
+#: put aside, how many the caller sends back, for how many seconds it has held what it gives back;
+#: of each demand: its most, weight, interval, burst, and its key in used, or nothing.
 DEMANDS = (
     HELD
     + """
@@ -44,15 +63,16 @@ local holder, moment, channels = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local aside = ARGV[6] ~= '' and 'aside:' .. ARGV[6]
 local asides, looks, back = KEYS[#KEYS - 2], KEYS[#KEYS - 1], KEYS[#KEYS]
 local demands = {}
-for place = 1, (#KEYS - 3) / 6 do
-  local at, key, weight = 3 + place * 5, place * 6, tonumber(ARGV[4 + place * 5])
-  local most, interval = in_force(KEYS[key], tonumber(ARGV[at]), tonumber(ARGV[at + 2]))
+for place = 1, (#KEYS - 3) / 7 do
+  local at, key, weight = 4 + place * 5, place * 7, tonumber(ARGV[5 + place * 5])
+  local most, interval = in_force(KEYS[key - 1], tonumber(ARGV[at]), tonumber(ARGV[at + 2]))
   demands[place] = {
-    held = KEYS[key - 5], line = KEYS[key - 4], rate = KEYS[key - 3],
-    brakes = {KEYS[key - 2], KEYS[key - 1]}, most = most, weight = weight,
+    held = KEYS[key - 6], line = KEYS[key - 5], rate = KEYS[key - 4],
+    brakes = {KEYS[key - 3], KEYS[key - 2]}, used = KEYS[key], most = most, weight = weight,
     -- Where an operator has set less than its weight, a call takes all.
     takes = most > 0 and math.min(weight, most) or weight,
-    interval = interval, burst = tonumber(ARGV[at + 3]), keyed = ARGV[at + 4] == '1'}
+    interval = interval, burst = tonumber(ARGV[at + 3]),
+    keyed = ARGV[at + 4] ~= '' and ARGV[at + 4]}
   demands[place].waits = holder .. ' ' .. demands[place].weight
 end
 
@@ -146,6 +166,7 @@ end
 -- Remove those whose lease has ended, and offer what is free to the first in line: who was put
 -- aside is sent back, and has its place for as long as that takes.
 local function tidy(demand)
+  local sent = 0
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', demand.held, '-inf', now)) do
     -- A process that did not take what it was offered stands still.
     local process = string.match(member, '^([^:]*):.*%?%d+$')
@@ -162,7 +183,10 @@ local function tidy(demand)
     redis.call('ZREM', demand.line, first)
     if process == 'aside' then
       put(demand.held, waiting, '?', weight, now + 5 * moment)
-      redis.call('ZADD', back, 0, string.sub(waiting, 7))
+      -- Of all who may come, those whose keys have used least are sent first.
+      sent = sent + 1
+      redis.call('ZADD', back, used(demand.used, demand.keyed) + sent / 1e6,
+                 string.sub(waiting, 7))
     elseif redis.call('PUBLISH', channels .. process, waiting) > 0 then
       put(demand.held, waiting, '?', weight, now + moment)
     end

@@ -14,6 +14,8 @@ By limit and key there are these names, in one hash slot:
 
 - *set*, of the limit with all its keys: a hash of what an operator has set instead of what its
   program says.
+- *used*, of the limit with all its keys, a sorted set: the slot-seconds that each key has used
+  lately. At limits that keys share, those that have used less come first.
 
 A holder is named ``process:number``; its members are ``process:number#1``, and ``...?1`` while it
 is only offered a place. All times are microseconds of the server's clock.
@@ -47,6 +49,21 @@ local function has_all()
   return found
 end
 
+-- Where a call stands in the line of a limit. Where keys share it, one whose key has used more than
+-- a second lately stands as if it came as many seconds later, from now: but no more than lets all
+-- of one key keep their order while what they have used halves.
+local function stands(demand)
+  if demand.keyed then return since end
+  local stood = redis.call('ZSCORE', demand.line, demand.waits)
+  if stood then return tonumber(stood) end
+  local most = 0
+  for _, other in ipairs(demands) do
+    if other.keyed then most = math.max(most, used(other.used, other.keyed)) end
+  end
+  if most < 1 then return since end
+  return math.floor(now + math.min(most, 865) * 1000000)
+end
+
 local function is_full(demand)
   if demand.most == 0 and not demand.keyed then return false end
   tidy(demand)
@@ -59,7 +76,7 @@ local function is_full(demand)
   if demand.braked then return false end
   -- The first in line needs more than what is free: who came later does not take that from it.
   local first = redis.call('ZRANGE', demand.line, 0, 0, 'WITHSCORES')
-  return first[2] and tonumber(first[2]) < since
+  return first[2] and tonumber(first[2]) < stands(demand)
 end
 
 local function grant()
@@ -96,19 +113,32 @@ if has_all() then  -- the reply to it was lost
   return {1, 0, 0, 0, 0, collect()}
 end
 local refused, wait = 0, 0
-for _, demand in ipairs(demands) do look(demand) end
-for place, demand in ipairs(demands) do
-  if demand.closed > 0 then refused, wait = place, demand.closed break end
-  if is_full(demand) then refused = place break end
+local function ask(place)
+  local demand = demands[place]
+  if demand.closed > 0 then refused, wait = place, demand.closed return end
+  if is_full(demand) then refused = place return end
   local starts = due(demand, demand.weight)
-  if starts > now then refused, wait = place, math.ceil(starts - now) break end
+  if starts > now then refused, wait = place, math.ceil(starts - now) end
+end
+for _, demand in ipairs(demands) do look(demand) end
+-- Keys first: whose key is full does not stand in the way of others at what they share.
+for _, keyed in ipairs({true, false}) do
+  for place, demand in ipairs(demands) do
+    if refused == 0 and (demand.keyed ~= false) == keyed then ask(place) end
+  end
 end
 if refused == 0 then return grant() end
+local keeps = aside and not demands[refused].keyed
 if aside and demands[refused].keyed then wait = -1 end  -- the caller puts it aside
 for place, demand in ipairs(demands) do
+  local stood = place == refused and wait == 0 and string.format('%.0f', stands(demand))
   leave(demand)
-  if place == refused and wait == 0 then
-    redis.call('ZADD', demand.line, since, demand.waits)
+  if keeps and demand.keyed then
+    -- No more of a key wait for what keys share than it may have: until it asks again.
+    put(demand.held, aside, '?', demand.takes, now + 10 * moment)
+  end
+  if stood then
+    redis.call('ZADD', demand.line, stood, demand.waits)
     if demand.keyed then
       plan(demand)
     else
@@ -129,6 +159,7 @@ RELEASE = (
     + """
 for _, demand in ipairs(demands) do
   leave(demand)
+  if demand.keyed then use(demand.used, demand.keyed, tonumber(ARGV[8]) * demand.takes) end
   open_brakes(demand)
   look(demand)
   if demand.most > 0 or demand.keyed then tidy(demand) end
@@ -145,16 +176,20 @@ if text then opens = math.max(opens, tonumber(string.match(text, '^%d+'))) end
 redis.call('SET', KEYS[1], string.format('%.0f 0 - -', opens),
            'PX', math.ceil((opens - now) / 1000) + 3600000)
 """
-#: KEYS: held and set of each place. ARGV: length; of each place the holder, the most, the weight.
+#: KEYS: held, set and used of each place. ARGV: length; of each place the holder, the most, the
+#: weight, its key in used, or nothing, and the seconds for which it was held since the last time.
 #: Returns for each whether it is held on: who has lost it takes it again where there is room.
 RENEW = (
     HELD
     + """
 local renewed = {}
-for place = 1, #KEYS / 2 do
-  local held, at = KEYS[place * 2 - 1], place * 3 - 1
-  local holder, most = ARGV[at], in_force(KEYS[place * 2], tonumber(ARGV[at + 1]), 0)
+for place = 1, #KEYS / 3 do
+  local held, at = KEYS[place * 3 - 2], place * 5 - 3
+  local holder, most = ARGV[at], in_force(KEYS[place * 3 - 1], tonumber(ARGV[at + 1]), 0)
   local weight = math.min(tonumber(ARGV[at + 2]), most)
+  if ARGV[at + 3] ~= '' then
+    use(KEYS[place * 3], ARGV[at + 3], tonumber(ARGV[at + 4]) * weight)
+  end
   renewed[place] = 1
   if not redis.call('ZSCORE', held, holder .. '#1') then
     redis.call('ZREMRANGEBYSCORE', held, '-inf', now)

@@ -1,6 +1,6 @@
 """Ends a running call before its limits: others may run in its place already.
 
-Runs in the worker's event loop. See also: :mod:`celery_budgets.worker.lanes.fleet_leases`.
+Runs in the worker's event loop. See also: :mod:`celery_budgets.worker.limits.fleet_leases`.
 """
 
 from __future__ import annotations

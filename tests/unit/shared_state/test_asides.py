@@ -6,6 +6,7 @@ import pytest
 from redis import Redis
 
 from celery_budgets.model.limit import Demand, Limit
+from celery_budgets.shared_state.answers import Ask
 from celery_budgets.shared_state.limit_store import LimitStore
 
 CLOCK = "local now = tonumber(redis.call('GET', 'clock'))\n"
@@ -35,7 +36,8 @@ class Place:
         demands, holder = [Demand(limit, key)], holder or f"p:{name}"
         answer = self.store.acquire(holder, demands, since, name)
         if answer.aside:
-            self.store.put_aside(holder, demands, answer, name, f"{name} {answer.since}".encode())
+            ask = Ask(holder, demands, since, name)
+            self.store.put_aside([(ask, answer, f"{name} {answer.since}".encode())])
         return answer.granted
 
     def end(self, name, limit=TENANT, key="a"):
@@ -219,7 +221,7 @@ def test_many_calls_of_one_weight(place):
     assert place.store.acquire("p:1", demands, 0, "1").granted
     answer = place.store.acquire("p:2", demands, 0, "2")
     assert answer.aside
-    place.store.put_aside("p:2", demands, answer, "2", b"2 1")
+    place.store.put_aside([(Ask("p:2", demands, 0, "2"), answer, b"2 1")])
     assert place.back() == {}
     place.store.release("p:1", demands)
     assert list(place.back()) == ["2"]

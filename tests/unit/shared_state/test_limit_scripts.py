@@ -21,6 +21,7 @@ from redis import Redis
 
 from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.shared_state import limit_store
+from celery_budgets.shared_state.answers import Release
 from celery_budgets.shared_state.limit_store import LimitStore
 from tests.unit.shared_state.plain_limits import PlainLimit, PlainLimits
 
@@ -127,7 +128,9 @@ class Machine(RuleBasedStateMachine):
 
     def start_anew(self, calls):
         calls = [call for call in calls if call[0] in self.granted]
-        renewed = self.store.renew([(holder, demands_of(wanted)) for holder, wanted in calls])
+        renewed = self.store.renew(
+            [Release(holder, demands_of(wanted)) for holder, wanted in calls]
+        )
         expected = [self.plain.renew(*call) for call in calls]
         assert renewed == expected
         self.granted -= {
