@@ -145,6 +145,10 @@ for place, demand in ipairs(demands) do
       redis.call('PEXPIRE', demand.line, math.ceil(length / 500) + 60000)
     end
   elseif demand.most > 0 or demand.keyed then
+    -- It has its turn before its message is here: else who came later might be sent back first.
+    if place == refused and wait < 0 then
+      redis.call('ZADD', demand.line, 'NX', since, aside .. ' ' .. demand.weight)
+    end
     tidy(demand)
   end
 end

@@ -78,6 +78,35 @@ def test_they_come_back_one_by_one_in_their_order(place):
     assert list(place.back()) == ["3"]
 
 
+def test_who_is_about_to_be_put_aside_has_its_turn(place):
+    """Else one that came later, from another worker, would be sent back first."""
+    place.ask("1")
+    demands = [Demand(TENANT, "a")]
+    answer = place.store.acquire("p:2", demands, 0, "2")
+    place.pass_time(0.01)
+    place.ask("3", holder="other:3")
+    place.end("1")
+    assert place.back() == {}
+    place.store.put_aside("p:2", demands, answer, "2", f"2 {answer.since}".encode())
+    assert list(place.back()) == ["2"]
+    assert place.ask("2", since=answer.since)
+    place.end("2")
+    assert list(place.back()) == ["3"]
+
+
+def test_who_was_never_put_aside_holds_up_others_for_a_moment_only(place):
+    """Its worker has died in between: the broker delivers it again."""
+    place.ask("1")
+    assert place.store.acquire("p:2", [Demand(TENANT, "a")], 0, "2").aside
+    place.pass_time(0.01)
+    place.ask("3")
+    place.end("1")
+    assert place.back() == {}
+    place.pass_time(6)
+    place.poll()
+    assert list(place.back()) == ["3"]
+
+
 def test_one_that_does_not_arrive_is_passed_over(place):
     """Its lane may be full; it keeps its turn."""
     place.ask("1")
