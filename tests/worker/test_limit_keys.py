@@ -111,6 +111,18 @@ def test_a_rate_holds_for_each_key(worker, load_app, broker_url):
         assert all(late - early > 0.1 for early, late in pairwise(begun))
 
 
+def test_key_and_weight_go_along(worker, load_app, broker_url):
+    """Those that the sender gives: aside, with a retry, and with a redelivery."""
+    app = load_app(APP)
+    running = worker(APP, "-Q", "free")
+    app.of_tenant.delay("b", "before", 1.0)
+    wait_until(lambda: app.redis().scard("running:tenant:b"), "it runs", detail=running.tail)
+    sent = app.comes_again.apply_async(("a", "it"), weight={"four": 3}, limit_keys={"tenant": "b"})
+    wait_until(lambda: app.redis().hlen(ASIDES) == 1, "it waits aside", detail=running.tail)
+    sent.get(timeout=30)
+    assert app.redis().lrange("held:it", 0, -1) == [b"3 tenant:b"] * 3
+
+
 def test_a_sender_names_the_key(worker, load_app):
     """By name, without the task; a call without one is told of once."""
     app = load_app(APP)
