@@ -168,12 +168,12 @@ class EventsHandler(_OfLanes):
             _places.release()
 
     async def _tell(self, news: News) -> None:
-        number, kills_number, told_at = -1, -1, monotonic()
+        number, told_at = -1, monotonic()
         bulletin, until = news.after(0, 0.0), told_at + LONGEST_SECONDS
         while monotonic() < until:
             if bulletin is not None:
-                self.write(events_of(news, bulletin, kills_number))
-                number, kills_number = bulletin.number, bulletin.kills_number
+                self.write(events_of(news, bulletin, number))
+                number = bulletin.number
                 told_at = monotonic()
             elif monotonic() - told_at > SILENCE_SECONDS:
                 self.write(": nothing new\n\n")

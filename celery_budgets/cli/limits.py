@@ -138,16 +138,11 @@ def release_command(ctx: click.Context, *, holder: str, yes: bool) -> None:
         held = places_of(ctx.obj.app, holder)
         if not held:
             raise click.ClickException(f"{holder} holds no place; see lanes limits")
-        names = ", ".join(map(_name, held))
+        names = ", ".join(view.title for view in held)
         if not yes:
             click.confirm(f"take the places of {holder} away ({names})?", abort=True)
         release_holder(ctx.obj.app, holder)
     click.echo(f"{holder}: released: {names}")
-
-
-def _name(view: LimitView) -> str:
-    names = {"@lane": f"lane {view.key}", "@fleet": "budgets_fleet_concurrency"}
-    return names.get(view.name, view.name + (f" [{view.key}]" if view.key else ""))
 
 
 def _table(views: Sequence[LimitView]) -> Table:
@@ -158,7 +153,7 @@ def _table(views: Sequence[LimitView]) -> Table:
     for view in views:
         own = view.name.startswith("@")
         cells = (
-            _name(view) if own else view.name, "" if own else view.key,
+            view.title if own else view.name, "" if own else view.key,
             str(view.in_use) if view.limit is not None else "", _or(view.limit), view.rate or "",
             _or(view.rate_left), str(view.waiting) if _has_line(view) else "",
             format_duration(round(view.oldest_wait, 1)) if view.oldest_wait is not None else "",
@@ -192,7 +187,7 @@ def _print_holders(view: LimitView) -> None:
         places = f"{holder.places} places" if holder.places > 1 else "1 place"
         until = format_duration(round(max(0.0, holder.seconds), 1))
         how = "is offered" if holder.offered else "holds"
-        click.echo(f"{_name(view)}: {holder.name} {how} {places}, lease for {until}")
+        click.echo(f"{view.title}: {holder.name} {how} {places}, lease for {until}")
     more = len(view.holders) - MOST_HOLDERS
     if more > 0:
-        click.echo(f"{_name(view)}: and {more} more; see --json")
+        click.echo(f"{view.title}: and {more} more; see --json")

@@ -1,6 +1,8 @@
 """Who may look at the page: by a token, by a password, or as the program says that serves it.
 
 Each kind of access says of a request who sends it, or answers with a refusal.
+
+Runs in the process that serves the page.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""What an operator may do on the page: pause, resume or limit a lane, cancel a scope.
+"""What an operator may do on the page: to a lane, a scope, or who holds places of a limit.
 
 Each leaves a record, ``budgets.operator``, in the log of the process that serves the page; the
 workers log what they change.
+
+Runs in the process that serves the page.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 from celery_budgets.errors import BudgetsError
 from celery_budgets.sending.lane_changes import change_lane
+from celery_budgets.sending.limits.changes import places_of, release_holder
 from celery_budgets.web.exchange import Answer, Request, as_json, refusal
 
 __all__ = ["Action", "action_of"]
@@ -27,7 +30,7 @@ _OF_LANE = {"pause": "pause_lane", "resume": "resume_lane", "set": "lane_limit"}
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing to do: a verb, and the name of the lane or the scope that it is done to."""
+    """One thing to do: a verb, and the name of the lane, scope or limit that it is done to."""
 
     kind: str
     name: str
@@ -39,19 +42,22 @@ class Action:
         Args:
             app: The Celery app.
             request: Its body is JSON with the arguments: ``concurrency`` of a lane's limit,
-                ``running`` of a cancelled scope, ``workers`` to address only these.
+                ``running`` of a cancelled scope, ``holder`` whose places are taken away,
+                ``workers`` to address only these.
         """
         try:
             arguments = _arguments(request.body)
             if self.kind == "scopes":
                 answer = self._cancel(app, arguments)
+            elif self.kind == "limits":
+                answer = self._release(app, arguments)
             else:
                 answer = self._change(app, arguments)
         except (ValueError, BudgetsError) as exc:
             answer = refusal(400, str(exc))
         except Exception as exc:
             # Each transport has errors of its own.
-            answer = refusal(503, f"the workers could not be told: {' '.join(str(exc).split())}")
+            answer = refusal(503, f"that could not be done: {' '.join(str(exc).split())}")
         logger.warning(
             "budgets.operator action=%s name=%r by=%r arguments=%r answer=%s",
             self.verb, self.name, request.sender, request.body[:200], answer.status,
@@ -98,12 +104,24 @@ class Action:
             failed = [{"worker": "", "text": "no worker answered"}]
         return as_json({"done": done, "failed": failed}, 409 if failed else 200)
 
+    def _release(self, app: Any, arguments: Mapping[str, Any]) -> Answer:
+        """Take all places away from one who holds a place of this limit."""
+        holder = arguments.get("holder")
+        if not isinstance(holder, str):
+            raise ValueError("holder: give the name of who holds a place")
+        if self.name not in {view.name for view in places_of(app, holder)}:
+            text = f"{holder} holds no place of {self.name}"
+            return as_json({"done": [], "failed": [{"worker": "", "text": text}]}, 409)
+        names = ", ".join(view.title for view in release_holder(app, holder))
+        text = f"{holder}: released: {names}"
+        return as_json({"done": [{"worker": "", "text": text}], "failed": []})
+
 
 def action_of(path: str) -> Action | None:
     """Return the action at *path*, such as ``/lanes/critic/pause``; ``None`` if there is none."""
     _, kind, rest = (*path.split("/", 2), "", "")[:3]
     name, _, verb = rest.rpartition("/")
-    verbs = {"lanes": _OF_LANE, "scopes": ("cancel",)}.get(kind, ())
+    verbs = {"lanes": _OF_LANE, "scopes": ("cancel",), "limits": ("release",)}.get(kind, ())
     if not 0 < len(name) <= LONGEST_NAME or verb not in verbs:
         return None
     return Action(kind, name, verb)

@@ -1,4 +1,7 @@
-"""The page as a WSGI application: works below any path, in any server."""
+"""The page as a WSGI application: works below any path, in any server.
+
+Runs in the process that serves the page.
+"""
 
 from __future__ import annotations
 

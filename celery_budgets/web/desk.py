@@ -1,6 +1,8 @@
 """``Desk``: answers what the page asks, apart from the stream of news.
 
-Whether the sender may ask is settled before. See also: :mod:`celery_budgets.web.application` and
+Whether the sender may ask is settled before.
+
+Runs in the process that serves the page. See also: :mod:`celery_budgets.web.application` and
 :mod:`celery_budgets.flower`, which connect it to servers.
 """
 
@@ -35,7 +37,8 @@ _FILES = {
     "/style.css": "text/css; charset=utf-8",
 }
 #: What can be read, below where the page is mounted.
-PATHS = ("/", *_FILES, "/lanes.json", "/kills.json", "/history.json", "/why.json", "/stack.json")
+PATHS = ("/", *_FILES, "/lanes.json", "/kills.json", "/limits.json", "/history.json",
+         "/why.json", "/stack.json")  # fmt: skip
 
 
 class Desk:
@@ -64,6 +67,7 @@ class Desk:
         self._readers: dict[str, Callable[[Request], Answer]] = {
             "/lanes.json": self._lanes,
             "/kills.json": self._kills,
+            "/limits.json": self._limits,
             "/history.json": self._history,
             "/why.json": self._why,
             "/stack.json": self._stack,
@@ -123,6 +127,12 @@ class Desk:
         if bulletin.status is None:
             return refusal(503, bulletin.problem or "no worker has been asked yet")
         return as_json(bulletin.kills)
+
+    def _limits(self, _: Request) -> Answer:
+        bulletin = self.news.latest()
+        if bulletin.status is None:
+            return refusal(503, bulletin.problem or "no worker has been asked yet")
+        return as_json(bulletin.limits)
 
     def _history(self, _: Request) -> Answer:
         history = self.news.history()

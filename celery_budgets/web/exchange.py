@@ -1,4 +1,7 @@
-"""What a browser asks and what it gets, whatever server is between them."""
+"""What a browser asks and what it gets, whatever server is between them.
+
+Runs in the process that serves the page.
+"""
 
 from __future__ import annotations
 

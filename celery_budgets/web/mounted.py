@@ -1,4 +1,7 @@
-"""``Mounted``: the page in a server of the program's own, which ``Budgets`` inherits."""
+"""``Mounted``: the page in a server of the program's own, which ``Budgets`` inherits.
+
+Runs in the process that serves the page.
+"""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from celery_budgets.sending.remote_control import Inspection, Replies
 from celery_budgets.sending.stacks import kills
 from celery_budgets.sending.status.history import ask_history
 from celery_budgets.sending.status.overview import Overview
+from celery_budgets.web.limits import LimitNews
 
 __all__ = ["ANSWER_SECONDS", "INTERVAL", "Bulletin", "News"]
 
@@ -58,6 +59,9 @@ class Bulletin:
     kills: Mapping[str, Any] = field(default_factory=dict)
     #: The round in which ``kills`` has last changed.
     kills_number: int = 0
+    #: Of :class:`celery_budgets.web.limits.LimitNews`, and the round in which it has changed.
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    limits_number: int = 0
     history: Mapping[str, Any] | None = None
 
 
@@ -88,6 +92,7 @@ class News:
         self._wanted_until = self._history_until = 0.0
         self._kills_at = self._history_at = float("-inf")
         self._kills_seen: dict[str, int] = {}
+        self._limits = LimitNews(app, clock)
 
     def latest(self, timeout: float = ANSWER_SECONDS + 2.0) -> Bulletin:
         """Return the latest bulletin; wait for the first, or for a new one after a pause.
@@ -157,7 +162,7 @@ class News:
                 before, number=number, status=status, text=json.dumps(status),
                 taken_at=self._clock(), problem="",
             )  # fmt: skip
-            found = self._with_history(self._with_kills(found, answers))
+            found = self._with_history(self._with_kills(self._with_limits(found), answers))
         except Exception as exc:
             # Each transport has errors of its own. The next round may succeed.
             problem = f"the broker does not answer ({' '.join(str(exc).split())})"
@@ -167,6 +172,12 @@ class News:
         if before.problem:
             logger.info("budgets.page_has_news")
         return found
+
+    def _with_limits(self, found: Bulletin) -> Bulletin:
+        limits = self._limits.look()
+        if limits is found.limits:
+            return found
+        return replace(found, limits=limits, limits_number=found.number)
 
     def _with_kills(self, found: Bulletin, answers: Replies) -> Bulletin:
         """Ask for the kills where a worker has more than before, and now and then anyway."""

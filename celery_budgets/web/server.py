@@ -1,6 +1,8 @@
 """A small server for the page, on the standard library: a thread per connection, not too many.
 
 For operators and development; elsewhere mount :meth:`celery_budgets.Budgets.wsgi` in your server.
+
+Runs in the process that serves the page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The stream of news: server-sent events, of which each server holds a bounded number."""
+"""The stream of news: server-sent events, of which each server holds a bounded number.
+
+Runs in the process that serves the page.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ LONGEST_SECONDS = 600.0
 SILENCE_SECONDS = 10.0
 
 
-def events_of(news: News, bulletin: Bulletin, kills_number: int) -> bytes:
-    """Return *bulletin* as events; the kills only if they are newer than *kills_number*.
+def events_of(news: News, bulletin: Bulletin, seen: int) -> bytes:
+    """Return *bulletin* as events; kills and limits if they have changed since the round *seen*.
 
     ``lanes`` is what ``/lanes.json`` has, ``stale`` since when nothing has come.
     """
@@ -32,8 +35,10 @@ def events_of(news: News, bulletin: Bulletin, kills_number: int) -> bytes:
         }
         return f"event: stale\ndata: {json.dumps(told)}\n\n".encode()
     text = f"event: lanes\ndata: {bulletin.text}\n\n"
-    if bulletin.kills_number > kills_number:
+    if bulletin.kills_number > seen:
         text += f"event: kills\ndata: {json.dumps(bulletin.kills)}\n\n"
+    if bulletin.limits_number > seen:
+        text += f"event: limits\ndata: {json.dumps(bulletin.limits)}\n\n"
     return text.encode()
 
 
@@ -82,7 +87,7 @@ class Stream:
 
 
 def _events(news: News) -> Iterator[bytes]:
-    until, number, kills_number = monotonic() + LONGEST_SECONDS, -1, -1
+    until, number = monotonic() + LONGEST_SECONDS, -1
     yield b"retry: 2000\n\n"
     # Somebody who opens the page does not wait for the next round.
     bulletin: Bulletin | None = news.latest(timeout=0.0)
@@ -90,6 +95,6 @@ def _events(news: News) -> Iterator[bytes]:
         if bulletin is None or not bulletin.number:
             yield b": nothing new\n\n"
         else:
-            yield events_of(news, bulletin, kills_number)
-            number, kills_number = bulletin.number, bulletin.kills_number
+            yield events_of(news, bulletin, number)
+            number = bulletin.number
         bulletin = news.after(number, SILENCE_SECONDS)

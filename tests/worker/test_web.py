@@ -125,11 +125,65 @@ def test_pause_limit_and_resume(page):
     assert done["text"] == "scope req-1/inner is cancelled, 0 calls were terminated"
 
 
+def limit_of(page: Any, title: str) -> Any:
+    limits = read(page, "/limits.json")["limits"]
+    return next((each for each in limits if each["title"] == title), None)
+
+
+def test_limits_and_the_release_of_who_holds_one(page):
+    """As `celery lanes limits --json` prints them; a call that lives takes its places again."""
+    calls = [page.module.serve.delay("ann", 8), page.module.serve.delay("ann", 0)]
+    found = wait_until(
+        lambda: (one := limit_of(page, "customer [ann]")) and one["waiting"] == 1 and one,
+        "one holds it, and one waits", detail=page.worker.tail,
+    )  # fmt: skip
+    context = CLIContext(page.module.app, no_color=True, workdir=None)
+    done = CliRunner().invoke(lanes, ["limits", "--json"], obj=context)
+    (there,) = (each for each in json.loads(done.output) if each["key"] == "ann")
+    for what in ("name", "in_use", "limit", "rate", "waiting"):
+        assert found[what] == there[what]
+    (holder,) = (one["name"] for one in found["holders"])
+    assert holder == there["holders"][0]["name"]
+    body = json.dumps({"holder": holder}).encode()
+    assert page.client("/limits/nowhere/release", "POST", body, **XSRF)[0] == 409
+    status, answer = page.client("/limits/customer/release", "POST", body, **XSRF)
+    assert status == 200
+    assert json.loads(answer)["done"][0]["text"] == f"{holder}: released: shelf, customer [ann]"
+    calls[1].get(timeout=20)
+    calls[0].revoke(terminate=True)
+    wait_until(lambda: limit_of(page, "shelf")["in_use"] == 0, "it is free", timeout=40)
+
+
 def test_the_history_of_two_hours(page):
     """From the worker, in steps of half a minute."""
     history = read(page, "/history.json")
     assert history["step"] == 30
     assert {"quick", "slow", "strict"} <= set(history["lanes"])
+
+
+@pytest.mark.slow
+@pytest.mark.rabbitmq
+def test_with_rabbitmq_as_the_broker(worker, load_app, rabbitmq_url):
+    """Lanes, kills, limits, and what operators do: as with Redis."""
+    running = worker(APP, "-Q", "quick,strict")
+    module = load_app(APP)
+    client = Client(
+        Budgets.of(module.app).wsgi(read_only=False, authorize=lambda _: True, interval=0.2)
+    )
+    page = SimpleNamespace(client=client, module=module, worker=running)
+    serves = module.serve.delay("ann", 3)
+    wait_until(lambda: (one := limit_of(page, "shelf")) and one["in_use"] == 1, "it is held")
+    module.hang.delay()
+    wait_until(lambda: read(page, "/kills.json")["groups"], "the kill", timeout=10)
+    status, answer = client("/lanes/quick/pause", "POST", b"{}", **XSRF)
+    assert status == 200, answer
+    waits = module.ask.delay()
+    wait_until(lambda: lane_of(page, "quick")["paused"] == 1, "it is paused")
+    wait_until(lambda: lane_of(page, "quick")["backlog"] == 1, "it waits", timeout=20)
+    assert client("/lanes/quick/resume", "POST", b"{}", **XSRF)[0] == 200
+    for call in (serves, waits):
+        call.get(timeout=20)
+    wait_until(lambda: lane_of(page, "quick")["calls"] == 2, "they are counted")
 
 
 def test_the_command_serves_it_until_ctrl_c(page, module_servers):

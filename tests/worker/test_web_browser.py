@@ -7,26 +7,34 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.bin.base import CLIContext
+from click.testing import CliRunner
 
 from celery_budgets import Budgets, Lane
+from celery_budgets.cli import lanes
 from celery_budgets.web.access import AskProgram, NeedToken
 from celery_budgets.web.application import Application
 from celery_budgets.web.desk import Desk
 from celery_budgets.web.news import News
 from celery_budgets.web.server import PageServer
 from tests.support.answers import WorkersOfPage, answer, ended, lane
+from tests.support.apps import Servers, fresh_app
 from tests.support.browser import PageBrowser
 from tests.support.places import ROOT
 from tests.support.programs import program
+from tests.support.servers import Server
 from tests.support.waiting import wait_until
+from tests.worker.test_demo import Demo
 from tests.worker.web_app import HOSTILE
 
 pytest.importorskip("selenium.webdriver")
@@ -160,6 +168,26 @@ def test_pause_and_resume_by_click(shop, browser):
     wait_until(lambda: "paused" not in browser.text(row("quick")), "it goes on")
 
 
+def test_release_by_click(shop, browser):
+    """Of who holds a place of a limit; who waits for it goes on."""
+    holds = shop.module.serve.delay("ann", 40)
+    limit = '#limits tr[data-limit="customer [ann]"]'
+    until_says(browser, limit, "1 of 1", "1 holder")
+    waits = shop.module.serve.delay("ann", 0)
+    until_says(browser, limit, "oldest")
+    browser.click(f"{limit} summary")
+    browser.run("document.getElementById('limits-box').scrollIntoView()")
+    browser.photograph(SCREENSHOTS / "lanes-limits.png")
+    browser.click(f'{limit} button[data-do="release"]')
+    until_says(browser, "#dialog-title", "Take its places away?")
+    browser.click("#dialog-no")
+    until_says(browser, limit, "1 of 1")
+    browser.click(f'{limit} button[data-do="release"]')
+    say_yes(browser, "Its places are free")
+    waits.get(timeout=20)
+    holds.revoke(terminate=True)
+
+
 def test_markup_in_a_name_is_text(shop, browser):
     """It is read, and runs nowhere."""
     open_lane(browser, "quick")
@@ -202,6 +230,71 @@ def test_nothing_of_another_host_and_no_complaint(shop, browser):
     assert asked
     assert {url for url in asked if not url.startswith(shop.server.url)} == set()
     assert browser.complaints() == []
+
+
+def test_a_broker_that_is_stopped_and_started_again(browser, worker, tmp_path):
+    """The last news stay, with since when; it goes on when the server and its worker are back."""
+    broker = Server(tmp_path)
+    servers = Servers(broker.url, broker.url)
+    worker(APP, "-Q", "quick", servers=servers)
+    with fresh_app(APP, servers, {}) as module:
+        page = serve(module.app)
+        try:
+            browser.open(page.url)
+            until_says(browser, row("quick"), "0 of 4")
+            broker.kill()
+            until_says(browser, "#stale", "No news since", "the broker does not answer")
+            until_says(browser, row("quick"), "0 of 4")
+            until_says(browser, "#state", "no news")
+            broker.start()
+            until_says(browser, "#state", "live", timeout=60)
+            until_says(browser, row("quick"), "0 of 4", timeout=60)
+            wait_until(lambda: not browser.text("#stale"), "the warning has gone")
+        finally:
+            browser.open("about:blank")
+            page.shutdown()
+            page.server_close()
+    broker.end()
+
+
+def test_the_load_of_the_demo(browser, tmp_path, redis_url):
+    """While it runs, kills with their stacks; when it is done, the numbers are those of status."""
+    servers = Servers(redis_url, redis_url)
+    demo = Demo(tmp_path / "reports", "--web", "--limit", "60", **servers.environment)
+    try:
+        demo.wait_for("?token=")
+        address = re.search(r"http://127\S+", demo.text)
+        assert address is not None
+        browser.open(address.group())
+        wait_until(lambda: browser.find("#kills details"), "a kill", timeout=90,
+                   detail=lambda: demo.text)  # fmt: skip
+        demo.wait_for("the page stays open")
+        with fresh_app("examples.tools.app", servers, {}) as module:
+            wait_until(lambda: not differences(browser, module.app), "they are equal", timeout=30,
+                       detail=lambda: str(differences(browser, module.app)))  # fmt: skip
+        demo.process.send_signal(signal.SIGINT)
+        demo.wait()
+    finally:
+        browser.open("about:blank")
+        demo.close()
+
+
+def differences(browser: PageBrowser, app: Any) -> list[str]:
+    """What `celery lanes status --json` prints, and the page does not show."""
+    context = CLIContext(app, no_color=True, workdir=None)
+    done = CliRunner().invoke(lanes, ["status", "--json"], obj=context)
+    assert done.exit_code == 0, done.output
+    missing = []
+    for found in json.loads(done.output)["summary"]:
+        shown = browser.text(row(found["lane"]))
+        hour = Counter(found["hour"])
+        killed = sum(hour[name] for name in ("hard_time_limit", "memory_limit", "worker_lost"))
+        failed = hour["failed"] + hour["soft_time_limit"]
+        texts = [f"{found['active']} of {found['limit']}"]
+        texts += [f"{hour.total()} call"] if hour else ["no call ended"]
+        texts += [f"{killed} killed"] * bool(killed) + [f"{failed} failed"] * bool(failed)
+        missing += [f"{found['lane']}: {text}" for text in texts if text not in shown]
+    return missing
 
 
 class TestWithoutWorkers:

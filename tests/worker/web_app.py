@@ -6,7 +6,7 @@ import time
 
 from celery import Celery
 
-from celery_budgets import BudgetedTask, Budgets, Lane
+from celery_budgets import BudgetedTask, Budgets, Lane, Limit
 
 #: The name of a task is text, whatever stands in it.
 HOSTILE = "<img src=x onerror=document.title='taken'>"
@@ -20,6 +20,7 @@ budgets = Budgets(
         Lane("strict", 1, timeout=0.3),
         Lane("unserved", 1),
     ],
+    limits=[Limit("shelf", 2), Limit("customer", 1, key="customer", rate="100/s")],
 )
 
 
@@ -44,6 +45,11 @@ def nap(seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(0.05)
+
+
+@app.task(lane="quick", name="serve", limits=["shelf", "customer"])
+def serve(customer: str, seconds: float) -> None:
+    nap.run(seconds)
 
 
 @app.task(lane="strict", name="hang")

@@ -70,6 +70,12 @@ class LimitView:
     holders: tuple[Holder, ...]
     changed: Change | None
 
+    @property
+    def title(self) -> str:
+        """How a person is told of it, with its key."""
+        names = {"@lane": f"lane {self.key}", "@fleet": "budgets_fleet_concurrency"}
+        return names.get(self.name, self.name + (f" [{self.key}]" if self.key else ""))
+
     def to_json(self) -> dict[str, Any]:
         """Return this view in values that JSON has; durations are seconds."""
         return asdict(self)

@@ -2,7 +2,7 @@
 
 const facts = JSON.parse(document.querySelector("meta[name=lanes-facts]").content);
 const byId = (id) => document.getElementById(id);
-const news = { lanes: null, kills: null, history: null, takenAt: 0, stale: null, problem: "" };
+const news = { lanes: null, kills: null, limits: null, history: null, takenAt: 0, stale: null, problem: "" };
 const open = new Set();
 
 // --- Building and updating -------------------------------------------------------------------
@@ -363,6 +363,36 @@ function notes(doc) {
   return found.length ? h("ul", { class: "alerts notes" }, found) : null;
 }
 
+const limitKey = (view) => JSON.stringify([view.name, view.key]);
+
+function limitsList() {
+  const told = news.limits;
+  const now = told.problem ? [h("p", { class: "late", "data-key": "problem" }, `The Redis of the limits does not answer: ${told.problem}`)] : [];
+  return [...now, table("Limits over the fleet", ["Limit", "In use", "Rate", "Waiting", "State", "Holders"], told.limits.map(limitRow), "None is in use."),
+    told.more ? h("p", { class: "sub" }, `and ${count(told.more)} more`) : null];
+}
+
+function limitRow(view) {
+  const states = [view.closed ? h("span", { class: "sub late" }, `closed for ${duration(view.closed)}`) : null,
+    view.changed ? h("span", { class: "sub" }, `changed by ${view.changed.by}, ${new Date(view.changed.at * 1000).toLocaleString()}`) : null].filter(Boolean);
+  return h("tr", { "data-key": limitKey(view), "data-limit": view.title },
+    h("td", {}, view.title),
+    h("td", {}, view.limit === null ? "–" : [bar([[view.in_use < view.limit ? "ok" : "warn", view.in_use / Math.max(view.limit, view.in_use, 1)]]), `${view.in_use} of ${view.limit}`]),
+    h("td", {}, view.rate === null ? "–" : [view.rate, h("span", { class: "sub" }, `${count(view.rate_left)} left`)]),
+    h("td", {}, count(view.waiting), view.oldest_wait === null ? null : h("span", { class: "sub" }, `oldest ${duration(view.oldest_wait)}`)),
+    h("td", {}, states.length ? states : "open"),
+    h("td", {}, holdersOf(view)));
+}
+
+function holdersOf(view) {
+  if (!view.holders.length) return "–";
+  return h("details", { "data-key": "holders" }, h("summary", {}, plural(view.holders.length + view.more_holders, "holder")),
+    h("ul", { class: "holders" }, view.holders.map((one) => h("li", { "data-key": `${one.name} ${one.offered}` }, one.name,
+      h("span", { class: "sub" }, `${one.offered ? "is offered" : "holds"} ${plural(one.places, "place")}, lease for ${duration(one.seconds)}`),
+      facts.readOnly || one.offered ? null : h("button", { type: "button", class: "small", "data-do": "release", "data-limit": view.name, "data-holder": one.name, "aria-label": `Release ${one.name}` }, "Release …")))),
+    view.more_holders ? h("p", { class: "sub" }, `and ${count(view.more_holders)} more`) : null);
+}
+
 function killsList() {
   const told = news.kills;
   if (!told || !told.groups) return [h("p", { class: "empty" }, "Not known yet.")];
@@ -404,6 +434,8 @@ function render() {
   show("notes", notes(doc));
   show("rows", doc.summary.flatMap((lane, i) => [laneRow(lane, i), open.has(lane.lane) ? behind(lane, i) : null]));
   show("kills", killsList());
+  byId("limits-box").hidden = !news.limits || !((news.limits.limits || []).length || news.limits.problem);
+  if (!byId("limits-box").hidden) show("limits", limitsList());
   byId("kills-total").textContent = news.kills && news.kills.total ? count(news.kills.total) : "";
 }
 
@@ -433,6 +465,7 @@ async function poll() {
   try {
     const doc = await ask("lanes.json");
     news.kills = await ask("kills.json");
+    news.limits = await ask("limits.json");
     take(doc);
   } catch (error) {
     lose(error.message);
@@ -445,6 +478,7 @@ function listen() {
   stream.addEventListener("open", () => { clearInterval(polling); polling = null; });
   stream.addEventListener("lanes", (event) => take(JSON.parse(event.data)));
   stream.addEventListener("kills", (event) => { news.kills = JSON.parse(event.data); render(); });
+  stream.addEventListener("limits", (event) => { news.limits = JSON.parse(event.data); render(); });
   stream.addEventListener("stale", (event) => {
     const told = JSON.parse(event.data);
     if (told.stale_seconds !== null) news.takenAt = Date.now() - told.stale_seconds * 1000;
@@ -528,6 +562,10 @@ const doing = {
     const body = [h("p", {}, "How many calls each worker of the lane runs at once, until it restarts. Change the lane's definition as well."), h("label", { for: "limit" }, "Calls at once, per worker"), input];
     if (!(await dialog(`Set the limit of lane ${lane}?`, body, "Set"))) return;
     send(path("lanes", lane, "set"), { concurrency: Number(input.value) }, `Lane ${lane} has a new limit`);
+  },
+  async release({ limit, holder }) {
+    const text = "Its lease would end by itself. If its process lives, it takes its places again where there is still room; else its call is ended.";
+    if (await dialog("Take its places away?", [h("p", {}, holder), h("p", {}, text)], "Release")) send(path("limits", limit, "release"), { holder }, "Its places are free");
   },
 };
 

@@ -244,7 +244,7 @@ def test_a_server_with_one_thread_has_no_streams(make):
 def test_the_stream_tells_lanes_kills_and_silence(make, workers):
     """Lanes in each round, kills once, and since when there is no news."""
     _, stream = make()("/events")
-    told = {"lanes": [], "kills": [], "stale": []}
+    told = {"lanes": [], "kills": [], "limits": [], "stale": []}
 
     def hear(kind: str) -> Any:
         while not told[kind]:
@@ -259,7 +259,7 @@ def test_the_stream_tells_lanes_kills_and_silence(make, workers):
     assert hear("kills")["total"] == 0
     told["lanes"].clear()
     hear("lanes")
-    assert len(told["kills"]) == 1
+    assert len(told["kills"]) == len(told["limits"]) == 1
     workers.away = OSError("gone")
     assert hear("stale")["problem"] == "the broker does not answer (gone)"
     stream.close()
@@ -326,7 +326,7 @@ class TestActions:
     def test_nothing_with_read_only(self, make, asked):
         """Whatever is sent along."""
         ours = {"HTTP_COOKIE": XSRF, "HTTP_X_LANES_XSRF": XSRF.partition("=")[2]}
-        for path in ("/lanes/quick/pause", "/scopes/req/cancel"):
+        for path in ("/lanes/quick/pause", "/scopes/req/cancel", "/limits/api/release"):
             assert make()(path, "POST", b"{}", **ours)[0] == 403
         assert asked == []
 
@@ -356,6 +356,8 @@ class TestActions:
             ("/lanes/quick/pause", b"\xff{"),
             ("/lanes/quick/pause", b"[" * 4000),
             ("/scopes/req/cancel", {"running": "yes"}),
+            ("/limits/api/release", {}),
+            ("/limits/api/release", {"holder": 1}),
         ],
     )
     def test_arguments_are_checked(self, post, asked, path, body):
