@@ -147,7 +147,8 @@ for place, demand in ipairs(demands) do
   elseif demand.most > 0 or demand.keyed then
     -- It has its turn before its message is here: else who came later might be sent back first.
     if place == refused and wait < 0 then
-      redis.call('ZADD', demand.line, 'NX', since, aside .. ' ' .. demand.weight)
+      local waits = aside .. ' ' .. demand.weight
+      redis.call('ZADD', demand.line, 'NX', string.format('%.0f', since), waits)
     end
     tidy(demand)
   end

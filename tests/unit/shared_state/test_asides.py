@@ -87,7 +87,8 @@ def test_who_is_about_to_be_put_aside_has_its_turn(place):
     place.ask("3", holder="other:3")
     place.end("1")
     assert place.back() == {}
-    place.store.put_aside("p:2", demands, answer, "2", f"2 {answer.since}".encode())
+    asked = Ask("p:2", demands, 0, "2")
+    place.store.put_aside([(asked, answer, f"2 {answer.since}".encode())])
     assert list(place.back()) == ["2"]
     assert place.ask("2", since=answer.since)
     place.end("2")
