@@ -93,6 +93,8 @@ class LimitedSlots:
         self._agent = agent
         self._demands = demands
         self.limits, self.limit, self.active = slots.limits, slots.limit, slots.active
+        #: The names of the limits, and for how long the block has waited for them, seconds.
+        self.names, self.waited = tuple(demand.title for demand in demands), 0.0
 
     def reserve(self, slot: Slot, wait: float | None) -> None:
         """Acquire *slot* and the limits, blocking this thread until they are free.
@@ -113,6 +115,7 @@ class LimitedSlots:
             if left <= 0 and _is_answered(wish):
                 raise _rejected(slot, wish)
             changed.wait(LOOK if left <= 0 else min(left, LOOK))
+        self.waited = monotonic() - wish.began
 
     async def reserve_async(self, slot: Slot, wait: float | None) -> None:
         """Acquire *slot* and the limits like :meth:`reserve`, without blocking the event loop."""
@@ -128,6 +131,7 @@ class LimitedSlots:
                 async with asyncio.timeout(LOOK if left <= 0 else min(left, _LONGEST)):
                     await changed.wait()
             changed.clear()
+        self.waited = monotonic() - wish.began
 
     def release(self, slot: Slot) -> None:
         """Release *slot* and the limits, or stop waiting for them; may be called repeatedly."""

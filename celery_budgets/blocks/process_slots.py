@@ -58,6 +58,10 @@ class ProcessSlots:
         limit: Slots over all lanes.
     """
 
+    #: The limits over the fleet of its blocks, and how long one has waited for them: none.
+    names: tuple[str, ...] = ()
+    waited = 0.0
+
     def __init__(self, limits: Mapping[str, int], limit: int) -> None:
         self.limits = dict(limits)
         self.limit = limit

@@ -92,10 +92,12 @@ class BlockReport:
     def started(self, call: Call, slots: ProcessSlots | LimitedSlots) -> None:
         """Report that the block has its slot, and its limits."""
         self._waited = call.started_mono - self._asked_at
+        limits = slots.names
         span = self._span = self._new_span(
             {
                 names.SOFT_LIMIT: call.soft_at - call.started_mono,
                 names.HARD_LIMIT: call.hard_at - call.started_mono,
+                **({names.LIMITS: limits, names.LIMIT_WAIT: slots.waited} if limits else {}),
             }
         )
         span.start(
@@ -125,7 +127,7 @@ class BlockReport:
         reason = error.reason if isinstance(error, RejectedByBudget) else None
         self._count(outcome, None, span.trace_id, reason)
 
-    def _new_span(self, limits: Mapping[str, float]) -> BlockSpan:
+    def _new_span(self, limits: Mapping[str, Any]) -> BlockSpan:
         settings = settings_of(self._app)
         name = settings.span_name or f"run/{self._task}"
         attributes: dict[str, Any] = {

@@ -44,6 +44,9 @@ class Terms(NamedTuple):
     global_limit: int = 0
     #: Highest hard limit that :meth:`Call.extend` may reach, seconds; ``None``: unlimited.
     hard_ceiling: float | None = None
+    #: Its limits over the fleet, and for how long only those kept it from its start, seconds.
+    limits: tuple[str, ...] = ()
+    limit_wait: float = 0.0
 
     @staticmethod
     def packed(*fields: Any) -> tuple[Any, ...]:

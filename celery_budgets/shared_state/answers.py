@@ -27,6 +27,8 @@ class Answer(NamedTuple):
     ends: float = 0.0
     #: Whether the caller is to put it aside.
     aside: bool = False
+    #: How long it has waited that is granted, also aside, seconds.
+    waited: float = 0.0
 
 
 class Ask(NamedTuple):

@@ -216,6 +216,7 @@ class LimitAgent:
                     self._renew_at = asked_at + self._store.length * RENEWED_AFTER
                 self._held[wish.holder] = wish
                 wish.hold(asked_at, self._store.length)
+                wish.began = min(wish.began, asked_at - answer.waited)
                 self._grant(wish)
             elif not answer.aside:
                 self._refuse(wish, answer)

@@ -144,11 +144,11 @@ class LimitStore:
 
     def _answer(
         self, demands: Sequence[Demand], granted: int, refused: int, wait: int, since: bytes,
-        ends: int, taken: Any,
+        ends: int, now: bytes, taken: Any,
     ) -> Answer:  # fmt: skip
         self._take(taken)
         if granted:
-            return Answer(granted=True)
+            return Answer(granted=True, waited=(int(now) - int(since)) / 1e6)
         return Answer(
             False, demands[refused - 1], max(0, wait) / 1e6, int(since), ends / 1e6, wait < 0
         )

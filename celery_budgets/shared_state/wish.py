@@ -80,7 +80,7 @@ class Wish:
         self.steps = steps
         #: Whether it was put aside; and whether its message is acknowledged since.
         self.stepped = self.settled = False
-        #: Monotonic instant at which its call could start but for the limits.
+        #: Monotonic instant at which its call could start but for the limits, perhaps elsewhere.
         self.began = monotonic()
         #: Whether Redis may know of it.
         self.asked = False

@@ -161,6 +161,8 @@ def call_attributes(
         names.MESSAGING_DESTINATION: queue,
         names.MESSAGING_MESSAGE_ID: request["id"],
     }
+    if terms.limits:
+        attributes |= {names.LIMITS: terms.limits, names.LIMIT_WAIT: terms.limit_wait}
     for attribute, header in (
         (names.IDEMPOTENCY_KEY, HEADER_IDEMPOTENCY_KEY), (names.SCOPE, HEADER_SCOPE),
     ):  # fmt: skip

@@ -97,6 +97,8 @@ class Delivery(Protocol):
     message_key: tuple[str, float | None]
     #: What it needs of limits over the fleet, if that depends on the call itself.
     demands: Any
+    #: For how long only those kept it from its start, seconds.
+    limit_wait: float
     #: A later delivery of the same message.
     again: Any
     #: The handle that a pool in this process returned for it.

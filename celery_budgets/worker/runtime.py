@@ -190,6 +190,7 @@ class WorkerRuntime:
             lane.name, limits.soft, limits.hard, request.ceiling,
             active[lane.name] + 1, self.slots.limit_of(lane),
             active.total() + 1, self.slots.capacity,
+            *((None, *self.leases.told(request)) if self.leases is not None else ()),
         )  # fmt: skip
 
     def flight_of(self, request: Delivery) -> Flight | None:

@@ -23,6 +23,8 @@ ATTRIBUTES = {
     "celery_budgets.lane.limit": "concurrency of the lane",
     "celery_budgets.global.active": "calls running in the worker, including this one",
     "celery_budgets.global.limit": "slots of the worker",
+    "celery_budgets.limits": "names of its limits over the fleet, if it has any",
+    "celery_budgets.limit.wait": "time for which only those kept it from its start, also aside",
     "celery_budgets.outcome": "how the call ended",
     "celery_budgets.duration": "time from the start to the end",
     "celery_budgets.time_limit.soft": "soft time limit in force",

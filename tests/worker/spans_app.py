@@ -8,19 +8,23 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals
 
-from celery_budgets import BudgetedTask, Budgets
+from celery_budgets import BudgetedTask, Budgets, Limit
 
 app = Celery("spans")
 if "SPAN_NAME_NONE" in os.environ:
     app.conf.budgets_span_name = None
 if "POOL_START_METHOD" in os.environ:
     app.conf.worker_pool_start_method = os.environ["POOL_START_METHOD"]
-budgets = Budgets(app)
+LIMITED = "LIMITED" in os.environ
+budgets = Budgets(
+    app, limits=[Limit("tenant", 1, key="tenant"), Limit("api", 5)] if LIMITED else []
+)
 task = {"base": BudgetedTask, "shared": False}
 
 
@@ -95,6 +99,13 @@ def modules() -> list[str]:
     return sorted(name for name in sys.modules if name.startswith("opentelemetry"))
 
 
+if LIMITED:
+
+    @app.task(**task, name="tool_limited", lane="tool_call", limits=["api", "tenant"])
+    def limited(tenant: str) -> None:
+        time.sleep(0.5)
+
+
 if __name__ == "__main__":
     # The producer: in a process of its own, so that no test changes the provider of another.
     sent = [
@@ -105,6 +116,8 @@ if __name__ == "__main__":
         plain.delay(),
         app.send_task("fs_read", (1,)),
     ]
+    if LIMITED:
+        sent += [limited.delay("a"), limited.delay("a")]
     for result in sent:
         result.get(timeout=30, propagate=False)
     json.dump([result.id for result in sent], sys.stdout)

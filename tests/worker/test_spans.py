@@ -22,7 +22,7 @@ QUEUES = ("-Q", "file_read,critic,tool_call", "-c", "2")
 
 #: Environment of the program and its worker, by what is tried; all of them run at once.
 VARIANTS = {
-    "default": {},
+    "default": {"LIMITED": "1"},
     "tool {task} in {lane}": {"CELERY_BUDGETS_SPAN_NAME": "tool {task} in {lane}"},
     "fixed": {"CELERY_BUDGETS_SPAN_NAME": "fixed"},
     "the original name": {"SPAN_NAME_NONE": "1"},
@@ -54,8 +54,8 @@ class Traced:
         """The task ids of the program's calls, when all of them have ended."""
         output, errors = self._program.communicate(timeout=90)
         assert self._program.returncode == 0, errors + self.worker.tail()
-        names_ = ("read", "wrong", "retry", "memory", "plain", "by_name")
-        return dict(zip(names_, json.loads(output), strict=True))
+        names_ = ("read", "wrong", "retry", "memory", "plain", "by_name", "first", "second")
+        return dict(zip(names_, json.loads(output), strict=False))
 
     def close(self):
         """End the program where no test has waited for it."""
@@ -158,6 +158,17 @@ def test_the_spans_of_calls_that_do_not_succeed(run):
     (memory,) = run.of_call("memory")
     assert memory["attributes"][names.OUTCOME] == "memory_limit"
     assert memory["status"]["status_code"] == "ERROR"
+
+
+def test_the_span_of_a_call_with_limits(run):
+    """By name, never by key; and how long they kept it, also while it waited aside."""
+    spans = [run.of_call(name)[0]["attributes"] for name in ("first", "second")]
+    assert [list(said[names.LIMITS]) for said in spans] == [["api", "tenant"]] * 2
+    waits = sorted(said[names.LIMIT_WAIT] for said in spans)
+    assert waits[0] < waits[1]
+    assert 0.4 < waits[1] < 30
+    (without,) = run.of_call("read")
+    assert not {names.LIMITS, names.LIMIT_WAIT} & set(without["attributes"])
 
 
 def test_a_plain_task_keeps_its_span(run):

@@ -29,9 +29,10 @@ from celery_budgets.shared_state.scripts.demands import DEMANDS, HELD
 
 __all__ = ["ACQUIRE", "RELEASE", "RENEW", "THROTTLE"]
 
-#: Returns 1 if all are granted; else 0, the demand that is not, how long it has to wait for its
-#: rate (0: it waits in line, -1: it is to be put aside), since when it waits, and how long the
-#: first lease there still lasts. Last what the caller is to send back.
+#: Returns 1 if all are granted, and since when it has waited; else 0, the demand that is not, how
+#: long it has to wait for its rate (0: it waits in line, -1: it is to be put aside), since when it
+#: waits, and how long the first lease there still lasts. Then the time of the server, and what the
+#: caller is to send back.
 ACQUIRE = (
     DEMANDS
     + """
@@ -101,7 +102,7 @@ local function grant()
                  math.ceil((theoretical - now) / 1000))
     end
   end
-  return {1, 0, 0, 0, 0, collect()}
+  return {1, 0, 0, string.format('%.0f', since), 0, string.format('%.0f', now), collect()}
 end
 
 if has_all() then  -- the reply to it was lost
@@ -110,7 +111,7 @@ if has_all() then  -- the reply to it was lost
       put(demand.held, holder, '#', demand.takes, now + length)
     end
   end
-  return {1, 0, 0, 0, 0, collect()}
+  return {1, 0, 0, string.format('%.0f', since), 0, string.format('%.0f', now), collect()}
 end
 local refused, wait = 0, 0
 local function ask(place)
@@ -155,7 +156,7 @@ for place, demand in ipairs(demands) do
 end
 local ends = redis.call('ZRANGE', demands[refused].held, 0, 0, 'WITHSCORES')[2]
 return {0, refused, wait, string.format('%.0f', since), ends and tonumber(ends) - now or 0,
-        collect()}
+        string.format('%.0f', now), collect()}
 """
 )
 #: Gives back what a holder has, and ends its wait. Returns what the caller is to send back.

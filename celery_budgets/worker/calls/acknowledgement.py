@@ -29,6 +29,8 @@ class SettlingRequest(Request):
     sent_again = False
     #: What it needs of limits over the fleet, if that depends on the call itself.
     demands: Any = None
+    #: For how long only those kept it from its start, seconds.
+    limit_wait = 0.0
     _success_was_found = False
 
     def reject(self, requeue: bool = False) -> None:

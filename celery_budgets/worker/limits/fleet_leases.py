@@ -120,7 +120,12 @@ class FleetLeases:
             wish = next(filter(_is_good, wishes), None) or next(w for w in wishes if w.granted)
             wishes.remove(wish)
             self._of[request] = wish
-            self.counts.took(_places(wish), monotonic() - wish.began)
+            request.limit_wait = monotonic() - wish.began
+            self.counts.took(_places(wish), request.limit_wait)
+
+    def told(self, request: Delivery) -> tuple[tuple[str, ...], float]:
+        """Return the names of the limits of *request*, and how long it has waited for them."""
+        return tuple(demand.title for demand in self.of(request)), request.limit_wait
 
     def free(self, request: Delivery, brief: Iterable[Delivery] = ()) -> None:
         """Give back what *request* has, or pass it on.

@@ -256,3 +256,15 @@ def test_many_calls_of_one_weight(place):
     place.store.release("p:1", demands)
     assert list(place.back()) == ["2"]
     assert place.store.acquire("p:2", demands, 1, "2").granted
+
+
+def test_how_long_it_has_waited_is_known_when_it_starts(place):
+    """Also aside, and on its way, whoever asks for it then: by the clock of Redis."""
+    demands = [Demand(TENANT, "a")]
+    assert place.store.acquire("p:1", demands, 0, "1").waited == 0
+    since = place.store.acquire("p:2", demands, 0, "2").since
+    place.pass_time(30)
+    place.store.release("p:1", demands)
+    answer = place.store.acquire("q:7", demands, since, "2")
+    assert answer.granted
+    assert answer.waited == 30

@@ -127,7 +127,7 @@ class Away:
 
     def __init__(self, length=3.0):
         self.length, self.away, self.granted = length, True, []
-        self.client, self.channels = self, ""
+        self.client, self.channels, self.waited = self, "", 0.0
 
     def ping(self):
         if self.away:
@@ -137,7 +137,7 @@ class Away:
         if releases or asks:
             self.ping()
         self.granted += [ask.holder for ask in asks]
-        return [Answer(granted=True) for _ in asks]
+        return [Answer(granted=True, waited=self.waited) for _ in asks]
 
     def renew(self, held):
         self.ping()
@@ -200,3 +200,13 @@ def test_what_redis_never_heard_of_is_not_kept_while_it_is_away(offline):
         agent.release(agent.ask(ONE, lambda wish: None))
         after(0.1)
     assert len(agent._todo) <= 2
+
+
+def test_what_came_from_aside_has_waited_since_it_asked_first(offline):
+    """Wherever that was."""
+    agent, store, after = offline
+    store.away, store.waited = False, 20.0
+    wish = agent.ask(ONE, lambda wish: None)
+    after(0)
+    assert wish.granted
+    assert wish.began == agent._clock() - 20
