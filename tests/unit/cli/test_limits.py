@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from celery_budgets import Budgets, Lane, Limit
 from celery_budgets.cli import lanes
 from celery_budgets.model.limit import Demand
+from celery_budgets.shared_state.answers import Release
 from celery_budgets.shared_state.limit_agent import LimitAgent
 from celery_budgets.shared_state.limits_of_app import new_store, store_of
 from tests.support.waiting import wait_until
@@ -154,7 +155,7 @@ def test_a_set_limit_holds_for_renewals(run, app, agents):
     store, demands = store_of(app), [Demand(API)]
     assert run("set", "api", "--concurrency", "1")[0] == 0
     assert store.acquire("p:1", demands).granted
-    assert store.renew([("p:1", demands), ("p:2", demands)]) == [True, False]
+    assert store.renew([Release("p:1", demands), Release("p:2", demands)]) == [True, False]
     store.release("p:1", demands)
 
 
