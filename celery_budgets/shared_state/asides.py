@@ -50,6 +50,7 @@ class Asides:
         self._sent: deque[list[Aside]] = deque()
         #: Monotonic instant at which it is looked again who may come.
         self.look_at = 0.0
+        self._ended = False
         store.send_back(MOST_AT_ONCE)
 
     def sent(self, asides: list[Aside]) -> None:
@@ -57,6 +58,12 @@ class Asides:
         if asides:
             self._sent.append(asides)
             self._wake()
+
+    def end(self) -> None:
+        """Send nothing back any more, and leave it to others; from any thread."""
+        self._ended = True
+        self._store.send_back(0)
+        self._wake()
 
     def look_soon(self) -> None:
         """Look with the next work: there is news."""
@@ -75,5 +82,7 @@ class Asides:
             wait = self._store.poll(self._limits)
             self.look_at = self._clock() + min(LOOK if wait is None else wait, LOOK)
         taken = self._store.taken_over()
-        if taken:
+        if taken and self._ended:
+            self._store.hand_on(taken)
+        elif taken:
             self._send(taken)

@@ -212,6 +212,15 @@ class LimitStore:
         names = self.name_for_all("back"), self.name_for_all("asides")
         self._sent(keys=names, args=arguments)
 
+    def hand_on(self, asides: Iterable[Aside]) -> None:
+        """Have another process send *asides*, which this one has taken and not sent.
+
+        Raises:
+            redis.exceptions.RedisError: The server does not answer. Another sends them later.
+        """
+        names = {aside.name: 0 for aside in asides}
+        self.client.zadd(self.name_for_all("back"), names, xx=True)
+
     def renew(self, held: Sequence[Release]) -> list[bool]:
         """Start the leases of all *held* anew; return of each holder whether it holds all of them.
 

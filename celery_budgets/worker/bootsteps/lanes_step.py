@@ -137,6 +137,8 @@ class LanesStep(bootsteps.StartStopStep):
         """Start nothing any more; what waits goes back to the broker, at the latest with it."""
         self._disarm(c)
         if self._runtime.leases is not None:
+            if c.blueprint.state != bootsteps.RUN:
+                self._runtime.leases.leave_asides()
             self._pass_asides()
         if c.blueprint.state == bootsteps.RUN:  # it reconnects
             self.slots.give_up_held()

@@ -188,6 +188,11 @@ class FleetLeases:
         if self._asides is not None:
             self._asides.sent(asides)
 
+    def leave_asides(self) -> None:
+        """Leave it to others to send back what waits aside: nothing is sent from here any more."""
+        if self._asides is not None:
+            self._asides.end()
+
     def refused(self, request: Delivery) -> tuple[str, bool] | None:
         """Return the limit that *request* waits for, and whether it is known; ``None`` if none."""
         demands = self.of(request)

@@ -7,6 +7,7 @@ from redis import Redis
 
 from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.shared_state.answers import Ask
+from celery_budgets.shared_state.asides import Asides
 from celery_budgets.shared_state.limit_store import LimitStore
 
 CLOCK = "local now = tonumber(redis.call('GET', 'clock'))\n"
@@ -141,6 +142,22 @@ def test_a_message_that_was_not_sent_is_sent_by_another(place):
     place.poll()
     assert place.back() == {}, "it was"
     assert place.client.hlen("celery-budgets:{limits}:asides") == 0
+
+
+def test_a_process_that_ends_hands_on_what_it_has_taken(place):
+    """Its event loop sends nothing any more: else others would take over after ten seconds."""
+    sent = []
+    asides = Asides(place.store, LIMITS, sent.append, lambda: None, lambda: 0.0)
+    place.ask("1")
+    place.ask("2")
+    place.end("1")
+    asides.end()
+    asides.work()
+    assert sent == []
+    other = Place(place.client)
+    other.pass_time(2)
+    other.poll()
+    assert list(other.back()) == ["2"]
 
 
 def test_one_that_comes_back_before_that_is_noted_is_not_lost(place):
