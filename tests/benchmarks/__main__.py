@@ -28,6 +28,7 @@ NAMES = (
     "start",
     "wrapper",
     "deliveries",
+    "limits",
     "latency",
     "limits",
     "restart",
