@@ -107,7 +107,7 @@ WAYS = {
     "loop_in_c": ("hanging_app.py", "in_loop_in_c"),
     "lock": ("hanging_app.py", "in_lock"),
     "socket": ("hanging_app.py", "in_socket"),
-    "join": ("threading.py", "_wait_for_tstate_lock"),
+    "join": ("threading.py", "join" if sys.version_info >= (3, 13) else "_wait_for_tstate_lock"),
     "event_loop": ("locks.py", "wait"),
     "child": ("subprocess.py", "_try_wait"),
     "recursion": ("hanging_app.py", "in_sleep"),

@@ -21,6 +21,7 @@ __all__ = ["MARKER", "below_body", "frames_of", "frames_of_others", "is_own", "o
 
 _EXECUTION = os.path.dirname(os.path.dirname(__file__))
 _OWN = os.path.dirname(_EXECUTION) + os.sep
+_HANDLERS = os.path.join(_EXECUTION, "limits") + os.sep
 #: Below the frame of this function a body runs (celery_budgets.execution.body.run_body). It is not
 #: imported, because what it imports notes stacks.
 MARKER = os.path.join(_EXECUTION, "body.py"), "run_body"
@@ -41,7 +42,9 @@ def below_body(frames: Sequence[Frame], *, cut_off: bool = False) -> tuple[Frame
     own = first + 1
     while own < len(frames) and is_own(frames[own]):
         own += 1
-    return capped(frames[own:])
+    # A handler of a signal that has interrupted the body, at that moment: not where the body is.
+    handler = (at for at in range(own, len(frames)) if frames[at].file.startswith(_HANDLERS))
+    return capped(frames[own : next(handler, len(frames))])
 
 
 def is_own(frame: Frame) -> bool:

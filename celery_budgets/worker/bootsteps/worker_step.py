@@ -39,6 +39,7 @@ from celery_budgets.worker.calls.settling import contain
 from celery_budgets.worker.pool.abandoned_threads import AbandonedThreads
 from celery_budgets.worker.pool.children import Children
 from celery_budgets.worker.pool.drain import Drain
+from celery_budgets.worker.pool.joining import settle_while_joining
 from celery_budgets.worker.pool.processes import PoolProcesses
 from celery_budgets.worker.pool.size import pool_name, pool_pids
 from celery_budgets.worker.pool.started_calls import StartedCalls
@@ -160,6 +161,7 @@ class BudgetsStep(bootsteps.StartStopStep):
 
     def stop(self, worker: Any) -> None:
         """Hand back what will not end in time, before the pool waits for its calls."""
+        settle_while_joining(worker)
         grace = self.settings.stop_grace or worker.app.conf.worker_soft_shutdown_timeout
         if self._asked_to_stop_at is None or not grace:
             return

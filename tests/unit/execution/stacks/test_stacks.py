@@ -6,12 +6,15 @@ import os
 import signal
 import sys
 import threading
+import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from celery_budgets.execution import body
 from celery_budgets.execution.call import Call
+from celery_budgets.execution.limits import interrupts
 from celery_budgets.execution.stacks import frames, reader
 from celery_budgets.execution.stacks.dump import heading, is_complete, stacks_in, text_of
 from celery_budgets.execution.stacks.reader import StackReader
@@ -35,6 +38,13 @@ def test_frames_around_the_body_are_left_out():
     called = Frame(os.path.join(os.path.dirname(frames.MARKER[0]), "other.py"), 3, "run")
     assert frames.below_body([OUTER, BODY, called, OWN]) == (OWN,)
     assert frames.below_body([OUTER, OWN]) == ()
+
+
+def test_a_handler_that_has_interrupted_the_body_is_left_out():
+    """The soft limit's signal may come between two steps of a regex, in the moment of the dump."""
+    handler = Frame(interrupts.__file__, 9, "_on_soft_signal")
+    beneath = Frame("/usr/lib/python3.13/threading.py", 5, "wait")
+    assert frames.below_body([BODY, OWN, handler, beneath]) == (OWN,)
 
 
 def test_a_deep_stack_is_capped_in_the_middle():
@@ -94,7 +104,7 @@ def test_a_process_writes_its_stack_when_it_is_asked(tmp_path, handled):
             if handled:
                 StackWriter(str(tmp_path), threads=True)
             (tmp_path / "ready").touch()
-            body.run_body(None, signal.pause)
+            body.run_body(None, partial(time.sleep, 60))  # signal.pause would return
         finally:
             os._exit(1)
     while not (tmp_path / "ready").exists():
