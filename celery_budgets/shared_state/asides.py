@@ -9,13 +9,14 @@ Runs in the thread of the agent. See also: :mod:`celery_budgets.shared_state.scr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from celery_budgets.model.limit import Limit
-from celery_budgets.shared_state.answers import Aside
+from celery_budgets.shared_state.answers import Answer, Aside
 from celery_budgets.shared_state.limit_store import LimitStore
+from celery_budgets.shared_state.wish import Wish
 
-__all__ = ["Asides"]
+__all__ = ["Asides", "put_aside"]
 
 #: Longest time until it is looked again who may come, seconds: another worker may have died.
 LOOK = 1.0
@@ -86,3 +87,19 @@ class Asides:
             self._store.hand_on(taken)
         elif taken:
             self._send(taken)
+
+
+def put_aside(store: LimitStore, refused: Sequence[tuple[Wish, Answer]]) -> list[Wish]:
+    """Put calls aside; return those whose message cannot be kept, which wait in their worker.
+
+    Raises:
+        redis.exceptions.RedisError: The server does not answer.
+    """
+    packed = [(wish, answer, wish.packed(answer)) for wish, answer in refused]
+    store.put_aside(
+        (wish.to_ask(), answer, message) for wish, answer, message in packed if message is not None
+    )
+    for wish, answer, message in packed:
+        if message is not None:
+            wish.refused, wish.stepped = answer.refused, True
+    return [wish for wish, _, message in packed if message is None]

@@ -26,10 +26,10 @@ from redis.exceptions import RedisError
 
 from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.shared_state.answers import Answer
-from celery_budgets.shared_state.asides import Asides
+from celery_budgets.shared_state.asides import Asides, put_aside
 from celery_budgets.shared_state.limit_store import LimitStore
 from celery_budgets.shared_state.offers import Offers
-from celery_budgets.shared_state.system_thread import Bell, SystemThread
+from celery_budgets.shared_state.system_thread import Alarms, Bell, SystemThread
 from celery_budgets.shared_state.wish import Steps, Wish, process_name
 
 __all__ = ["LimitAgent"]
@@ -78,6 +78,7 @@ class LimitAgent:
         #: Who is to ask, or to give back, in this order; others only append.
         self._todo: deque[tuple[Wish, bool]] = deque()
         self._told: deque[str | None] = deque()
+        self._alarms = Alarms(clock)
         self._waiting: dict[str, Wish] = {}
         self._held: dict[str, Wish] = {}
         self._renew_at = 0.0
@@ -106,6 +107,11 @@ class LimitAgent:
         self._asides = Asides(self._store, limits, send, self._bell.ring, self._clock)
         self._start()
         return self._asides
+
+    def call_in(self, seconds: float, act: Callable[[], object]) -> None:
+        """Have *act* called in the agent's thread; must not block, nor raise."""
+        self._alarms.add(seconds, act)
+        self._bell.ring()
 
     def _start(self) -> None:
         if self._thread is None:
@@ -149,6 +155,9 @@ class LimitAgent:
 
     def tick(self) -> float:
         """Do what is due; return the seconds until the next."""
+        return min(self._alarms.ring(), self._tick())
+
+    def _tick(self) -> float:
         if self._away_since is None or self._clock() >= self._again_at:
             try:
                 if self._away_since is not None:
@@ -224,20 +233,14 @@ class LimitAgent:
             self._step_aside(aside)
 
     def _step_aside(self, both: list[tuple[Wish, Answer]]) -> None:
-        packed = [(wish, answer, wish.packed(answer)) for wish, answer in both]
-        self._store.put_aside(
-            (wish.to_ask(), answer, message) for wish, answer, message in packed if message
-        )
-        for wish, answer, message in packed:
-            if message is not None:
+        stay = put_aside(self._store, both)
+        for wish, _ in both:
+            if wish.stepped:
                 self._waiting.pop(wish.holder, None)
-                wish.refused, wish.stepped = answer.refused, True
                 wish.say(wish.tell)
         if self._asides is not None:
             self._asides.look_soon()  # sooner than was planned, perhaps
-        unpacked = [wish for wish, _, message in packed if message is None]
-        if unpacked:
-            self._exchange([], unpacked)
+        self._exchange([], stay)
 
     def _grant(self, wish: Wish) -> None:
         self._waiting.pop(wish.holder, None)

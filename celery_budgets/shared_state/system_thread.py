@@ -14,12 +14,14 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
+from math import inf
 from typing import Any
 
-__all__ = ["Bell", "SystemThread", "system_lock"]
+__all__ = ["Alarms", "Bell", "SystemThread", "system_lock"]
 
 #: How long the process waits for the thread at its end, seconds.
 _LAST_SECONDS = 2.0
@@ -45,6 +47,28 @@ class Bell:
     def wait(self, seconds: float) -> None:
         """Sleep, in the thread itself, until it is rung."""
         self._lock.acquire(timeout=seconds)
+
+
+class Alarms:
+    """Has functions called by such a thread after a time; others only add some.
+
+    Args:
+        clock: Returns monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._set: deque[tuple[float, Callable[[], object]]] = deque()
+
+    def add(self, seconds: float, act: Callable[[], object]) -> None:
+        """Have *act* called, which does not raise, in the order of adding."""
+        self._set.append((self._clock() + seconds, act))
+
+    def ring(self) -> float:
+        """Call those that are due; return the seconds until the next, infinity if there is none."""
+        while self._set and self._set[0][0] <= self._clock():
+            self._set.popleft()[1]()
+        return max(0.0, self._set[0][0] - self._clock()) if self._set else inf
 
 
 class SystemThread:

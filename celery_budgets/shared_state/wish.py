@@ -63,8 +63,8 @@ class Wish:
 
     __slots__ = (
         "asked", "began", "brakes", "counted_until", "demands", "due_at", "granted", "holder",
-        "lost", "over", "passable_until", "passed_until", "refused", "settled", "since", "stepped",
-        "steps", "tell", "unknown", "valid_until",
+        "kept_until", "lost", "over", "passable_until", "passed_until", "refused", "settled",
+        "since", "stepped", "steps", "tell", "unknown", "valid_until",
     )  # fmt: skip
 
     def __init__(
@@ -95,6 +95,8 @@ class Wish:
         #: Monotonic instant until which its worker may pass its places on: while its lease is
         #: fresh, and from the first time on (0: not yet) for a moment.
         self.passable_until, self.passed_until = inf, 0.0
+        #: Monotonic instant until which they are kept for a call that is about to arrive.
+        self.kept_until = 0.0
         #: Monotonic instant until which Redis has counted how long its places are held; ``None``
         #: before it has any.
         self.counted_until: float | None = None

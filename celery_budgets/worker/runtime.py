@@ -237,7 +237,7 @@ class WorkerRuntime:
 
     def _give_slot_back(self, end: CallEnd) -> None:
         if not end.runs_on:
-            self.slots.release(end.request)
+            self.slots.release(end.request, succeeded=end.outcome is Outcome.SUCCEEDED)
 
     def _note(self, end: CallEnd) -> None:
         self.roster.tally.note(EndedCall.of(end.request, end.outcome, end.record))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -91,13 +92,14 @@ class WorkerSlots:
             slots.held.append(request)
             self._holding[slots.lane.name] = slots
             if self._leases is not None:
-                turn_of = self._next()  # one without limits may go before those that wait for some
+                if turn_of is None and self._may_start(slots, request):
+                    turn_of = slots  # it may go before those that wait for other limits
                 self._fit_leases(self._leases)
         if turn_of is not None:
             self._wake()
         return False
 
-    def release(self, request: Delivery) -> None:
+    def release(self, request: Delivery, *, succeeded: bool = False) -> None:
         """Release the slot of *request*, if it has one; held calls may be due then."""
         slots = self.lanes[request.lane.name]
         with self._lock:
@@ -107,7 +109,7 @@ class WorkerSlots:
             slots.low.discard(request)
             self._total -= 1
             if self._leases is not None:
-                self._leases.free(request, slots.held if slots.brief else ())
+                self._leases.free(request, passed_on=succeeded and slots.brief)
         if self._holding:
             self._wake()
 
@@ -219,10 +221,11 @@ class WorkerSlots:
         """Remove and return the next held call: by priority, then by arrival."""
         if self._priority is None and self._leases is None:
             return slots.held.popleft()
-        ready = self._ready(slots)
         if self._priority is None:
-            slots.held.remove(ready[0])
-            return ready[0]
+            request = next(self._ready(slots))
+            slots.held.remove(request)
+            return request
+        ready = list(self._ready(slots))
         order = [Priority.HIGH, Priority.NORMAL, Priority.LOW]
         if self.low_is_due(slots.lane.name):
             order.insert(0, order.pop())
@@ -231,11 +234,9 @@ class WorkerSlots:
         slots.held.remove(request)
         return request
 
-    def _ready(self, slots: LaneSlots) -> list[Delivery]:
+    def _ready(self, slots: LaneSlots) -> Iterator[Delivery]:
         """Return the held calls of a lane for which there is a place in their limits."""
-        if self._leases is None:
-            return list(slots.held)
-        return [request for request in slots.held if self._leases.allows(request)]
+        return iter(slots.held) if self._leases is None else self._leases.allowed(slots.held)
 
     def _may_start(self, slots: LaneSlots, request: Delivery) -> bool:
         return self._may_take(slots) and (self._leases is None or self._leases.allows(request))
@@ -248,7 +249,8 @@ class WorkerSlots:
             if self._may_take(slots):
                 most = slots.most if len(slots.taken) >= slots.limit else slots.limit
                 room = min(most - len(slots.taken), self._size() - self._total)
-                startable.update(list(filter(None, map(leases.of, slots.held)))[: max(0, room)])
+                needed = filter(None, map(leases.of, slots.held))
+                startable.update(islice(needed, max(0, room)))
         leases.fit(startable)
 
     def _reserve(self, slots: LaneSlots, request: Delivery) -> None:
@@ -287,5 +289,5 @@ class WorkerSlots:
             return None
         ready = [slots for slots in self._holding.values() if self._may_take(slots)]
         if self._leases is not None:
-            ready = [slots for slots in ready if self._ready(slots)]
+            ready = [slots for slots in ready if next(self._ready(slots), None) is not None]
         return min(ready, key=LaneSlots.fullness, default=None)

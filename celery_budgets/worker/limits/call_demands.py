@@ -33,6 +33,16 @@ logger = logging.getLogger(__name__)
 Demands: TypeAlias = tuple[Demand, ...]
 
 
+class SharedDemands(tuple[Demand, ...]):
+    """What many calls need, which take each other's places; it is looked up often."""
+
+    def __hash__(self) -> int:
+        found: int | None = vars(self).get("hash")
+        if found is None:
+            found = vars(self)["hash"] = super().__hash__()
+        return found
+
+
 class OwnDemands(tuple[Demand, ...]):
     """What one call alone needs, which is put aside where a key is full: equal to no other."""
 
@@ -106,17 +116,19 @@ class CallDemands:
             demands = self._lanes.get(request.lane.name, ()) + limits.demands(
                 request.args, request.kwargs, request.request_dict, partial(self._miss, request)
             )
-            request.demands = OwnDemands.of(request, demands) if limits.keyed else demands
+            own = limits.keyed
+            request.demands = OwnDemands.of(request, demands) if own else SharedDemands(demands)
         needed: Demands = request.demands
         return needed
 
     def _by_task(self, request: Delivery) -> tuple[Demands, CallLimits | None]:
         of_lane = self._lanes.get(request.lane.name, ())
         if not limits_named_by(request.task):
-            return of_lane, None
+            return SharedDemands(of_lane), None
         mapped = getattr(request.task, "mapped", None)
         limits = CallLimits(mapped or request.task, self._limits, reads=mapped is None)
-        return of_lane + (() if limits.keyed else limits.demands((), {}, {})), limits
+        plain = of_lane + (() if limits.keyed else limits.demands((), {}, {}))
+        return SharedDemands(plain), limits
 
     def _miss(self, request: Delivery, limit: str, error: Exception | None) -> None:
         """Tell once, by task and limit, that calls without a key share one."""

@@ -4,10 +4,10 @@ A call that waits has neither a slot nor a place. As many places are asked for a
 here now; a place that no call can use any more, because its slot went to another, is given back.
 The call that starts takes one along, and gives it back with its slot.
 
-Or passes it on to the next call here, for 50 ms at most and in lanes of short calls alone, which
-would wait longer for their places than they take. So who waits longest elsewhere waits that much
-longer, and for the short call that began last. A rate counts each call, and a key has its order:
-their places are not passed on.
+Or passes it on, when it has succeeded, to the next call here, which waits or arrives within 10 ms:
+for 50 ms at most, and in lanes of short calls alone, which would wait longer for their places than
+they take. So who waits longest elsewhere waits that much longer, and for the short call that began
+last. A rate counts each call, and a key has its order: their places are not passed on.
 
 Runs in the worker main process, in any of its threads, under the lock of
 :mod:`celery_budgets.worker.lanes.lane_slots`. See also:
@@ -17,7 +17,7 @@ Runs in the worker main process, in any of its threads, under the lock of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from time import monotonic
@@ -47,6 +47,8 @@ __all__ = ["FleetLeases", "leases_of"]
 
 #: For how long a place goes from call to call in this worker before others may have it, seconds.
 PASSED_ON = 0.05
+#: For how long at most it is kept in between for a call that is about to arrive.
+KEPT = 0.01
 
 
 def leases_of(
@@ -98,6 +100,8 @@ class FleetLeases:
         #: What was asked for and no call has taken.
         self._wishes: dict[Demands, list[Wish]] = {}
         self._of: dict[Delivery, Wish] = {}
+        #: Whether it will be looked at what is kept for the next call.
+        self._looks = False
         #: For metrics.
         self.counts = LimitCounts()
 
@@ -110,6 +114,17 @@ class FleetLeases:
         """Return whether there is a place for *request*."""
         demands = self.of(request)
         return not demands or any(map(_is_good, self._wishes.get(demands, ())))
+
+    def allowed(self, requests: Iterable[Delivery]) -> Iterator[Delivery]:
+        """Yield those of *requests* for which there is a place, in their order."""
+        without: set[Demands] = set()
+        for request in requests:
+            demands = self.of(request)
+            if demands not in without:
+                if not demands or any(map(_is_good, self._wishes.get(demands, ()))):
+                    yield request
+                else:
+                    without.add(demands)
 
     def bind(self, request: Delivery) -> None:
         """Have *request*, which is allowed, take its place along."""
@@ -127,21 +142,18 @@ class FleetLeases:
         """Return the names of the limits of *request*, and how long it has waited for them."""
         return tuple(demand.title for demand in self.of(request)), request.limit_wait
 
-    def free(self, request: Delivery, brief: Iterable[Delivery] = ()) -> None:
-        """Give back what *request* has, or pass it on.
-
-        Args:
-            request: The call that has ended.
-            brief: Calls that wait in its lane, if those of this lane are short.
-        """
+    def free(self, request: Delivery, *, passed_on: bool = False) -> None:
+        """Give back what *request* has; with *passed_on* the next call here may have it first."""
         wish = self._of.pop(request, None)
         if wish is None:
             return
         self.counts.gave_back(_places(wish))
         demands = self.of(request)
-        if _may_be_passed_on(wish) and any(self.of(one) == demands for one in brief):
+        if passed_on and not isinstance(demands, OwnDemands) and _may_be_passed_on(wish):
             wish.began = monotonic()
+            wish.kept_until = min(wish.began + KEPT, wish.passed_until)
             self._wishes.setdefault(demands, []).insert(0, wish)
+            self._look_later()
         else:
             self._agent.release(wish)
 
@@ -157,11 +169,25 @@ class FleetLeases:
                 wishes.append(self._agent.ask(demands, self._tell, steps))
             while len(wishes) > startable[demands]:
                 # Who has waited longest keeps its turn.
-                last = next((w for w in reversed(wishes) if not w.granted), wishes[-1])
+                last = next((w for w in reversed(wishes) if not w.granted), None)
+                last = last or next((w for w in wishes if w.kept_until <= monotonic()), None)
+                if last is None:
+                    self._look_later()
+                    break
                 wishes.remove(last)
                 self._agent.release(last)
             if not wishes:
                 del self._wishes[demands]
+
+    def _look_later(self) -> None:
+        """Have what is kept for the next call be given back in time, if there is none."""
+        if not self._looks:
+            self._looks = True
+            self._agent.call_in(KEPT, self._look)
+
+    def _look(self) -> None:
+        self._looks = False
+        self._wake()
 
     def stepped_aside(self) -> list[Delivery]:
         """Return the calls that were put aside since: whose messages are to be acknowledged."""

@@ -21,13 +21,14 @@ class Wish:
         self.granted, self.refused, self.unknown = False, None, False
         self.lost, self.valid_until, self.stepped, self.began = False, inf, False, 0.0
         self.passed_until, self.brakes, self.passable_until = 0.0, [], inf
+        self.kept_until = 0.0
 
 
 class Agent:
     """Grants what the test grants."""
 
     def __init__(self):
-        self.asked, self.released = [], []
+        self.asked, self.released, self.looks = [], [], []
 
     def ask(self, demands, tell, steps=None):
         self.asked.append(Wish(demands, tell))
@@ -36,6 +37,9 @@ class Agent:
     def release(self, wish):
         self.asked.remove(wish)
         self.released.append(wish)
+
+    def call_in(self, seconds, act):
+        self.looks.append(act)
 
     def grant(self, place=0):
         waiting = [wish for wish in self.asked if not wish.granted]
@@ -101,7 +105,7 @@ def test_no_more_places_are_asked_for_than_calls_could_start():
     bench.agent.grant()
     assert bench.due() == calls[:2]
     assert len(bench.agent.asked) == 2, "those that the two have"
-    bench.slots.release(calls[0])
+    bench.slots.release(calls[0], succeeded=True)
     assert bench.due() == [calls[2]], "the place is passed on"
     assert len(bench.agent.asked) == 2
 
@@ -200,25 +204,64 @@ def test_a_place_is_passed_on_for_a_moment_only(monkeypatch):
     calls, _ = bench.offer("a", 3)
     bench.agent.grant()
     assert bench.due() == [calls[0]]
-    bench.slots.release(calls[0])
+    bench.slots.release(calls[0], succeeded=True)
     assert bench.due() == [calls[1]]
     assert bench.agent.released == []
     clock[0] += 1
-    bench.slots.release(calls[1])
+    bench.slots.release(calls[1], succeeded=True)
     assert bench.due() == []
     assert len(bench.agent.released) == 1
     bench.agent.grant()
     assert bench.due() == [calls[2]]
 
 
-def test_a_place_that_nobody_here_waits_for_is_given_back_at_once():
-    """Nothing is kept for calls that may come."""
-    bench = Bench(Lane("a", 1, fleet=1), Lane("b", 1, fleet=1))
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(fleet_leases, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_place_is_kept_for_a_call_that_is_about_to_arrive(clock):
+    """It starts at once, without asking."""
+    bench = Bench(Lane("a", 1, fleet=1))
     (call,), _ = bench.offer("a")
     bench.agent.grant()
     bench.due()
-    bench.offer("b")
-    bench.slots.release(call)
+    bench.slots.release(call, succeeded=True)
+    assert bench.due() == []
+    assert bench.agent.released == []
+    (second,), started = bench.offer("a")
+    assert started == [second]
+    assert len(bench.agent.asked) == 1
+    assert second.limit_wait == 0
+
+
+def test_a_place_that_nobody_comes_for_is_given_back_soon(clock):
+    """It is looked at then, also where nothing else happens."""
+    bench = Bench(Lane("a", 1, fleet=1))
+    (call,), _ = bench.offer("a")
+    bench.agent.grant()
+    bench.due()
+    bench.slots.release(call, succeeded=True)
+    bench.due()
+    clock[0] += fleet_leases.KEPT
+    (look,) = bench.agent.looks
+    bench.rung = 0
+    look()
+    assert bench.rung == 1
+    bench.due()
+    assert len(bench.agent.released) == 1
+    assert bench.agent.asked == []
+
+
+def test_the_place_of_a_call_that_has_not_succeeded_is_not_passed_on():
+    """It may have found the limit closed."""
+    bench = Bench(Lane("a", 1, fleet=1))
+    calls, _ = bench.offer("a", 2)
+    bench.agent.grant()
+    bench.due()
+    bench.slots.release(calls[0])
     assert len(bench.agent.released) == 1
 
 
@@ -229,7 +272,7 @@ def test_a_place_is_passed_on_by_short_calls_alone(p95):
     calls, _ = bench.offer("a", 2)
     bench.agent.grant()
     bench.due()
-    bench.slots.release(calls[0])
+    bench.slots.release(calls[0], succeeded=True)
     assert len(bench.agent.released) == 1
 
 
@@ -244,7 +287,7 @@ def test_a_place_that_redis_has_to_hear_of_is_not_passed_on(state):
     bench.due()
     (wish,) = bench.agent.asked
     vars(wish).update(state)
-    bench.slots.release(calls[0])
+    bench.slots.release(calls[0], succeeded=True)
     assert bench.agent.released == [wish]
 
 
@@ -256,5 +299,5 @@ def test_a_rate_counts_each_call():
     calls, _ = bench.offer("a", 2)
     bench.agent.grant()
     bench.due()
-    bench.slots.release(calls[0])
+    bench.slots.release(calls[0], succeeded=True)
     assert len(bench.agent.released) == 1
