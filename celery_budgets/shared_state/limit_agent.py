@@ -89,7 +89,7 @@ class LimitAgent:
         self._asks_at = 0.0
         #: What sends back who waits aside; ``None`` if this process does not.
         self._asides: Asides | None = None
-        self._offers = Offers(listen, self.name, self._hear)
+        self._offers = Offers(listen, self.name, self._hear, clock)
         self._thread: SystemThread | None = None
 
     def ask(
@@ -180,9 +180,8 @@ class LimitAgent:
             self._renew()
         while self._todo:
             some = [*islice(self._todo, MOST_AT_ONCE)]
-            self._exchange(
-                [wish for wish, asks in some if not asks], [wish for wish, asks in some if asks]
-            )
+            asking = [wish for wish, asks in some if asks]
+            self._exchange([wish for wish, asks in some if not asks], asking)
             for _ in some:
                 self._todo.popleft()
         told = {self._told.popleft() for _ in range(len(self._told))}
@@ -295,6 +294,7 @@ class LimitAgent:
                 wish.say(wish.tell)
 
     @property
-    def is_known(self) -> bool:
-        """Whether Redis answered when it was asked last."""
-        return self._away_since is None
+    def away(self) -> float | None:
+        """For how long Redis has not answered, seconds; ``None`` if it did last."""
+        since = self._away_since or self._offers.away_since
+        return None if since is None else self._clock() - since

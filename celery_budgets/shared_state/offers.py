@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -33,14 +34,22 @@ class Offers:
         process: The name of the process.
         hear: Called, in this thread, with the holder that is offered a place, and with ``None``
             when messages may have been lost.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
-        self, store: LimitStore, process: str, hear: Callable[[str | None], object]
+        self,
+        store: LimitStore,
+        process: str,
+        hear: Callable[[str | None], object],
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._store = store
         self._channel = store.channels + process
         self._hear = hear
+        self._clock = clock
+        #: Since when the server does not answer; ``None`` if it does.
+        self.away_since: float | None = None
         self._thread = SystemThread(self._run)
 
     def start(self) -> None:
@@ -63,6 +72,7 @@ class Offers:
                     while not thread.wait(0):
                         self._read(messages.get_message(timeout=READ))
             except RedisError:
+                self.away_since = self.away_since or self._clock()
                 thread.wait(AGAIN)  # who asks tells of it
             except Exception:
                 logger.exception("budgets.limits_failed: offers are heard again in %s s", AGAIN)
@@ -72,6 +82,7 @@ class Offers:
         if message is None:
             return
         if message["type"] == "subscribe":
+            self.away_since = None
             self._hear(None)  # also where the client has connected again by itself
         elif message["type"] == "message":
             self._hear(message["data"].decode())

@@ -112,6 +112,10 @@ def _of_operator(lane: Mapping[str, Any]) -> Iterator[Alert]:
 
 
 def _of_worker(answer: Mapping[str, Any]) -> Iterator[Alert]:
+    away = answer.get("limits_away")
+    if away is not None:
+        silent = f"Redis has not answered for {format_duration(max(1, round(away)))}"
+        yield Alert("critical", f"limits over the fleet unknown: {silent}")
     abandoned = answer.get("abandoned_threads", 0)
     if abandoned:
         yield Alert("warning", f"{_counted(abandoned, 'thread')} past the hard limit")

@@ -228,6 +228,11 @@ class FleetLeases:
         demand = wish.refused if wish.refused is not None else demands[0]
         return demand.title, not wish.unknown
 
+    @property
+    def away(self) -> float | None:
+        """For how long the Redis of the limits has not answered, seconds; ``None`` if it does."""
+        return None if self._made is None else self._made.away
+
     def stop(self) -> None:
         """Give everything back, once the pool has stopped."""
         if self._made is not None:

@@ -89,6 +89,7 @@ class Report:
             "abandoned_threads": runtime.abandoned_threads,
             "drift": [difference.text for difference in self._drift()],
             "telemetry_failures": runtime.telemetry_failures,
+            "limits_away": runtime.leases.away if runtime.leases is not None else None,
             "recent": {"seconds": recent.SECONDS, **tally.recent.of("")},
             "kills": runtime.kills.noted,
         }

@@ -282,6 +282,11 @@ def test_names_are_not_read_as_markup():
             [Alert("critical", "gate paused: no call is admitted")],
         ),
         ({"abandoned_threads": 2}, [Alert("warning", "2 threads past the hard limit")]),
+        (
+            {"limits_away": 12.3},
+            [Alert("critical", "limits over the fleet unknown: Redis has not answered for 12 s")],
+        ),
+        ({"limits_away": None}, []),
         # What was before is no alert any more, but in the figures since the start.
         ({"telemetry_failures": 7, "recent": FIVE_MINUTES}, []),
         (

@@ -168,12 +168,12 @@ def test_without_redis_new_calls_wait_and_say_so(offline):
     wish = agent.ask(ONE, lambda wish: told.append((wish.granted, wish.unknown)))
     after(0)
     assert told == [(False, True)]
-    assert not agent.is_known
+    assert agent.away == 0
     after(60)
     assert told == [(False, True)]
     store.away = False
     after(1)
-    assert agent.is_known
+    assert agent.away is None
     assert not wish.granted
     after(2)
     assert told == [(False, True), (True, False)]
