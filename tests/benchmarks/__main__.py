@@ -28,7 +28,7 @@ NAMES = (
     "start",
     "wrapper",
     "deliveries",
-    "limits",
+    "crashes",
     "latency",
     "limits",
     "restart",

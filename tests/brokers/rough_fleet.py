@@ -1,6 +1,6 @@
 """Four workers whose calls have limits, what happens to them, and what their calls tell of it.
 
-Used by tests, at a size for every day, and by the benchmark ``limits``.
+Used by tests, at a size for every day, and by the benchmark ``crashes``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Limits over the fleet whatever happens to workers and to the Redis that keeps the limits.
 
-By entries that the bodies write to Redis; the benchmark ``limits`` does the same with more calls.
+By entries that the bodies write to Redis; the benchmark ``crashes`` does the same with more calls.
 """
 
 from __future__ import annotations
