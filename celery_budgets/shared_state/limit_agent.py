@@ -70,7 +70,8 @@ class LimitAgent:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.name = process_name()
-        self._store = store
+        #: Used in the thread of the agent alone.
+        self.store = store
         self._on_lost = on_lost
         self._clock = clock
         self._numbers = itertools.count(1)
@@ -104,7 +105,7 @@ class LimitAgent:
 
     def send_back(self, limits: Mapping[str, Limit], send: Callable[[Any], object]) -> Asides:
         """Have this process send back what was put aside; for arguments see :class:`Asides`."""
-        self._asides = Asides(self._store, limits, send, self._bell.ring, self._clock)
+        self._asides = Asides(self.store, limits, send, self._bell.ring, self._clock)
         self._start()
         return self._asides
 
@@ -168,9 +169,8 @@ class LimitAgent:
         if self._away_since is not None:
             self._without_redis()
             return max(0.0, self._again_at - self._clock())
-        due = [wish.due_at for wish in self._waiting.values()]
-        if self._held:
-            due.append(self._renew_at)
+        renew_at = [self._renew_at] if self._held else []
+        due = [*(wish.due_at for wish in self._waiting.values()), *renew_at]
         if self._asides is not None:
             due.append(self._asides.look_at)
         return max(0.0, min(due, default=inf) - self._clock())
@@ -201,14 +201,14 @@ class LimitAgent:
         # Where one has given up, its release comes next, and ends its wait in Redis too.
         asks = [wish for wish in asks if not wish.over]
         for wish in releases:
-            wish.before_release(self._store, self._clock())
+            wish.before_release(self.store, self._clock())
         if asked_at < self._asks_at:
             for wish in asks:
                 self._waiting[wish.holder], wish.due_at = wish, self._asks_at
             asks = []
         for wish in asks:
             wish.asked = True
-        answers = self._store.exchange(
+        answers = self.store.exchange(
             [wish.to_release(asked_at) for wish in releases if wish.asked],
             [wish.to_ask() for wish in asks],
         )
@@ -221,9 +221,9 @@ class LimitAgent:
         for wish, answer in answered:
             if answer.granted:
                 if not self._held:
-                    self._renew_at = asked_at + self._store.length * RENEWED_AFTER
+                    self._renew_at = asked_at + self.store.length * RENEWED_AFTER
                 self._held[wish.holder] = wish
-                wish.hold(asked_at, self._store.length)
+                wish.hold(asked_at, self.store.length)
                 wish.began = min(wish.began, asked_at - answer.waited)
                 self._grant(wish)
             elif not answer.aside:
@@ -232,7 +232,7 @@ class LimitAgent:
             self._step_aside(aside)
 
     def _step_aside(self, both: list[tuple[Wish, Answer]]) -> None:
-        stay = put_aside(self._store, both)
+        stay = put_aside(self.store, both)
         for wish, _ in both:
             if wish.stepped:
                 self._waiting.pop(wish.holder, None)
@@ -256,10 +256,10 @@ class LimitAgent:
     def _renew(self) -> None:
         held = [wish for wish in self._held.values() if not wish.lost]
         began = self._clock()
-        kept = self._store.renew([wish.to_release(began) for wish in held])
-        self._renew_at = self._clock() + self._store.length * RENEWED_AFTER
+        kept = self.store.renew([wish.to_release(began) for wish in held])
+        self._renew_at = self._clock() + self.store.length * RENEWED_AFTER
         for wish, holds in zip(held, kept, strict=True):
-            if wish.renewed(began, self._store.length, holds=holds):
+            if wish.renewed(began, self.store.length, holds=holds):
                 wish.say(self._on_lost)
 
     def _stay_away(self, error: RedisError) -> None:
@@ -270,7 +270,7 @@ class LimitAgent:
             logger.warning("budgets.limits_unknown: new calls with limits wait: %s", error)
 
     def _come_back(self) -> None:
-        self._store.client.ping()
+        self.store.client.ping()
         self._away_since = None
         self._asks_at = self._clock() + 2 * AGAIN
         logger.warning("budgets.limits_known")
@@ -278,7 +278,7 @@ class LimitAgent:
     def _without_redis(self) -> None:
         """Tell those who ask that nobody knows, or let them run where their limits say so."""
         assert self._away_since is not None
-        long = self._clock() - self._away_since > self._store.length
+        long = self._clock() - self._away_since > self.store.length
         for _ in range(len(self._todo)):
             wish, asks = self._todo.popleft()
             if wish.asked or not wish.over:  # else Redis never hears of it

@@ -7,16 +7,17 @@ Runs in each process that runs calls with limits. See also:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
 from redis.exceptions import RedisError
 
+from celery_budgets.model.limit import Demand
 from celery_budgets.shared_state.limit_store import LimitStore
 from celery_budgets.shared_state.system_thread import SystemThread
 
-__all__ = ["Offers"]
+__all__ = ["Offers", "others_wait"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 READ = 0.5
 #: Seconds until it connects again.
 AGAIN = 1.0
+#: Of so many in line it is looked who they are.
+LOOKED_AT = 50
 
 
 class Offers:
@@ -86,3 +89,19 @@ class Offers:
             self._hear(None)  # also where the client has connected again by itself
         elif message["type"] == "message":
             self._hear(message["data"].decode())
+
+
+def others_wait(store: LimitStore, process: str, demands: Iterable[Demand]) -> bool:
+    """Return whether a call of another *process* stands in line for any of *demands*, or may."""
+    own = f"{process}:".encode()
+    try:
+        with store.client.pipeline(transaction=False) as pipe:
+            for demand in demands:
+                name = store.name_of("line", demand.limit.name, demand.key)
+                pipe.zrange(name, 0, LOOKED_AT)
+            lines = pipe.execute()
+    except RedisError:
+        return True
+    return any(
+        len(line) > LOOKED_AT or not all(waits.startswith(own) for waits in line) for line in lines
+    )

@@ -5,9 +5,10 @@ here now; a place that no call can use any more, because its slot went to anothe
 The call that starts takes one along, and gives it back with its slot.
 
 Or passes it on, when it has succeeded, to the next call here, which waits or arrives within 10 ms:
-for 50 ms at most, and in lanes of short calls alone, which would wait longer for their places than
-they take. So who waits longest elsewhere waits that much longer, and for the short call that began
-last. A rate counts each call, and a key has its order: their places are not passed on.
+for 50 ms at most, or after it was seen that nobody waits elsewhere, and in lanes of short calls
+alone, which would wait longer for their places than they take. So who waits longest elsewhere waits
+that much longer, and for the short call that began last. A rate counts each call, and a key has its
+order: their places are not passed on.
 
 Runs in the worker main process, in any of its threads, under the lock of
 :mod:`celery_budgets.worker.lanes.lane_slots`. See also:
@@ -45,9 +46,11 @@ if TYPE_CHECKING:
 
 __all__ = ["FleetLeases", "leases_of"]
 
-#: For how long a place goes from call to call in this worker before others may have it, seconds.
+#: For how long a place goes from call to call in this worker before others may have it, seconds;
+#: and after it was seen that nobody waits elsewhere.
 PASSED_ON = 0.05
-#: For how long at most it is kept in between for a call that is about to arrive.
+#: For how long at most it is kept in between for a call that is about to arrive; and the time
+#: between two questions whether anybody waits elsewhere.
 KEPT = 0.01
 
 
@@ -102,6 +105,9 @@ class FleetLeases:
         self._of: dict[Delivery, Wish] = {}
         #: Whether it will be looked at what is kept for the next call.
         self._looks = False
+        #: Until when places are passed on because nobody waits elsewhere, and of which it is asked.
+        self._alone: dict[Demands, float] = {}
+        self._asking: set[Demands] = set()
         #: For metrics.
         self.counts = LimitCounts()
 
@@ -148,10 +154,15 @@ class FleetLeases:
         if wish is None:
             return
         self.counts.gave_back(_places(wish))
-        demands = self.of(request)
-        if passed_on and not isinstance(demands, OwnDemands) and _may_be_passed_on(wish):
-            wish.began = monotonic()
-            wish.kept_until = min(wish.began + KEPT, wish.passed_until)
+        now, demands = monotonic(), self.of(request)
+        alone = self._alone.get(demands, 0.0)
+        wish.passed_until = max(wish.passed_until or now + PASSED_ON, alone)
+        passed_on = passed_on and not isinstance(demands, OwnDemands) and not _is_rated(demands)
+        if passed_on:
+            self._look_for_others(demands)
+        if passed_on and _may_be_passed_on(wish):
+            wish.began = now
+            wish.kept_until = max(min(now + KEPT, wish.passed_until), alone)
             self._wishes.setdefault(demands, []).insert(0, wish)
             self._look_later()
         else:
@@ -184,6 +195,20 @@ class FleetLeases:
         if not self._looks:
             self._looks = True
             self._agent.call_in(KEPT, self._look)
+
+    def _look_for_others(self, demands: Demands) -> None:
+        """Find out whether anybody waits elsewhere, so that places can be passed on if not."""
+        if demands not in self._asking:
+            self._asking.add(demands)
+            self._agent.call_in(KEPT, partial(self._ask_for_others, demands))
+
+    def _ask_for_others(self, demands: Demands) -> None:
+        from celery_budgets.shared_state.offers import others_wait  # which imports redis
+
+        agent, began = self._agent, monotonic()
+        if agent.away is None and not others_wait(agent.store, agent.name, demands):
+            self._alone[demands] = began + PASSED_ON
+        self._asking.discard(demands)
 
     def _look(self) -> None:
         self._looks = False
@@ -263,10 +288,12 @@ def _is_good(wish: Wish) -> bool:
 def _may_be_passed_on(wish: Wish) -> bool:
     """Return whether the next call here may have the places of *wish* without asking Redis."""
     now = monotonic()
-    wish.passed_until = wish.passed_until or now + PASSED_ON
-    rated = any(demand.limit.rate is not None for demand in wish.demands)
     fresh = now < min(wish.passed_until, wish.passable_until)
-    return fresh and not rated and not wish.brakes and _is_good(wish)
+    return fresh and not wish.brakes and _is_good(wish)
+
+
+def _is_rated(demands: Demands) -> bool:
+    return any(demand.limit.rate is not None for demand in demands)
 
 
 def _places(wish: Wish) -> list[tuple[str, int]]:

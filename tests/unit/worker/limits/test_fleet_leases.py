@@ -9,6 +9,7 @@ import pytest
 
 from celery_budgets import Lane
 from celery_budgets.model.limit import Demand, Limit
+from celery_budgets.shared_state import offers
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 from celery_budgets.worker.limits import fleet_leases
 from celery_budgets.worker.limits.call_demands import demands_of_lanes
@@ -26,6 +27,8 @@ class Wish:
 
 class Agent:
     """Grants what the test grants."""
+
+    away = 0.0
 
     def __init__(self):
         self.asked, self.released, self.looks = [], [], []
@@ -246,9 +249,9 @@ def test_a_place_that_nobody_comes_for_is_given_back_soon(clock):
     bench.slots.release(call, succeeded=True)
     bench.due()
     clock[0] += fleet_leases.KEPT
-    (look,) = bench.agent.looks
     bench.rung = 0
-    look()
+    for look in bench.agent.looks:
+        look()
     assert bench.rung == 1
     bench.due()
     assert len(bench.agent.released) == 1
@@ -300,4 +303,26 @@ def test_a_rate_counts_each_call():
     bench.agent.grant()
     bench.due()
     bench.slots.release(calls[0], succeeded=True)
+    assert len(bench.agent.released) == 1
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_place_is_passed_on_for_longer_while_nobody_waits_elsewhere(clock, monkeypatch, waits):
+    """It is asked again and again, beside the event loop; for a moment after the last answer."""
+    monkeypatch.setattr(offers, "others_wait", lambda store, name, demands: waits)
+    bench = Bench(Lane("a", 1, fleet=1))
+    bench.agent.away, bench.agent.store, bench.agent.name = None, None, "p"
+    calls, _ = bench.offer("a", 4)
+    bench.agent.grant()
+    bench.due()
+    for call, after in zip(calls, [0.0, 0.04, 0.04], strict=False):
+        clock[0] += after
+        bench.slots.release(call, succeeded=True)
+        bench.due()
+        while bench.agent.looks:
+            bench.agent.looks.pop(0)()
+    assert len(bench.agent.released) == int(waits)
+    clock[0] += 0.2
+    bench.due()
+    bench.slots.release(calls[3], succeeded=True)
     assert len(bench.agent.released) == 1
