@@ -31,6 +31,7 @@ NAMES = (
     "crashes",
     "latency",
     "limits",
+    "page",
     "restart",
 )
 
