@@ -11,8 +11,12 @@ import signal
 import time
 
 import pytest
+from celery.bin.base import CLIContext
+from celery.utils.nodenames import gethostname
+from click.testing import CliRunner
 from redis import Redis
 
+from celery_budgets.cli import lanes
 from tests.support.rabbitmq import rabbitmqctl
 from tests.support.waiting import values_of, wait_until
 
@@ -53,6 +57,10 @@ def cut_connections(broker_url):
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
 def test_warm_stops_under_load(worker, load_app, broker_url, pool):
     """With calls of 5 ms, each of which has its effect once, and a result."""
+    stop_under_load(worker, load_app, terminate, pool)
+
+
+def stop_under_load(worker, load_app, stop, pool):
     module, chance = load_app(APP), random.Random(19)
     module.app.control.purge()
     results = []
@@ -62,11 +70,33 @@ def test_warm_stops_under_load(worker, load_app, broker_url, pool):
         results += [module.work.delay(0.005) for _ in range(CALLS.get(pool, 300) - waiting)]
         running = worker(APP, "-Q", "lane", "-P", pool)
         wait(chance.uniform(0, LONGEST))
-        os.kill(running.pid, signal.SIGTERM)
-        assert running.wait_exit() == 0
+        stop(module, running)
+        # As plain Celery has it (celery.apps.worker.install_worker_int_handler).
+        assert running.wait_exit() == int(stop is interrupt), running.tail()
     last = worker(APP, "-Q", "lane", "-P", pool)
     assert values_of(results, timeout=150, detail=last.tail) == ["done"] * len(results)
     assert runs(module, results) == [1] * len(results)
+
+
+def terminate(module, running):
+    os.kill(running.pid, signal.SIGTERM)
+
+
+def interrupt(module, running):
+    os.kill(running.pid, signal.SIGINT)
+
+
+def drain(module, running):
+    context = CLIContext(module.app, no_color=True, workdir=None)
+    node = f"{running.name}@{gethostname()}"
+    done = CliRunner().invoke(lanes, ["drain", "-d", node, "--no-wait"], obj=context)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("stop", [interrupt, drain])
+def test_other_stops_under_load(worker, load_app, broker_url, stop):
+    """Ctrl-C, and `celery lanes drain`."""
+    stop_under_load(worker, load_app, stop, "prefork")
 
 
 def test_a_rolling_restart_of_four_workers(worker, load_app, broker_url):
