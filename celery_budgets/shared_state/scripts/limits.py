@@ -118,7 +118,11 @@ local function ask(place)
   local demand = demands[place]
   if demand.closed > 0 then refused, wait = place, demand.closed return end
   if is_full(demand) then refused = place return end
-  local starts = due(demand, demand.weight)
+  local weight = demand.weight
+  if demand.keyed and not (aside and redis.call('ZSCORE', demand.held, aside .. '?1')) then
+    weight = weight + travelling(demand)  -- they come for the turns that they were sent back for
+  end
+  local starts = due(demand, weight)
   if starts > now then refused, wait = place, math.ceil(starts - now) end
 end
 for _, demand in ipairs(demands) do look(demand) end

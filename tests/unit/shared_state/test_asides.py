@@ -204,6 +204,22 @@ def test_a_rate_lets_them_come_one_by_one(place, limit):
     assert list(place.back()) == ["3"]
 
 
+@pytest.mark.parametrize("limit", [PACED, BOTH], ids=lambda limit: limit.name)
+def test_a_turn_of_a_rate_is_that_of_who_is_sent_back_for_it(place, limit):
+    """A call that asks for the first time in that moment waits for the next one."""
+    assert place.ask("1", limit)
+    place.end("1", limit)
+    place.pass_time(0.1)
+    assert not place.ask("2", limit)
+    place.pass_time(1.0)
+    assert not place.ask("3", limit), "the turn is that of the call before it"
+    assert place.ask("2", limit, since=place.back()["2"])
+    place.end("2", limit)
+    place.pass_time(1.0)
+    place.poll()
+    assert place.ask("3", limit, since=place.back()["3"])
+
+
 def test_a_delivery_that_is_repeated_waits_once(place):
     """Its first was not acknowledged: the worker died in between."""
     place.ask("1")
