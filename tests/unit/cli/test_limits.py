@@ -68,7 +68,7 @@ def agents(app):
     yield make
     for agent in made:
         agent.stop()
-        agent._store.client.close()
+        agent.store.client.close()
         agent._offers._store.client.close()
 
 
