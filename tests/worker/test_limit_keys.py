@@ -101,8 +101,7 @@ def test_a_worker_that_stops_leaves_what_waits_aside_to_others(worker, load_app,
 def test_a_rate_holds_for_each_key(worker, load_app, broker_url):
     """Also while nothing else happens: who waits aside comes when the rate lets it."""
     app = load_app(APP)
-    # Of two processes the one that is passed a call later may begin it first.
-    running = worker(APP, "-Q", "free", "-c", "1")
+    running = worker(APP, "-Q", "free")
     results = [app.paced.delay(tenant, f"{n}") for n in range(6) for tenant in "ab"]
     values_of(results, timeout=30, detail=running.tail)
     for tenant in "ab":
