@@ -1,6 +1,7 @@
 """What is asked of the places of limits in Redis, and what they answer.
 
-See also: :mod:`celery_budgets.shared_state.limit_store`.
+Values only, in each process that runs calls with limits. See also:
+:mod:`celery_budgets.shared_state.limit_store`.
 """
 
 from __future__ import annotations

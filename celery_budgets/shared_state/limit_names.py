@@ -1,6 +1,7 @@
 """How the scripts of limits are told what a call needs, and what keys are named in Redis.
 
-See also: :mod:`celery_budgets.shared_state.limit_store`.
+Used in each process that runs calls with limits, or asks about them. See also:
+:mod:`celery_budgets.shared_state.limit_store`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from celery_budgets.config.settings import settings_of
+from celery_budgets.errors import ConfigurationError
 from celery_budgets.model.headers import HEADER_ASIDE
 from celery_budgets.sending.why.evidence import Aside
 from celery_budgets.shared_state.limit_store import LimitStore
@@ -33,7 +34,8 @@ def look_aside(app: Any, task_id: str) -> list[Aside] | None:
         task_id: Id of the call.
 
     Returns:
-        ``None`` where the Redis of the limits does not answer.
+        ``None`` where the Redis of the limits does not answer. Nothing where the app has none:
+        no worker starts then.
     """
     if all(limit.key is None for limit in settings_of(app).limits.values()):
         return []
@@ -41,6 +43,8 @@ def look_aside(app: Any, task_id: str) -> list[Aside] | None:
 
     try:
         return sorted(_found(store_of(app), task_id), key=lambda each: each.since)
+    except ConfigurationError:
+        return []
     except RedisError as exc:
         logger.warning("budgets.limits_failed task_id=%s: %s", task_id, exc)
         return None

@@ -1,6 +1,8 @@
 """``CallDemands``: what each call of a worker needs of limits over the fleet.
 
-By its lane, by the limits that its task names, and by their keys. See also:
+By its lane, by the limits that its task names, and by their keys.
+
+Runs in the worker main process. See also:
 :mod:`celery_budgets.model.demands`, and :mod:`celery_budgets.worker.limits.fleet_leases`, which
 gets it.
 """

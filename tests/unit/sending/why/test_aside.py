@@ -24,6 +24,13 @@ def test_a_server_that_is_away_is_told_from_an_empty_one():
     assert look_aside(app_with(Limit("tenant", 2, key="tenant")), "id") is None
 
 
+def test_an_app_without_a_redis_has_nobody_aside():
+    """Its workers do not start; who asks why is told of that, and not of a setting."""
+    app = Celery("aside", broker="memory://")
+    Budgets(app, limits=[Limit("tenant", 2, key="tenant")])
+    assert look_aside(app, "id") == []
+
+
 def test_an_id_leads_to_all_of_its_messages():
     first, second = aside_name("id", 1.0), aside_name("id", 2.5)
     assert first != second

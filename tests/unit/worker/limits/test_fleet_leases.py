@@ -225,13 +225,19 @@ def clock(monkeypatch):
     return now
 
 
-def test_a_place_is_kept_for_a_call_that_is_about_to_arrive(clock):
-    """It starts at once, without asking."""
+def after_a_call():
+    """A lane of one slot whose only call has just succeeded."""
     bench = Bench(Lane("a", 1, fleet=1))
     (call,), _ = bench.offer("a")
     bench.agent.grant()
     bench.due()
     bench.slots.release(call, succeeded=True)
+    return bench
+
+
+def test_a_place_is_kept_for_a_call_that_is_about_to_arrive(clock):
+    """It starts at once, without asking."""
+    bench = after_a_call()
     assert bench.due() == []
     assert bench.agent.released == []
     (second,), started = bench.offer("a")
@@ -242,11 +248,7 @@ def test_a_place_is_kept_for_a_call_that_is_about_to_arrive(clock):
 
 def test_a_place_that_nobody_comes_for_is_given_back_soon(clock):
     """It is looked at then, also where nothing else happens."""
-    bench = Bench(Lane("a", 1, fleet=1))
-    (call,), _ = bench.offer("a")
-    bench.agent.grant()
-    bench.due()
-    bench.slots.release(call, succeeded=True)
+    bench = after_a_call()
     bench.due()
     clock[0] += fleet_leases.KEPT
     bench.rung = 0
