@@ -13,10 +13,23 @@ _RABBITMQCTL = os.environ.get("BUDGETS_TEST_RABBITMQCTL", "rabbitmqctl").split()
 
 def rabbitmqctl(*arguments: str) -> bool:
     """Administer RabbitMQ; return whether that succeeded."""
+    done = _run(*arguments)
+    return done is not None and done.returncode == 0
+
+
+def unacknowledged(host: str, queue: str) -> int | None:
+    """Return how many messages of *queue* workers have in hand, None where nobody can say."""
+    done = _run("list_queues", "-q", "-p", host, "name", "messages_unacknowledged")
+    if done is None or done.returncode:
+        return None
+    by_name = dict(line.split("\t") for line in done.stdout.splitlines() if "\t" in line)
+    return int(by_name[queue]) if by_name.get(queue, "").isdigit() else None
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str] | None:
     try:
-        done = subprocess.run(
-            [*_RABBITMQCTL, *arguments], capture_output=True, timeout=30, check=False
+        return subprocess.run(
+            [*_RABBITMQCTL, *arguments], capture_output=True, text=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+        return None

@@ -11,9 +11,11 @@ import sys
 import termios
 
 import pytest
+from redis import Redis
 
 from tests.support.marks import first_of
 from tests.support.places import ROOT
+from tests.support.rabbitmq import unacknowledged
 from tests.support.waiting import wait_until
 from tests.support.workers import CELERY
 
@@ -58,6 +60,28 @@ def test_a_process_that_ends_all_the_same_gives_its_call_back(worker, load_app, 
     worker(APP, "-Q", "lane")
     assert result.get(timeout=10) == "done"
     assert runs(module, result) == 2
+
+
+@pytest.mark.parametrize("pool", first_of("prefork", "threads", "gevent"))
+def test_what_has_ended_is_acknowledged_while_others_run_on(worker, load_app, broker_url, pool):
+    """A worker that is killed in its grace has only those run again that had not ended."""
+    module = load_app(APP)
+    running = worker(APP, "-Q", "lane", "-P", pool, "-c", "2")
+    short, long = module.work.delay(1), module.work.delay(60)
+    wait_until(lambda: runs(module, short) and runs(module, long), "both run")
+    os.kill(running.pid, signal.SIGTERM)
+    assert short.get(timeout=20) == "done"
+    wait_until(lambda: in_hands(broker_url) == 1, "one is in hand", timeout=20)
+    running.kill()
+    if broker_url.startswith("amqp"):
+        wait_until(module.app.control.purge, "the long one is gone, for the next test")
+
+
+def in_hands(broker_url):
+    """Return how many messages a worker has of the broker."""
+    if broker_url.startswith("amqp"):
+        return unacknowledged(broker_url.rpartition("/")[2], "lane")
+    return Redis.from_url(broker_url).hlen("unacked")
 
 
 def test_a_terminal_that_hangs_up_stops_the_worker_warmly(servers, load_app):

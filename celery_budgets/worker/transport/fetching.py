@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from kombu.transport import redis
@@ -111,6 +112,12 @@ class FetchingChannel(Commands, _Channel):
             return False
         self._settled.append(tag)
         return True
+
+    def settle_rest(self) -> None:
+        """Acknowledge what waits for a turn; without a connection, :meth:`finish` tries again."""
+        with suppress(*self.connection_errors):
+            self.settle(self._settled)
+            self._settled = []
 
     def hand_back(self, tags: list[str]) -> None:
         """Put *tags*, which have not been settled, back to the head of their queue, in order."""

@@ -61,6 +61,12 @@ class BudgetsTransport(_Transport):
         self.in_event_loop = True
         super().register_with_event_loop(connection, loop)
 
+    def leave_event_loop(self) -> None:
+        """Acknowledge at once from now on, and what waits for a turn: there is none any more."""
+        self.in_event_loop = False
+        for channel in list(self.channels or ()):
+            channel.settle_rest()
+
     def _look_what_is_allowed(self, channel: Any) -> None:
         try:
             channel.run(FETCH, [], [0, ANYBODY, 0, 0, 0])
