@@ -107,8 +107,8 @@ class RunningWorker:
     def wait_ready(self, timeout: float = READY_SECONDS) -> RunningWorker:
         """Wait until it takes calls and answers to remote control; fail at once where it exits."""
         self.wait_for_log(f"{self.name}@", " ready.", timeout=timeout)
-        if "gevent" in self.command:
-            # Its mailbox is bound in a greenlet of its own, after it says that it is ready.
+        if "solo" not in self.command:  # which answers between its calls
+            # Its mailbox is bound, or subscribed to, after it says that it is ready.
             wait_until(self._answers, "it answers", timeout=timeout, detail=self.tail)
         return self
 

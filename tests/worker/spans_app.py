@@ -103,7 +103,7 @@ if LIMITED:
 
     @app.task(**task, name="tool_limited", lane="tool_call", limits=["api", "tenant"])
     def limited(tenant: str) -> None:
-        time.sleep(0.5)
+        time.sleep(2.0)  # the second call, sent at once, may take a while to arrive
 
 
 if __name__ == "__main__":

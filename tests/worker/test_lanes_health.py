@@ -92,7 +92,8 @@ def test_a_worker_that_seems_to_consume(worker, load_app, servers, broker_url):
 def test_a_lane_that_an_operator_has_paused_works(worker, load_app, servers):
     module = fresh(load_app)
     worker(APP, "-Q", "lane,other")
-    module.app.control.broadcast("pause_lane", {"lane": "lane"}, reply=True, timeout=5, limit=1)
+    asked = {"lane": "lane"}
+    assert module.app.control.broadcast("pause_lane", asked, reply=True, timeout=5, limit=1)
     module.nap.delay(0)
     code, text = health(servers)
     assert code == 0, text

@@ -87,7 +87,8 @@ def stage(staged, main):
         staged.hold(f"in {queue}", queue)
         waiting = "starved" if cause == "global" else queue
         staged.keep(cause, lambda queue=waiting: app.hold.apply_async(waits, queue=queue))
-    app.app.control.broadcast("pause_lane", {"lane": "paused"}, reply=True, limit=1)
+    asked = {"lane": "paused"}
+    assert app.app.control.broadcast("pause_lane", asked, reply=True, timeout=10, limit=1)
     staged.keep("paused", lambda: app.hold.apply_async(waits, queue="paused"))
     staged.keep("memory", lambda: app.hold.apply_async(waits, queue="tight"))
     staged.keep("no_worker", lambda: app.hold.apply_async(waits, queue="lonely"))

@@ -70,7 +70,8 @@ def held_off(call: Call, again: Callable[[Call], object]) -> bool:
 def raise_in(call: Call, error: type[BaseException], again: Callable[[Call], object]) -> None:
     """Raise *error* in the thread of *call*, replacing one that is still pending there.
 
-    Marks it as sent in *call*, unless the thread is shielded now.
+    Marks it as sent in *call*, unless the thread is shielded now, or is yet to raise the hard
+    limit of another block, which a soft one does not replace.
 
     Args:
         call: The call that has exceeded a limit.
@@ -82,6 +83,8 @@ def raise_in(call: Call, error: type[BaseException], again: Callable[[Call], obj
             return
         replaced = _pending.get(call.thread_id)
         if replaced is not None and replaced is not call and replaced.open:
+            if replaced.hard_sent and error is not HardLimitReached:
+                return  # that one first; the watchdog sends this one after it
             replaced.soft_sent = False  # the watchdog sends it again
         _set_for[call.thread_id] = _pending[call.thread_id] = call
         # Before it is set: in the current thread it is raised at once.

@@ -11,7 +11,7 @@ import time
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from celery_budgets.execution.call import Call
+from celery_budgets.execution.call import Call, HardLimitReached
 from celery_budgets.execution.limits import async_exception as thread_exception
 from celery_budgets.execution.limits.watchdog import watchdog
 from celery_budgets.execution.memory import rss as memory
@@ -102,6 +102,24 @@ def test_an_inner_hard_limit_does_not_replace_the_soft_one_around_it(budgets):
         blocks()
     assert came == ["inner"]
     assert time.monotonic() - began < LONG / 4
+
+
+def test_a_soft_limit_does_not_replace_an_inner_hard_one(budgets, monkeypatch):
+    """Whenever the watchdog looks: the inner one arrives first, and the soft one after it."""
+    sent, outers = [], []
+    monkeypatch.setattr(thread_exception, "_set", lambda thread_id, error: sent.append(error))
+
+    def both_are_due():
+        with budgets.call("lane") as outer, budgets.call("one") as inner:
+            outers.append(outer)
+            thread_exception.raise_in(inner, HardLimitReached, sent.append)
+            thread_exception.raise_in(outer, SoftTimeLimitExceeded, sent.append)
+
+    with pytest.raises(TimeLimitExceeded):
+        both_are_due()
+    kinds = [error for error in sent if error is not None]
+    assert [issubclass(kind, HardLimitReached) for kind in kinds] == [True]
+    assert not outers[0].soft_sent
 
 
 def test_a_soft_limit_that_has_arrived_does_not_come_again(budgets):
