@@ -40,10 +40,6 @@ logger = logging.getLogger(__name__)
 RENEWED_AFTER = 1 / 3
 #: Seconds between two attempts while Redis does not answer.
 AGAIN = 1.0
-#: Seconds after which who waits asks again at the latest: a message may be lost, a limit changed.
-ASKS_AGAIN = 5.0
-#: How long after the end of a lease it is looked again, seconds.
-LATE = 0.01
 #: Longest sleep, seconds: the machine may have been suspended.
 LONGEST = 1.0
 #: Most wishes in one round trip.
@@ -94,10 +90,12 @@ class LimitAgent:
         self._thread: SystemThread | None = None
 
     def ask(
-        self, demands: Sequence[Demand], tell: Callable[[Wish], object], steps: Steps | None = None
-    ) -> Wish:
-        """Ask for *demands*; *tell* is called when they are granted or refused, or put aside."""
-        wish = Wish(f"{self.name}:{next(self._numbers)}", demands, tell, steps)
+        self, demands: Sequence[Demand], tell: Callable[[Wish], object],
+        steps: Steps | None = None, *, has_slot: bool = True,
+    ) -> Wish:  # fmt: skip
+        """Ask for *demands*; *tell* is called at each answer: for arguments see :class:`Wish`."""
+        holder = f"{self.name}:{next(self._numbers)}"
+        wish = Wish(holder, demands, tell, steps, has_slot=has_slot)
         self._todo.append((wish, ASK))
         self._start()
         self._bell.ring()
@@ -207,7 +205,7 @@ class LimitAgent:
                 self._waiting[wish.holder], wish.due_at = wish, self._asks_at
             asks = []
         for wish in asks:
-            wish.asked = True
+            wish.asked = wish.has_slot
         answers = self.store.exchange(
             [wish.to_release(asked_at) for wish in releases if wish.asked],
             [wish.to_ask() for wish in asks],
@@ -226,6 +224,10 @@ class LimitAgent:
                 wish.hold(asked_at, self.store.length)
                 wish.began = min(wish.began, asked_at - answer.waited)
                 self._grant(wish)
+            elif answer.refused is None:
+                self._waiting.pop(wish.holder, None)
+                wish.lacks_slot = True
+                wish.say(wish.tell)
             elif not answer.aside:
                 self._refuse(wish, answer)
         if aside := [both for both in answered if both[1].aside]:
@@ -248,9 +250,7 @@ class LimitAgent:
 
     def _refuse(self, wish: Wish, answer: Answer) -> None:
         self._waiting[wish.holder] = wish
-        # Nobody tells that a lease has ended.
-        wish.due_at = self._clock() + min(answer.wait or answer.ends + LATE, ASKS_AGAIN)
-        if wish.refuse(answer):
+        if wish.refuse(answer, self._clock()):
             wish.say(wish.tell)
 
     def _renew(self) -> None:
@@ -285,7 +285,7 @@ class LimitAgent:
                 self._todo.append((wish, asks))
         asking = [wish for wish, asks in list(self._todo) if asks]
         for wish in [*self._waiting.values(), *asking]:
-            if wish.over or wish.granted:
+            if wish.over or wish.granted or not wish.has_slot:
                 continue
             if long and all(demand.limit.on_outage == "run" for demand in wish.demands):
                 self._grant(wish)
