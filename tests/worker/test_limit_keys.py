@@ -75,6 +75,26 @@ def test_why_tells_of_a_call_that_waits_aside(worker, load_app, broker_url):
     assert app.budgets.why(results[0].id, timeout=0.5).cause == "ended"
 
 
+@pytest.mark.parametrize("pool", first_of("prefork", "threads", "gevent"))
+def test_a_worker_keeps_none_that_came_with_a_flood(worker, load_app, broker_url, pool):
+    """It is sent more at once, to put them aside; others go back, and another worker has slots."""
+    app = load_app(APP)
+    running = worker(APP, "-Q", "free", "-P", pool)
+    flood = [app.of_tenant.delay("noisy", f"{n:03}", 0.0 if n else 9.0) for n in range(100)]
+    quiet = [app.of_tenant.delay(f"quiet{n}", "it", 3.0) for n in range(12)]
+    wait_until(lambda: app.redis().hlen(ASIDES) > 90, "it is aside", timeout=30)
+    for _ in range(2):
+        worker(APP, "-Q", "free", "-P", pool)
+    values_of(quiet, timeout=40, detail=running.tail)
+    kept = [one for one in quiet if f"[{one.id}] succeeded" in running.log]
+    assert len(kept) < len(quiet), running.tail()
+    values_of(flood, timeout=60, detail=running.tail)
+    spans = app.ran("tenant:noisy")
+    assert sorted(names(spans)) == [f"{n:03}" for n in range(100)]
+    assert most_at_once(spans) == 1
+    wait_until(lambda: app.redis().hlen(ASIDES) == 0, "nothing is left aside")
+
+
 @pytest.mark.slow
 def test_a_worker_that_stops_leaves_what_waits_aside_to_others(worker, load_app, broker_url):
     """Nothing is lost, and nothing runs twice, while workers come and go."""
