@@ -95,7 +95,10 @@ class LimitAgent:
     ) -> Wish:  # fmt: skip
         """Ask for *demands*; *tell* is called at each answer: for arguments see :class:`Wish`."""
         holder = f"{self.name}:{next(self._numbers)}"
-        wish = Wish(holder, demands, tell, steps, has_slot=has_slot)
+        return self.ask_again(Wish(holder, demands, tell, steps, has_slot=has_slot))
+
+    def ask_again(self, wish: Wish) -> Wish:
+        """Ask for *wish*, which has been answered: its call may have a slot now."""
         self._todo.append((wish, ASK))
         self._start()
         self._bell.ring()
@@ -167,10 +170,9 @@ class LimitAgent:
         if self._away_since is not None:
             self._without_redis()
             return max(0.0, self._again_at - self._clock())
-        renew_at = [self._renew_at] if self._held else []
-        due = [*(wish.due_at for wish in self._waiting.values()), *renew_at]
-        if self._asides is not None:
-            due.append(self._asides.look_at)
+        due = [wish.due_at for wish in self._waiting.values()]
+        due += [self._renew_at] if self._held else []
+        due += [self._asides.look_at] if self._asides is not None else []
         return max(0.0, min(due, default=inf) - self._clock())
 
     def _work(self) -> None:
@@ -204,8 +206,6 @@ class LimitAgent:
             for wish in asks:
                 self._waiting[wish.holder], wish.due_at = wish, self._asks_at
             asks = []
-        for wish in asks:
-            wish.asked = wish.has_slot
         answers = self.store.exchange(
             [wish.to_release(asked_at) for wish in releases if wish.asked],
             [wish.to_ask() for wish in asks],
@@ -217,17 +217,16 @@ class LimitAgent:
 
     def _heed(self, answered: list[tuple[Wish, Answer]], asked_at: float) -> None:
         for wish, answer in answered:
+            self._waiting.pop(wish.holder, None)
             if answer.granted:
                 if not self._held:
                     self._renew_at = asked_at + self.store.length * RENEWED_AFTER
                 self._held[wish.holder] = wish
                 wish.hold(asked_at, self.store.length)
-                wish.began = min(wish.began, asked_at - answer.waited)
+                wish.came_back(asked_at - answer.waited)
                 self._grant(wish)
             elif answer.refused is None:
-                self._waiting.pop(wish.holder, None)
-                wish.lacks_slot = True
-                wish.say(wish.tell)
+                wish.lack_slot(answer.since)
             elif not answer.aside:
                 self._refuse(wish, answer)
         if aside := [both for both in answered if both[1].aside]:
@@ -237,7 +236,6 @@ class LimitAgent:
         stay = put_aside(self.store, both)
         for wish, _ in both:
             if wish.stepped:
-                self._waiting.pop(wish.holder, None)
                 wish.say(wish.tell)
         if self._asides is not None:
             self._asides.look_soon()  # sooner than was planned, perhaps
@@ -285,9 +283,11 @@ class LimitAgent:
                 self._todo.append((wish, asks))
         asking = [wish for wish, asks in list(self._todo) if asks]
         for wish in [*self._waiting.values(), *asking]:
-            if wish.over or wish.granted or not wish.has_slot:
+            if wish.over or wish.granted:
                 continue
-            if long and all(demand.limit.on_outage == "run" for demand in wish.demands):
+            if not wish.has_slot:
+                wish.lack_slot(wish.since)
+            elif long and all(demand.limit.on_outage == "run" for demand in wish.demands):
                 self._grant(wish)
             elif not wish.unknown:
                 wish.unknown = True

@@ -153,7 +153,7 @@ class LimitStore:
         if granted == 1:
             return Answer(granted=True, waited=(int(now) - int(since)) / 1e6)
         if granted:
-            return Answer(granted=False)
+            return Answer(granted=False, since=int(since))
         return Answer(
             False, demands[refused - 1], max(0, wait) / 1e6, int(since), ends / 1e6, wait < 0
         )

@@ -93,7 +93,7 @@ class Wish:
         self.lacks_slot = False
         #: Monotonic instant at which its call could start but for the limits, perhaps elsewhere.
         self.began = monotonic()
-        #: Whether Redis may know of it.
+        #: Whether Redis may know of it: not of who was only to be put aside, and was not.
         self.asked = False
         #: Whether the call may run.
         self.granted = False
@@ -128,7 +128,8 @@ class Wish:
         return self.steps.name if self.steps is not None else ""
 
     def to_ask(self) -> Ask:
-        """Return how it asks."""
+        """Return how it asks, as it does now."""
+        self.asked = self.asked or self.has_slot
         return Ask(self.holder, self.demands, self.since, self.name, self.has_slot)
 
     def packed(self, answer: Answer) -> bytes | None:
@@ -141,6 +142,26 @@ class Wish:
             logger.exception("budgets.limits_failed holder=%s: it waits in its worker", self.holder)
             self.steps = None
             return None
+
+    def lack_slot(self, since: int) -> None:
+        """Take note that it could start but for a slot, and has its turn since then."""
+        if not self.lacks_slot:
+            self.lacks_slot, self.since = True, since
+            self.say(self.tell)
+
+    def came_back(self, since: float) -> None:
+        """Take note that its call, if it was put aside, has waited since that monotonic instant."""
+        if self.steps is not None and self.steps.since:
+            self.began = min(self.began, since)
+
+    def get_slot(self) -> None:
+        """Take note that its call could start now but for the limits."""
+        self.has_slot, self.lacks_slot, self.began = True, False, monotonic()
+
+    @property
+    def answered(self) -> bool:
+        """Whether it is known by now what comes of it."""
+        return self.granted or self.unknown or self.lacks_slot or self.refused is not None
 
     def refuse(self, answer: Answer, now: float) -> bool:
         """Take note of a refusal; return whether that is news."""

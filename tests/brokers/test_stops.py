@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import time
+from contextlib import ExitStack
 
 import pytest
 from celery.bin.base import CLIContext
@@ -18,6 +19,7 @@ from redis import Redis
 
 from celery_budgets.cli import lanes
 from tests.support.rabbitmq import rabbitmqctl
+from tests.support.terminals import WorkerOnTerminal
 from tests.support.waiting import values_of, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -60,7 +62,7 @@ def test_warm_stops_under_load(worker, load_app, broker_url, pool):
     stop_under_load(worker, load_app, terminate, pool)
 
 
-def stop_under_load(worker, load_app, stop, pool):
+def stop_under_load(worker, load_app, stop, pool, start=None):
     module, chance = load_app(APP), random.Random(19)
     module.app.control.purge()
     results = []
@@ -68,7 +70,7 @@ def stop_under_load(worker, load_app, stop, pool):
     for _ in range(STOPS):
         waiting = len(results) - int(redis.get("effects") or 0)
         results += [module.work.delay(0.005) for _ in range(CALLS.get(pool, 300) - waiting)]
-        running = worker(APP, "-Q", "lane", "-P", pool)
+        running = (start or worker)(APP, "-Q", "lane", "-P", pool)
         wait(chance.uniform(0, LONGEST))
         stop(module, running)
         # As plain Celery has it (celery.apps.worker.install_worker_int_handler).
@@ -82,6 +84,14 @@ def terminate(module, running):
     os.kill(running.pid, signal.SIGTERM)
 
 
+def terminate_all(module, running):
+    os.killpg(running.pid, signal.SIGTERM)
+
+
+def hang_up(module, running):
+    running.hang_up()
+
+
 def interrupt(module, running):
     os.kill(running.pid, signal.SIGINT)
 
@@ -93,10 +103,21 @@ def drain(module, running):
     assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize("stop", [interrupt, drain])
+@pytest.mark.parametrize("stop", [terminate_all, interrupt, drain])
 def test_other_stops_under_load(worker, load_app, broker_url, stop):
-    """Ctrl-C, and `celery lanes drain`."""
+    """Of the whole process group, Ctrl-C, and `celery lanes drain`."""
     stop_under_load(worker, load_app, stop, "prefork")
+
+
+def test_terminals_that_hang_up_under_load(worker, load_app, broker_url, servers):
+    with ExitStack() as stack:
+
+        def start(*arguments):
+            running = WorkerOnTerminal(servers, *arguments)
+            stack.callback(running.close)
+            return running.wait_ready()
+
+        stop_under_load(worker, load_app, hang_up, "prefork", start)
 
 
 def test_a_rolling_restart_of_four_workers(worker, load_app, broker_url):

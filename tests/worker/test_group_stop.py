@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import signal
-import subprocess
-import sys
-import termios
+from contextlib import closing
 
 import pytest
 from redis import Redis
 
 from tests.support.marks import first_of
-from tests.support.places import ROOT
 from tests.support.rabbitmq import unacknowledged
+from tests.support.terminals import WorkerOnTerminal
 from tests.support.waiting import wait_until
-from tests.support.workers import CELERY
 
 APP = "tests.worker.group_stop_app"
 
@@ -86,22 +81,12 @@ def in_hands(broker_url):
 
 def test_a_terminal_that_hangs_up_stops_the_worker_warmly(servers, load_app):
     module = load_app(APP)
-    terminal, other = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, CELERY, "-A", APP, "worker", "-Q", "lane", "--without-mingle"],
-        stdin=other, stdout=other, stderr=other, start_new_session=True,
-        env=os.environ | servers.environment | {"PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
-    os.close(other)
-    try:
+    running = WorkerOnTerminal(servers, APP, "-Q", "lane")
+    with closing(running):
         results = [module.work.delay(2) for _ in range(2)]
         wait_until(lambda: all(runs(module, result) for result in results), "both run", timeout=30)
-        os.close(terminal)
-        assert process.wait(timeout=45) == 0
-    finally:
-        process.kill()
-        process.wait()
+        running.hang_up()
+        assert running.wait_exit() == 0
     assert [result.get(timeout=1) for result in results] == ["done", "done"]
     assert [runs(module, result) for result in results] == [1, 1]
 

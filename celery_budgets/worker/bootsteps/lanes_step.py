@@ -165,7 +165,7 @@ class LanesStep(bootsteps.StartStopStep):
             # By request: a call that was held comes here again.
             self._awaited.discard(request)
             self._prefetch.later[request.delivery_info["routing_key"]] -= 1
-        # The request of a plain task has no lane: it goes to the pool, as in Celery.
+        # A plain task has no lane: it goes to the pool, as in Celery.
         if getattr(request, "lane", None) is None or self._runtime.takes_in(request):
             self._hand_over(request)
         if self._renewals.needed:
@@ -190,8 +190,7 @@ class LanesStep(bootsteps.StartStopStep):
         stepped = self.slots.stepped_aside()
         for request in stepped:
             request.step_aside()
-        for lane in self._prefetch.put_aside(stepped):
-            self._recount(lane.queue)
+        self._recount(*self._prefetch.put_aside(stepped))
         while self._to_send and self._runtime.leases is not None:
             self._runtime.leases.sent(send_back(self._consumer.app, self._to_send.popleft()))
 
@@ -201,7 +200,9 @@ class LanesStep(bootsteps.StartStopStep):
             self._pass_asides()
         for request in self.slots.due():
             self._hand_over(request)
-        give_back_first(self.slots.too_early(self._prefetch.usual))
+        early = self.slots.too_early(self._prefetch.usual)
+        self._recount(*{request.lane.queue for request in early})
+        give_back_first(early)
 
     def _on_received(self, request: Request, **_: Any) -> None:
         if request.eta is not None:
@@ -213,10 +214,11 @@ class LanesStep(bootsteps.StartStopStep):
             else:
                 self._consumer.call_soon(self._recount, queue)
 
-    def _recount(self, queue: str) -> None:
+    def _recount(self, *queues: str) -> None:
         consumer = self._consumer.task_consumer
         if isinstance(consumer, LaneConsumer):
-            consumer.recount(queue)
+            for queue in queues:
+                consumer.recount(queue)
 
     def _consumer_of(self, plain: Any, channel: Any, **kwargs: Any) -> Any:
         """Return the consumer of the queues; *plain* creates Celery's own."""
@@ -253,7 +255,8 @@ class LanesStep(bootsteps.StartStopStep):
             return  # a cold stop has ended the pool: celery.apps.worker.on_cold_shutdown
         for look in (
             self._runtime.pauses.look, self._runtime.limits.look, self._runtime.drift.look,
-            self._waits.look, self._untracked.look, self._start_due, self._look_for_floods,
+            self._waits.look, self._untracked.look, self._start_due,
+            lambda: self._recount(*self._prefetch.floods_over()),
             self._roster.tally.count_noted, self._runtime.look, self._recovery.look,
         ):  # fmt: skip
             try:
@@ -263,10 +266,6 @@ class LanesStep(bootsteps.StartStopStep):
             except Exception:
                 # Raised in the event loop, it would end the worker.
                 logger.exception("budgets.lanes_look_failed")
-
-    def _look_for_floods(self) -> None:
-        for lane in self._prefetch.floods_over():
-            self._recount(lane.queue)
 
     def _is_waiting(self, request: Delivery) -> bool:
         """Return whether a call waits for a place in the pool, or was dropped from it."""

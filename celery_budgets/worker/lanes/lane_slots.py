@@ -149,10 +149,10 @@ class WorkerSlots:
             flooded = [slots for slots in self._holding.values() if slots.is_flooded]
             for slots in flooded:
                 lacking = [*filter(self._leases.lacks_slot, slots.held)]
-                if lacking:
-                    slots.in_flood = 0
-                    excess = len(slots.taken) + len(slots.held) - usual(slots)
-                    early += lacking[max(0, len(lacking) - excess) :] if usual(slots) else []
+                excess = len(slots.taken) + len(slots.held) - usual(slots)
+                if lacking and excess > 0 and usual(slots):
+                    slots.end_flood()
+                    early += lacking[-excess:]
             for request in early:
                 self._drop(request)
         return early

@@ -15,7 +15,6 @@ from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 from celery_budgets.worker.lanes.slots_of_lane import LaneSlots
 
 if TYPE_CHECKING:
-    from celery_budgets.model.lane import Lane
     from celery_budgets.worker.delivery import Delivery
     from celery_budgets.worker.lanes.low_priority import LowPriorityQueues
 
@@ -63,8 +62,8 @@ class Prefetch:
         """Return the count of a lane's queue, but for its ETAs and floods."""
         return slots.most * self._multiplier()
 
-    def put_aside(self, stepped: Iterable[Delivery]) -> list[Lane]:
-        """Take note of calls that were put aside; return the lanes with another count now."""
+    def put_aside(self, stepped: Iterable[Delivery]) -> list[str]:
+        """Take note of calls that were put aside; return the queues with another count now."""
         raised = []
         for lane in {request.lane.name: request.lane for request in stepped}.values():
             slots = self._slots.lanes[lane.name]
@@ -72,12 +71,12 @@ class Prefetch:
             more = min(MOST_IN_FLOOD, max(FIRST_IN_FLOOD, 2 * slots.in_flood))
             if more > slots.in_flood and not self.by_consumer:
                 slots.in_flood = more
-                raised.append(lane)
+                raised.append(lane.queue)
         return raised
 
-    def floods_over(self) -> list[Lane]:
-        """Return the lanes with another count now, because no calls are put aside any more."""
-        over = [s for s in self._slots.lanes.values() if s.in_flood and not s.is_flooded]
+    def floods_over(self) -> list[str]:
+        """Return the queues with another count now, because no calls are put aside any more."""
+        over = [s for s in self._slots.lanes.values() if s.in_flood and not s.flows]
         for slots in over:
-            slots.in_flood = 0
-        return [slots.lane for slots in over]
+            slots.end_flood()
+        return [slots.lane.queue for slots in over]

@@ -69,10 +69,20 @@ class LaneSlots:
         """Note that calls were put aside: others may follow."""
         self._flooded_until = monotonic() + FLOOD_SECONDS
 
+    def end_flood(self) -> None:
+        """Take as many messages as usual; some more may be on their way."""
+        self.in_flood = 0
+        self.note_flood()
+
     @property
-    def is_flooded(self) -> bool:
+    def flows(self) -> bool:
         """Whether calls were put aside a moment ago."""
         return monotonic() < self._flooded_until
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether some may have come that another worker has a slot for."""
+        return self.in_flood > 0 or self.flows
 
     def owed(self) -> int:
         """Return the slots that must stay free for this lane."""

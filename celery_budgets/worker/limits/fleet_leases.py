@@ -158,11 +158,14 @@ class FleetLeases:
         """
         for demands in [*self._wishes, *(d for d in startable if d not in self._wishes)]:
             wishes = self._wishes.setdefault(demands, [])
-            asks_anew = startable[demands] > 0 or demands not in beyond
+            waits = startable[demands] > 0 or demands in beyond
             for wish in [*wishes]:
-                if wish.lost or (asks_anew and not wish.has_slot and not wish.stepped):
+                if wish.lost or not (wish.has_slot or wish.stepped or waits):
                     wishes.remove(wish)
                     self._agent.release(wish)
+                elif wish.lacks_slot and startable[demands]:
+                    wish.get_slot()
+                    self._agent.ask_again(wish)
             while len(wishes) < startable[demands]:
                 wishes.append(self._ask(demands))
             self._give_back(wishes, startable[demands])
@@ -180,8 +183,9 @@ class FleetLeases:
         """Give back those of equal *wishes* that are more than *most*."""
         while sum(wish.has_slot for wish in wishes) > most:
             # Who has waited longest keeps its turn.
-            last = next((w for w in reversed(wishes) if not w.granted), None)
-            last = last or next((w for w in wishes if w.kept_until <= monotonic()), None)
+            last = next((w for w in reversed(wishes) if _is_no_more(w)), None)
+            kept = (w for w in wishes if w.granted and w.kept_until <= monotonic())
+            last = last or next(kept, None)
             if last is None:
                 self._passing_on.look_later()
                 return
@@ -256,6 +260,11 @@ class FleetLeases:
             if held is wish:
                 self._lose(request)
         self._wake()
+
+
+def _is_no_more(wish: Wish) -> bool:
+    """Return whether *wish* is not granted, nor is its call about to be put aside, in its turn."""
+    return not wish.granted and (wish.steps is None or wish.answered)
 
 
 def _places(wish: Wish) -> list[tuple[str, int]]:

@@ -13,6 +13,7 @@ from celery_budgets.shared_state import wish as wishes
 from celery_budgets.shared_state.answers import Answer
 from celery_budgets.shared_state.limit_agent import LimitAgent
 from celery_budgets.shared_state.limit_store import LimitStore
+from celery_budgets.shared_state.wish import Steps
 from tests.support.waiting import wait_until
 
 ONE = [Demand(Limit("one", 1))]
@@ -206,7 +207,11 @@ def test_what_came_from_aside_has_waited_since_it_asked_first(offline):
     """Wherever that was."""
     agent, store, after = offline
     store.away, store.waited = False, 20.0
-    wish = agent.ask(ONE, lambda wish: None)
+    wish = agent.ask(ONE, lambda wish: None, Steps("name", 7, lambda since, refused: b""))
     after(0)
     assert wish.granted
     assert wish.began == agent._clock() - 20
+    other = agent.ask(ONE, lambda wish: None, Steps("other", 0, lambda since, refused: b""))
+    after(0)
+    assert other.granted
+    assert other.began > agent._clock() - 20, "it has waited for a slot until now"

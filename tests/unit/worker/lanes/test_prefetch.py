@@ -20,7 +20,7 @@ class Bench:
         self.prefetch = Prefetch(LANES, self.slots, lambda: multiplier)
 
     def step_aside(self, lane="a"):
-        """Return the lanes whose count has changed."""
+        """Return the queues whose count has changed."""
         return self.prefetch.put_aside([SimpleNamespace(lane=LANES[lane])])
 
 
@@ -49,7 +49,7 @@ def test_as_usual_when_it_is_over(monkeypatch):
     bench.step_aside()
     assert bench.prefetch.floods_over() == []
     monkeypatch.setattr(bench.slots.lanes["a"], "_flooded_until", 0.0)
-    assert bench.prefetch.floods_over() == [LANES["a"]]
+    assert bench.prefetch.floods_over() == ["a"]
     assert bench.prefetch.of("a") == 8
     assert bench.prefetch.floods_over() == []
 

@@ -24,7 +24,10 @@ class Wish:
         self.granted, self.refused, self.unknown = False, None, False
         self.lost, self.valid_until, self.stepped, self.began = False, inf, False, 0.0
         self.passed_until, self.brakes, self.passable_until = 0.0, [], inf
-        self.kept_until = 0.0
+        self.kept_until, self.steps, self.answered = 0.0, None, False
+
+    def get_slot(self):
+        self.has_slot, self.lacks_slot = True, False
 
 
 class Agent:
@@ -33,11 +36,14 @@ class Agent:
     away = 0.0
 
     def __init__(self):
-        self.asked, self.released, self.looks = [], [], []
+        self.asked, self.again, self.released, self.looks = [], [], [], []
 
     def ask(self, demands, tell, steps=None, *, has_slot=True):
         self.asked.append(Wish(demands, tell, has_slot=has_slot))
         return self.asked[-1]
+
+    def ask_again(self, wish):
+        self.again.append(wish)
 
     def release(self, wish):
         self.asked.remove(wish)
@@ -403,18 +409,38 @@ def test_after_a_flood_who_has_no_slot_is_not_asked_for(flooded, monkeypatch):
     assert [wish.has_slot for wish in bench.agent.asked] == [True]
 
 
-def test_who_gets_a_slot_is_asked_for_anew(flooded):
-    """Not who is being put aside: its message comes back."""
+def test_who_gets_a_slot_is_asked_for_again_once_it_is_known_that_it_is_not_put_aside(flooded):
+    """Not before: it would lose its turn where it is being put aside."""
     bench, calls = flooded
-    asked = bench.agent.asked[1:]
-    asked[0].stepped = True
+    first, second, *_ = bench.agent.asked[1:]
     bench.slots.release(calls[0])
     bench.due()
-    assert asked[0] not in bench.agent.released
+    assert (bench.agent.again, bench.agent.released[1:]) == ([], [])
+    first.stepped = True
+    second.lacks_slot = True
     assert bench.slots.stepped_aside() == calls[1:2]
     bench.due()
-    assert asked[1] in bench.agent.released
-    assert [wish.has_slot for wish in bench.agent.asked].count(True) == 1
+    assert bench.agent.again == [second]
+    assert (second.has_slot, second.lacks_slot) == (True, False)
+    bench.due()
+    assert bench.agent.again == [second]
+
+
+def test_who_is_asked_for_keeps_its_turn_until_it_is_answered(flooded, monkeypatch):
+    """Its slot went to another meanwhile, and it is perhaps being put aside."""
+    bench, calls = flooded
+    monkeypatch.setattr(bench.slots.lanes["a"], "_flooded_until", 0.0)
+    bench.due()
+    bench.slots.release(calls[0])
+    bench.due()
+    wish = bench.agent.asked[-1]
+    wish.steps = "some"
+    monkeypatch.setattr(bench.slots, "_size", lambda: 0)
+    bench.due()
+    assert wish not in bench.agent.released
+    wish.answered = True
+    bench.due()
+    assert wish in bench.agent.released
 
 
 def test_who_came_too_early_is_given_back(flooded):
