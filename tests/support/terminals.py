@@ -29,7 +29,8 @@ class WorkerOnTerminal:
     def __init__(self, servers: Servers, app: str, *arguments: str) -> None:
         self._terminal, other = pty.openpty()
         self._process = subprocess.Popen(
-            [sys.executable, str(CELERY), "-A", app, "worker", "--without-mingle", *arguments],
+            [sys.executable, str(CELERY), "-A", app, "worker", "-l", "INFO", "--without-mingle",
+             *arguments],
             stdin=other, stdout=other, stderr=other, start_new_session=True,
             env=os.environ | servers.environment | {"PYTHONPATH": str(ROOT)},
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),

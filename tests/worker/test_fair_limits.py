@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from celery_budgets.worker.lanes.prefetch import MOST_IN_FLOOD
 from tests.support.waiting import values_of, wait_until
 
 APP = "tests.worker.fleet_app"
@@ -12,7 +13,7 @@ OTHERS = "abcde"
 
 @pytest.mark.slow
 def test_a_flood_of_one_key_is_out_of_the_way_of_others(worker, load_app, broker_url):
-    """Calls that come after it start while nearly all of it still waits, each key in its order."""
+    """Calls that come after it start while nearly all of it still waits."""
     app = load_app(APP)
     for _ in range(2):
         running = worker(APP, "-Q", "free", "-P", "threads")
@@ -22,11 +23,12 @@ def test_a_flood_of_one_key_is_out_of_the_way_of_others(worker, load_app, broker
     ran = len(app.ran("tenant:noisy"))
     assert ran < 100, "most of the flood waits aside"
     for other in OTHERS:
-        assert [name for *_, name in app.ran(f"tenant:{other}")] == ["0", "1", "2"]
+        # In either order: each worker takes many at once, to put them aside.
+        assert sorted(name for *_, name in app.ran(f"tenant:{other}")) == ["0", "1", "2"]
     values_of(flood, timeout=60, detail=running.tail)
     order = [int(name) for *_, name in app.ran("tenant:noisy")]
-    # As they came to one of the two workers, which take some at a time.
-    assert max(abs(place - number) for place, number in enumerate(order)) < 20
+    # As they came to one of the two workers.
+    assert max(abs(place - number) for place, number in enumerate(order)) < 2 * MOST_IN_FLOOD
 
 
 def test_what_keys_share_goes_to_those_that_have_used_least(worker, load_app, broker_url):
