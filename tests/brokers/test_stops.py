@@ -15,10 +15,9 @@ import pytest
 from celery.bin.base import CLIContext
 from celery.utils.nodenames import gethostname
 from click.testing import CliRunner
-from redis import Redis
 
 from celery_budgets.cli import lanes
-from tests.support.rabbitmq import rabbitmqctl
+from tests.support.connections import cut_connections
 from tests.support.terminals import WorkerOnTerminal
 from tests.support.waiting import values_of, wait_until
 
@@ -41,19 +40,6 @@ def wait(seconds):
 def runs(module, results, what="runs"):
     redis = module.Redis.from_url(module.WHERE)
     return [int(count or 0) for count in redis.mget([f"{what}:{each.id}" for each in results])]
-
-
-def cut_connections(broker_url):
-    """Have the broker close every connection of this test's workers."""
-    if broker_url.startswith("amqp"):
-        host = broker_url.rpartition("/")[2]
-        assert rabbitmqctl("close_all_connections", "-p", host, "the test says so")
-        return
-    with Redis.from_url(broker_url) as redis:
-        database, own = str(redis.connection_pool.connection_kwargs["db"]), redis.client_id()
-        for client in redis.client_list():
-            if client["db"] == database and int(client["id"]) != own:
-                redis.client_kill_filter(_id=client["id"])
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from tests.support.connections import cut_connections
 from tests.support.marks import first_of
 from tests.support.spans import most_at_once
 from tests.support.waiting import values_of, wait_until
@@ -93,6 +94,24 @@ def test_a_worker_keeps_none_that_came_with_a_flood(worker, load_app, broker_url
     assert sorted(names(spans)) == [f"{n:03}" for n in range(100)]
     assert most_at_once(spans) == 1
     wait_until(lambda: app.redis().hlen(ASIDES) == 0, "nothing is left aside")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.6])
+def test_a_lost_connection_in_the_middle_of_a_flood(worker, load_app, broker_url, seconds):
+    """Of both workers: nothing is lost, and the limit holds."""
+    app = load_app(APP, VISIBILITY="5")
+    for _ in range(2):
+        running = worker(APP, "-Q", "free", env={"VISIBILITY": "5"})
+    flood = [app.of_tenant.delay("noisy", f"{n:03}", 0.0 if n else 3.0) for n in range(300)]
+    quiet = [app.of_tenant.delay(f"quiet{n}", "it", 0.1) for n in range(30)]
+    ends = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= ends, "the moment", interval=0.001)
+    cut_connections(broker_url)
+    values_of(quiet + flood, timeout=120, detail=running.tail)
+    assert set(names(app.ran("tenant:noisy"))) == {f"{n:03}" for n in range(300)}
+    assert most_at_once(app.ran("tenant:noisy")) == 1
+    wait_until(lambda: app.redis().hlen(ASIDES) == 0, "nothing is left aside", timeout=30)
 
 
 @pytest.mark.slow

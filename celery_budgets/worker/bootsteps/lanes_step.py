@@ -27,6 +27,7 @@ from celery_budgets.worker.lanes.held_deliveries import (
     give_back_first,
     give_back_soon,
     is_waiting,
+    must_hold,
     take_waiting,
 )
 from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
@@ -185,22 +186,22 @@ class LanesStep(bootsteps.StartStopStep):
         self._to_send.append(asides)
         self._bell.ring()
 
-    def _pass_asides(self) -> None:
-        """Let go of calls that wait aside, and send back those whose turn it is."""
+    def _pass_asides(self) -> list[Delivery]:
+        """Let go of calls that wait aside, and return them; send back those whose turn it is."""
         stepped = self.slots.stepped_aside()
         for request in stepped:
             request.step_aside()
-        self._recount(*self._prefetch.put_aside(stepped))
         while self._to_send and self._runtime.leases is not None:
             self._runtime.leases.sent(send_back(self._consumer.app, self._to_send.popleft()))
+        return stepped
 
     def _start_due(self) -> None:
         self._woken = False
         if self._runtime.leases is not None:
-            self._pass_asides()
+            self._recount(*self._prefetch.put_aside(self._pass_asides()))
         for request in self.slots.due():
             self._hand_over(request)
-        early = self.slots.too_early(self._prefetch.usual)
+        early = self.slots.too_early(self._prefetch.usual, partial(must_hold, self._consumer))
         self._recount(*{request.lane.queue for request in early})
         give_back_first(early)
 

@@ -137,22 +137,22 @@ class WorkerSlots:
                 self._drop(request)
         return stepped
 
-    def too_early(self, usual: Callable[[LaneSlots], int]) -> list[Delivery]:
+    def too_early(
+        self, usual: Callable[[LaneSlots], int], must_stay: Callable[[Delivery], bool]
+    ) -> list[Delivery]:
         """Remove and return held calls that another worker may have a slot for.
 
-        In a flood a lane takes more than the *usual* count: those beyond that are not put aside.
+        In a flood a lane takes more than the *usual* count: those that are not put aside.
         """
         early: list[Delivery] = []
         if self._leases is None:
             return early
+        lacks = self._leases.lacks_slot
         with self._lock:
-            flooded = [slots for slots in self._holding.values() if slots.is_flooded]
-            for slots in flooded:
-                lacking = [*filter(self._leases.lacks_slot, slots.held)]
-                excess = len(slots.taken) + len(slots.held) - usual(slots)
-                if lacking and excess > 0 and usual(slots):
-                    slots.end_flood()
-                    early += lacking[-excess:]
+            for slots in self._holding.values():
+                if slots.is_flooded:
+                    may_go = (one for one in slots.held if lacks(one) and not must_stay(one))
+                    early += slots.excess(usual(slots), may_go)
             for request in early:
                 self._drop(request)
         return early

@@ -7,7 +7,7 @@ grants them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,19 @@ class LaneSlots:
     def is_flooded(self) -> bool:
         """Whether some may have come that another worker has a slot for."""
         return self.in_flood > 0 or self.flows
+
+    def excess(self, usual: int, may_go: Iterable[Delivery]) -> list[Delivery]:
+        """Return the last of *may_go*, as many as came beyond *usual*; the flood has passed then.
+
+        Args:
+            usual: How many the broker sends otherwise; 0: all it has.
+            may_go: Some of those that are held.
+        """
+        count = len(self.taken) + len(self.held) - usual
+        going = [*may_go][-count:] if usual and count > 0 else []
+        if going:
+            self.end_flood()
+        return going
 
     def owed(self) -> int:
         """Return the slots that must stay free for this lane."""

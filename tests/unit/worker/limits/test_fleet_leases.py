@@ -443,17 +443,22 @@ def test_who_is_asked_for_keeps_its_turn_until_it_is_answered(flooded, monkeypat
     assert wish in bench.agent.released
 
 
+def too_early(bench, usual, must_stay=()):
+    return bench.slots.too_early(lambda slots: usual, lambda request: request in must_stay)
+
+
 def test_who_came_too_early_is_given_back(flooded):
     """Those that came last, and are not to be put aside, as many as came beyond the usual."""
     bench, calls = flooded
-    assert bench.slots.too_early(lambda slots: 2) == []
+    assert too_early(bench, 2) == []
     for wish in bench.agent.asked[2:]:
         wish.lacks_slot = True
     bench.slots.lanes["a"].in_flood = 32
-    assert bench.slots.too_early(lambda slots: 4) == calls[4:]
+    assert too_early(bench, 4, must_stay=set(calls)) == []
+    assert too_early(bench, 4) == calls[4:]
     assert bench.slots.lanes["a"].in_flood == 0
     assert bench.slots.held()["a"] == 3
-    assert bench.slots.too_early(lambda slots: 0) == [], "the broker sends all it has"
+    assert too_early(bench, 0) == [], "the broker sends all it has"
     bench.due()
     assert len(bench.agent.asked) == 1 + 3
 
