@@ -108,8 +108,9 @@ class RunningWorker:
     def wait_ready(self, timeout: float = READY_SECONDS) -> RunningWorker:
         """Wait until it takes calls and answers to remote control; fail at once where it exits."""
         self.wait_for_log(f"{self.name}@", " ready.", timeout=timeout)
-        if "solo" not in self.command:  # which answers between its calls
-            # Its mailbox is bound, or subscribed to, after it says that it is ready.
+        # Its mailbox is bound, or subscribed to, after it says that it is ready. Solo answers
+        # between its calls, and what a Sentinel calls its primary is known to the app alone.
+        if "solo" not in self.command and not self.servers.broker.startswith("sentinel"):
             wait_until(self._answers, "it answers", timeout=timeout, detail=self.tail)
         return self
 

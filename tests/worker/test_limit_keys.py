@@ -33,7 +33,7 @@ def test_a_full_key_holds_up_no_other(worker, load_app, broker_url, pool):
     others += [app.free.delay(str(n)) for n in range(4)]
     values_of(others, timeout=30, detail=running.tail)
     assert len(app.ran("tenant:noisy")) < 20, "its calls have been waiting meanwhile"
-    values_of(noisy, timeout=60, detail=running.tail)
+    values_of(noisy, timeout=120, detail=running.tail)
     spans = app.ran("tenant:noisy")
     assert sorted(names(spans)) == [f"{n:02}" for n in range(20)]
     assert most_at_once(spans) == 1
