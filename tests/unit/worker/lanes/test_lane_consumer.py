@@ -24,9 +24,14 @@ def queue(name):
 @pytest.fixture
 def connection(request):
     with Connection("memory://", transport_options={"polling_interval": 0.01}) as connection:
+        delete_queues(connection)  # those of this name that other files have left in this process
         yield connection
-        for name in ("a", "b", "plain"):
-            connection.default_channel.queue_delete(name)
+        delete_queues(connection)
+
+
+def delete_queues(connection):
+    for name in ("a", "b", "plain"):
+        connection.default_channel.queue_delete(name)
 
 
 @pytest.fixture
