@@ -18,7 +18,7 @@ class Answer(NamedTuple):
     """The answer to a holder that asks for its limits."""
 
     granted: bool
-    #: The demand that is not granted; ``None`` also where nothing but a slot is missing.
+    #: The demand that is not granted.
     refused: Demand | None = None
     #: Seconds until its rate allows it; 0: it waits in line, and is told.
     wait: float = 0.0
@@ -39,8 +39,6 @@ class Ask(NamedTuple):
     demands: Sequence[Demand]
     since: int = 0
     aside: str = ""
-    #: Whether it could start; else it is granted nothing, and only put aside.
-    has_slot: bool = True
 
 
 class Release(NamedTuple):

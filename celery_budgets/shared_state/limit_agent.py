@@ -40,6 +40,10 @@ logger = logging.getLogger(__name__)
 RENEWED_AFTER = 1 / 3
 #: Seconds between two attempts while Redis does not answer.
 AGAIN = 1.0
+#: Seconds after which who waits asks again at the latest: a message may be lost, a limit changed.
+ASKS_AGAIN = 5.0
+#: How long after the end of a lease it is looked again, seconds.
+LATE = 0.01
 #: Longest sleep, seconds: the machine may have been suspended.
 LONGEST = 1.0
 #: Most wishes in one round trip.
@@ -90,15 +94,10 @@ class LimitAgent:
         self._thread: SystemThread | None = None
 
     def ask(
-        self, demands: Sequence[Demand], tell: Callable[[Wish], object],
-        steps: Steps | None = None, *, has_slot: bool = True,
-    ) -> Wish:  # fmt: skip
-        """Ask for *demands*; *tell* is called at each answer: for arguments see :class:`Wish`."""
-        holder = f"{self.name}:{next(self._numbers)}"
-        return self.ask_again(Wish(holder, demands, tell, steps, has_slot=has_slot))
-
-    def ask_again(self, wish: Wish) -> Wish:
-        """Ask for *wish*, which has been answered: its call may have a slot now."""
+        self, demands: Sequence[Demand], tell: Callable[[Wish], object], steps: Steps | None = None
+    ) -> Wish:
+        """Ask for *demands*; *tell* is called when they are granted or refused, or put aside."""
+        wish = Wish(f"{self.name}:{next(self._numbers)}", demands, tell, steps)
         self._todo.append((wish, ASK))
         self._start()
         self._bell.ring()
@@ -170,9 +169,10 @@ class LimitAgent:
         if self._away_since is not None:
             self._without_redis()
             return max(0.0, self._again_at - self._clock())
-        due = [wish.due_at for wish in self._waiting.values()]
-        due += [self._renew_at] if self._held else []
-        due += [self._asides.look_at] if self._asides is not None else []
+        renew_at = [self._renew_at] if self._held else []
+        due = [*(wish.due_at for wish in self._waiting.values()), *renew_at]
+        if self._asides is not None:
+            due.append(self._asides.look_at)
         return max(0.0, min(due, default=inf) - self._clock())
 
     def _work(self) -> None:
@@ -206,6 +206,8 @@ class LimitAgent:
             for wish in asks:
                 self._waiting[wish.holder], wish.due_at = wish, self._asks_at
             asks = []
+        for wish in asks:
+            wish.asked = True
         answers = self.store.exchange(
             [wish.to_release(asked_at) for wish in releases if wish.asked],
             [wish.to_ask() for wish in asks],
@@ -217,16 +219,13 @@ class LimitAgent:
 
     def _heed(self, answered: list[tuple[Wish, Answer]], asked_at: float) -> None:
         for wish, answer in answered:
-            self._waiting.pop(wish.holder, None)
             if answer.granted:
                 if not self._held:
                     self._renew_at = asked_at + self.store.length * RENEWED_AFTER
                 self._held[wish.holder] = wish
                 wish.hold(asked_at, self.store.length)
-                wish.came_back(asked_at - answer.waited)
+                wish.began = min(wish.began, asked_at - answer.waited)
                 self._grant(wish)
-            elif answer.refused is None:
-                wish.lack_slot(answer.since)
             elif not answer.aside:
                 self._refuse(wish, answer)
         if aside := [both for both in answered if both[1].aside]:
@@ -236,6 +235,7 @@ class LimitAgent:
         stay = put_aside(self.store, both)
         for wish, _ in both:
             if wish.stepped:
+                self._waiting.pop(wish.holder, None)
                 wish.say(wish.tell)
         if self._asides is not None:
             self._asides.look_soon()  # sooner than was planned, perhaps
@@ -248,7 +248,9 @@ class LimitAgent:
 
     def _refuse(self, wish: Wish, answer: Answer) -> None:
         self._waiting[wish.holder] = wish
-        if wish.refuse(answer, self._clock()):
+        # Nobody tells that a lease has ended.
+        wish.due_at = self._clock() + min(answer.wait or answer.ends + LATE, ASKS_AGAIN)
+        if wish.refuse(answer):
             wish.say(wish.tell)
 
     def _renew(self) -> None:
@@ -285,9 +287,7 @@ class LimitAgent:
         for wish in [*self._waiting.values(), *asking]:
             if wish.over or wish.granted:
                 continue
-            if not wish.has_slot:
-                wish.lack_slot(wish.since)
-            elif long and all(demand.limit.on_outage == "run" for demand in wish.demands):
+            if long and all(demand.limit.on_outage == "run" for demand in wish.demands):
                 self._grant(wish)
             elif not wish.unknown:
                 wish.unknown = True

@@ -104,9 +104,7 @@ class LimitStore:
             for one in releases
         ]
         commands += [
-            self._command(
-                self._acquire, ask.holder, ask.demands, ask.since, ask.aside, has_slot=ask.has_slot
-            )
+            self._command(self._acquire, ask.holder, ask.demands, ask.since, ask.aside)
             for ask in asks
         ]
         replies = self._run(commands)
@@ -119,10 +117,9 @@ class LimitStore:
         ]
 
     def _command(
-        self, script: Any, holder: str, demands: Sequence[Demand], *arguments: Any, **others: Any
+        self, script: Any, holder: str, demands: Sequence[Demand], *arguments: Any
     ) -> _Command:
-        names = [*self._names(demands)]
-        return script, names, self._arguments(holder, demands, *arguments, **others)
+        return script, [*self._names(demands)], self._arguments(holder, demands, *arguments)
 
     def _run(self, commands: Sequence[_Command]) -> list[Any]:
         """Run scripts in one round trip; redis-py asks before each pipeline whether it has them."""
@@ -150,10 +147,8 @@ class LimitStore:
         ends: int, now: bytes, taken: Any,
     ) -> Answer:  # fmt: skip
         self._take(taken)
-        if granted == 1:
-            return Answer(granted=True, waited=(int(now) - int(since)) / 1e6)
         if granted:
-            return Answer(granted=False, since=int(since))
+            return Answer(granted=True, waited=(int(now) - int(since)) / 1e6)
         return Answer(
             False, demands[refused - 1], max(0, wait) / 1e6, int(since), ends / 1e6, wait < 0
         )
@@ -286,12 +281,11 @@ class LimitStore:
         return self._prefix + what
 
     def _arguments(
-        self, holder: str, demands: Iterable[Demand], since: int, aside: str = "",
-        held: float = 0.0, *, has_slot: bool = True,
-    ) -> list[Any]:  # fmt: skip
+        self, holder: str, demands: Iterable[Demand], since: int, aside: str = "", held: float = 0.0
+    ) -> list[Any]:
         return [
             self._length, holder, round(OFFERED * 1e6), self.channels, since, aside, self.takes,
-            f"{held:.6f}", int(has_slot), *chain.from_iterable(map(arguments_of, demands)),
+            f"{held:.6f}", *chain.from_iterable(map(arguments_of, demands)),
         ]  # fmt: skip
 
     def _take(self, taken: Iterable[tuple[bytes, bytes, bytes]]) -> None:

@@ -24,11 +24,6 @@ __all__ = ["Brake", "Steps", "Wish", "process_name"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which who waits asks again at the latest: a message may be lost, a limit changed.
-ASKS_AGAIN = 5.0
-#: How long after the end of a lease it is looked again, seconds.
-LATE = 0.01
-
 
 def process_name() -> str:
     """Return a new name of this process in Redis, by which an operator can tell where it is."""
@@ -64,13 +59,12 @@ class Wish:
         demands: What it needs.
         tell: Called, in the agent's thread, at each change; must not block.
         steps: How it is put aside; ``None``: it is not.
-        has_slot: Whether its call could start; else it is only put aside, or told that it is not.
     """
 
     __slots__ = (
-        "asked", "began", "brakes", "counted_until", "demands", "due_at", "granted", "has_slot",
-        "holder", "kept_until", "lacks_slot", "lost", "over", "passable_until", "passed_until",
-        "refused", "settled", "since", "stepped", "steps", "tell", "unknown", "valid_until",
+        "asked", "began", "brakes", "counted_until", "demands", "due_at", "granted", "holder",
+        "kept_until", "lost", "over", "passable_until", "passed_until", "refused", "settled",
+        "since", "stepped", "steps", "tell", "unknown", "valid_until",
     )  # fmt: skip
 
     def __init__(
@@ -79,8 +73,6 @@ class Wish:
         demands: Sequence[Demand],
         tell: Callable[[Wish], object],
         steps: Steps | None = None,
-        *,
-        has_slot: bool = True,
     ) -> None:
         self.holder = holder
         self.demands = demands
@@ -88,12 +80,9 @@ class Wish:
         self.steps = steps
         #: Whether it was put aside; and whether its message is acknowledged since.
         self.stepped = self.settled = False
-        self.has_slot = has_slot
-        #: Whether nothing but a slot keeps its call from starting, as far as is known.
-        self.lacks_slot = False
         #: Monotonic instant at which its call could start but for the limits, perhaps elsewhere.
         self.began = monotonic()
-        #: Whether Redis may know of it: not of who was only to be put aside, and was not.
+        #: Whether Redis may know of it.
         self.asked = False
         #: Whether the call may run.
         self.granted = False
@@ -128,9 +117,8 @@ class Wish:
         return self.steps.name if self.steps is not None else ""
 
     def to_ask(self) -> Ask:
-        """Return how it asks, as it does now."""
-        self.asked = self.asked or self.has_slot
-        return Ask(self.holder, self.demands, self.since, self.name, self.has_slot)
+        """Return how it asks."""
+        return Ask(self.holder, self.demands, self.since, self.name)
 
     def packed(self, answer: Answer) -> bytes | None:
         """Return its message; ``None`` where that cannot be kept, and it waits in its worker."""
@@ -143,30 +131,8 @@ class Wish:
             self.steps = None
             return None
 
-    def lack_slot(self, since: int) -> None:
-        """Take note that it could start but for a slot, and has its turn since then."""
-        if not self.lacks_slot:
-            self.lacks_slot, self.since = True, since
-            self.say(self.tell)
-
-    def came_back(self, since: float) -> None:
-        """Take note that its call, if it was put aside, has waited since that monotonic instant."""
-        if self.steps is not None and self.steps.since:
-            self.began = min(self.began, since)
-
-    def get_slot(self) -> None:
-        """Take note that its call could start now but for the limits."""
-        self.has_slot, self.lacks_slot, self.began = True, False, monotonic()
-
-    @property
-    def answered(self) -> bool:
-        """Whether it is known by now what comes of it."""
-        return self.granted or self.unknown or self.lacks_slot or self.refused is not None
-
-    def refuse(self, answer: Answer, now: float) -> bool:
+    def refuse(self, answer: Answer) -> bool:
         """Take note of a refusal; return whether that is news."""
-        # Nobody tells that a lease has ended.
-        self.due_at = now + min(answer.wait or answer.ends + LATE, ASKS_AGAIN)
         news = self.refused is not answer.refused or self.unknown
         self.refused, self.since, self.unknown = answer.refused, answer.since, False
         return news

@@ -228,9 +228,7 @@ WRITTEN_BY_OTHERS = {
         "leftovers", "_leftovers", "waits", "summary", "result", "lanes[lane]", "wish",
     ),
     "what the pool is known by once it has started": ("runtime", "ledger_of(worker.app)"),
-    "lists and settings that an owner is told once": (
-        "roster", "_slots", "_renewals", "_prefetch", "gate",
-    ),
+    "lists and settings that an owner is told once": ("roster", "_slots", "_renewals", "gate"),
     "the event loop, there only between start and stop": ("tally",),
     "hook points of Celery, kombu, billiard and logging": (
         "app", "conf", "amqp", "c", "consumer", "_consumer", "message", "worker", "state",

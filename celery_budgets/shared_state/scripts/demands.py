@@ -54,9 +54,8 @@ end
 """
 #: KEYS: held, line, rate, the two brakes, set and used of each demand; asides, looks, back. ARGV:
 #: length, holder, time of an offer, channels, since when it waits (0: now), its name if it may be
-#: put aside, how many the caller sends back, for how many seconds it has held what it gives back,
-#: whether it could start (0: it has no slot); of each demand: its most, weight, interval, burst,
-#: and its key in used, or nothing.
+#: put aside, how many the caller sends back, for how many seconds it has held what it gives back;
+#: of each demand: its most, weight, interval, burst, and its key in used, or nothing.
 DEMANDS = (
     HELD
     + """
@@ -65,7 +64,7 @@ local aside = ARGV[6] ~= '' and 'aside:' .. ARGV[6]
 local asides, looks, back = KEYS[#KEYS - 2], KEYS[#KEYS - 1], KEYS[#KEYS]
 local demands = {}
 for place = 1, (#KEYS - 3) / 7 do
-  local at, key, weight = 5 + place * 5, place * 7, tonumber(ARGV[6 + place * 5])
+  local at, key, weight = 4 + place * 5, place * 7, tonumber(ARGV[5 + place * 5])
   local most, interval = in_force(KEYS[key - 1], tonumber(ARGV[at]), tonumber(ARGV[at + 2]))
   demands[place] = {
     held = KEYS[key - 6], line = KEYS[key - 5], rate = KEYS[key - 4],

@@ -32,8 +32,7 @@ __all__ = ["ACQUIRE", "RELEASE", "RENEW", "THROTTLE"]
 #: Returns 1 if all are granted, and since when it has waited; else 0, the demand that is not, how
 #: long it has to wait for its rate (0: it waits in line, -1: it is to be put aside), since when it
 #: waits, and how long the first lease there still lasts. Then the time of the server, and what the
-#: caller is to send back. Whoever has no slot is granted nothing, and does not stand in line: 2 if
-#: it is not to be put aside either.
+#: caller is to send back.
 ACQUIRE = (
     DEMANDS
     + """
@@ -131,9 +130,6 @@ for _, demand in ipairs(demands) do look(demand) end
 for _, keyed in ipairs({true, false}) do
   for place, demand in ipairs(demands) do
     if refused == 0 and (demand.keyed ~= false) == keyed then ask(place) end
-  end
-  if refused == 0 and ARGV[9] == '0' then
-    return {2, 0, 0, string.format('%.0f', since), 0, string.format('%.0f', now), collect()}
   end
 end
 if refused == 0 then return grant() end

@@ -8,7 +8,7 @@ See also: :mod:`celery_budgets.worker.lanes.lane_slots`, which grants slots, and
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,16 +23,9 @@ from celery_budgets.model.priority import Broker, Priority, number_of
 from celery_budgets.worker.bootsteps.loop_bell import LoopBell
 from celery_budgets.worker.lanes.consumer_renewal import ConsumerRenewal
 from celery_budgets.worker.lanes.dropped_calls import DroppedCalls
-from celery_budgets.worker.lanes.held_deliveries import (
-    give_back_first,
-    give_back_soon,
-    is_waiting,
-    must_hold,
-    take_waiting,
-)
+from celery_budgets.worker.lanes.held_deliveries import give_back_soon, is_waiting, take_waiting
 from celery_budgets.worker.lanes.lane_consumer import LaneConsumer
 from celery_budgets.worker.lanes.low_priority import LOOK, AgingSteps, LowPriorityQueues
-from celery_budgets.worker.lanes.prefetch import Prefetch
 from celery_budgets.worker.lanes.self_waiting import SelfWaiting
 from celery_budgets.worker.lanes.slot_recovery import SlotRecovery
 from celery_budgets.worker.pool.jobs import started_messages
@@ -71,6 +64,8 @@ class LanesStep(bootsteps.StartStopStep):
         self._timer_entries: list[Any] = []
         self._woken = False
         self._first_start = True
+        #: Deliveries that wait for their ETA, by queue: the broker counts them as unacknowledged.
+        self._later: Counter[str] = Counter()
         self._bell = LoopBell(c, self._start_due)
         #: What waited aside, and is to be sent back to its queue.
         self._to_send: deque[list[Aside]] = deque()
@@ -84,8 +79,7 @@ class LanesStep(bootsteps.StartStopStep):
         self._waits = SelfWaiting(self.slots, runtime.flights)
         self._untracked = DroppedCalls(self.slots, runtime.flights)
         self._recovery = SlotRecovery(self.slots, self._roster, self._is_waiting)
-        self._prefetch = Prefetch(self._lanes, self.slots, lambda: int(c.prefetch_multiplier))
-        self._renewals = ConsumerRenewal(c, self._lanes, self.slots, self._prefetch.of)
+        self._renewals = ConsumerRenewal(c, self._lanes, self.slots, self._prefetch)
         # Before the strategies are built, which keep the attribute (celery.worker.strategy).
         self._hand_over, c.on_task_request = c.on_task_request, self.take_in
         runtime.leftovers = connect_by(
@@ -97,12 +91,12 @@ class LanesStep(bootsteps.StartStopStep):
             slots.served = slots.lane in served
         self._low: LowPriorityQueues | None = None
         if self._broker is Broker.RABBITMQ:
-            self._low = self._prefetch.low = LowPriorityQueues(served, queue_pauses, self.slots)
+            self._low = LowPriorityQueues(served, queue_pauses, self.slots)
             # Before it is acknowledged, upon which the broker sends the next one.
             self.slots.on_low = partial(c.call_soon, self._low.look)
         _restore_consumer(c.app)
         #: Whether Celery's own consumer suffices, if a channel's prefetch count can be changed.
-        self._alone = len(queues) == 1 and self._broker is None and runtime.leases is None
+        self._alone = len(queues) == 1 and self._broker is None
         if served:
             signals.task_received.connect(self._on_received, sender=c)
             c.app.amqp.Consumer = partial(self._consumer_of, c.app.amqp.Consumer)
@@ -112,7 +106,7 @@ class LanesStep(bootsteps.StartStopStep):
         if self._runtime.leftovers:
             # Of queues that are not consumed now.
             self._runtime.leftovers.take_over(c.connection.channel())
-        self._prefetch.later.clear()
+        self._later.clear()
         self._awaited.clear()
         self._renewals.lose_connection()
         self._recovery.lose_connection()
@@ -165,8 +159,8 @@ class LanesStep(bootsteps.StartStopStep):
         if request in self._awaited:
             # By request: a call that was held comes here again.
             self._awaited.discard(request)
-            self._prefetch.later[request.delivery_info["routing_key"]] -= 1
-        # A plain task has no lane: it goes to the pool, as in Celery.
+            self._later[request.delivery_info["routing_key"]] -= 1
+        # The request of a plain task has no lane: it goes to the pool, as in Celery.
         if getattr(request, "lane", None) is None or self._runtime.takes_in(request):
             self._hand_over(request)
         if self._renewals.needed:
@@ -186,40 +180,35 @@ class LanesStep(bootsteps.StartStopStep):
         self._to_send.append(asides)
         self._bell.ring()
 
-    def _pass_asides(self) -> list[Delivery]:
-        """Let go of calls that wait aside, and return them; send back those whose turn it is."""
-        stepped = self.slots.stepped_aside()
-        for request in stepped:
+    def _pass_asides(self) -> None:
+        """Let go of calls that wait aside, and send back those whose turn it is."""
+        for request in self.slots.stepped_aside():
             request.step_aside()
         while self._to_send and self._runtime.leases is not None:
             self._runtime.leases.sent(send_back(self._consumer.app, self._to_send.popleft()))
-        return stepped
 
     def _start_due(self) -> None:
         self._woken = False
         if self._runtime.leases is not None:
-            self._recount(*self._prefetch.put_aside(self._pass_asides()))
+            self._pass_asides()
         for request in self.slots.due():
             self._hand_over(request)
-        early = self.slots.too_early(self._prefetch.usual, partial(must_hold, self._consumer))
-        self._recount(*{request.lane.queue for request in early})
-        give_back_first(early)
+        self._bell.stay_awake()  # to acknowledge what steps aside: others wait behind it
 
     def _on_received(self, request: Request, **_: Any) -> None:
         if request.eta is not None:
             self._awaited.add(request)
             queue = request.delivery_info["routing_key"]
-            self._prefetch.later[queue] += 1
+            self._later[queue] += 1
             if self._renewals.needed:
                 self._renewals.note(queue, request.eta)
             else:
                 self._consumer.call_soon(self._recount, queue)
 
-    def _recount(self, *queues: str) -> None:
+    def _recount(self, queue: str) -> None:
         consumer = self._consumer.task_consumer
         if isinstance(consumer, LaneConsumer):
-            for queue in queues:
-                consumer.recount(queue)
+            consumer.recount(queue)
 
     def _consumer_of(self, plain: Any, channel: Any, **kwargs: Any) -> Any:
         """Return the consumer of the queues; *plain* creates Celery's own."""
@@ -228,11 +217,11 @@ class LanesStep(bootsteps.StartStopStep):
             apply_global = not channel.qos_semantics_matches_spec and not self._has_quorum_queues()
         if channel.transport.driver_type != "amqp":
             apply_global = True  # kombu's own counts can be changed at any time
-        self._renewals.needed = self._prefetch.by_consumer = not apply_global
+        self._renewals.needed = not apply_global
         if self._alone and apply_global:
             return plain(channel, **kwargs)
         return LaneConsumer(
-            channel, prefetch=self._prefetch.of, apply_global=apply_global, prepare=self._prepare,
+            channel, prefetch=self._prefetch, apply_global=apply_global, prepare=self._prepare,
             withheld=self._withheld, **kwargs,
         )  # fmt: skip
 
@@ -251,13 +240,23 @@ class LanesStep(bootsteps.StartStopStep):
             if hasattr(channel, "waits"):
                 channel.waits.watch(number_of(level, Broker.REDIS) for level in Priority)
 
+    def _prefetch(self, queue: str) -> int | None:
+        lane = self._lanes.of_queue(queue)
+        if lane is None:
+            return None
+        slots = self.slots.lanes[lane.name]
+        later = 0 if self._renewals.needed else self._later[queue]
+        if queue != lane.queue and self._low is not None:
+            return self._low.prefetch(lane) + later
+        ahead = slots.most * int(self._consumer.prefetch_multiplier)
+        return ahead + later if ahead else 0  # 0: no bound, as in Celery
+
     def _look(self) -> None:
         if state.should_terminate:
             return  # a cold stop has ended the pool: celery.apps.worker.on_cold_shutdown
         for look in (
             self._runtime.pauses.look, self._runtime.limits.look, self._runtime.drift.look,
             self._waits.look, self._untracked.look, self._start_due,
-            lambda: self._recount(*self._prefetch.floods_over()),
             self._roster.tally.count_noted, self._runtime.look, self._recovery.look,
         ):  # fmt: skip
             try:

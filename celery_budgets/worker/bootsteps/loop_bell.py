@@ -1,7 +1,8 @@
 """``LoopBell``: has a function run soon in the worker's event loop, called from any thread.
 
 Before 5.7, kombu's event loop does not wake for a function that another thread adds
-(kombu.asynchronous.hub.Hub.call_soon): it would run up to a second later. Loops without a hub look
+(kombu.asynchronous.hub.Hub.call_soon): it would run up to a second later. In any version it sleeps
+although what has just run there has added another one (Hub.create_loop). Loops without a hub look
 several times a second anyway (worker.bootsteps.lanes_step).
 
 Lives in the worker main process.
@@ -50,6 +51,11 @@ class LoopBell:
         elif not self._rung:
             self._rung = True
             self._consumer.call_soon(self._run)
+
+    def stay_awake(self) -> None:
+        """Have the event loop not sleep before it has run what was added in this turn."""
+        if self._pipe is not None and self._consumer.hub._ready:
+            self.ring()
 
     def close(self) -> None:
         """Wake the event loop no more: it has ended, and so has whoever rings."""

@@ -7,8 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from celery.worker import state
-
 from celery_budgets.model.lanes import Lane
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
 
@@ -16,8 +14,7 @@ if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
 
 __all__ = [
-    "MEMORY", "HeldDeliveries", "give_back_first", "give_back_soon", "is_waiting", "must_hold",
-    "take_waiting",
+    "MEMORY", "HeldDeliveries", "give_back_soon", "is_waiting", "must_hold", "take_waiting",
 ]  # fmt: skip
 
 
@@ -122,16 +119,6 @@ def give_back_soon(requests: Iterable[Any]) -> None:
         hand_back = getattr(channel, "hand_back", None)
         if hand_back is not None:
             hand_back(waiting)
-
-
-def give_back_first(requests: Iterable[Any]) -> None:
-    """Put what has come too early back to the head of its queue, for another worker."""
-    for request in requests:
-        if hasattr(request.message.channel, "hand_back"):
-            state.task_ready(request)
-            give_back_soon([request])
-        else:
-            request.hand_back()
 
 
 def _waiting(consumer: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from celery_budgets.model.lanes import Lane
 from celery_budgets.model.priority import Priority
-from celery_budgets.worker.lanes.slots_of_lane import LaneSlots, first_of
+from celery_budgets.worker.lanes.slots_of_lane import LaneSlots
 from celery_budgets.worker.limits.call_demands import Demands
 from celery_budgets.worker.limits.fleet_leases import FleetLeases
 
@@ -123,7 +123,8 @@ class WorkerSlots:
                         self._fit_leases(self._leases)
                     return
                 request = self._pick(slots)
-                self._drop(request)
+                if not slots.held:
+                    del self._holding[slots.lane.name]
                 self._reserve(slots, request)
             yield request
 
@@ -134,34 +135,11 @@ class WorkerSlots:
         with self._lock:
             stepped = self._leases.stepped_aside()
             for request in stepped:
-                self._drop(request)
+                slots = self.lanes[request.lane.name]
+                slots.held.remove(request)
+                if not slots.held:
+                    del self._holding[slots.lane.name]
         return stepped
-
-    def too_early(
-        self, usual: Callable[[LaneSlots], int], must_stay: Callable[[Delivery], bool]
-    ) -> list[Delivery]:
-        """Remove and return held calls that another worker may have a slot for.
-
-        In a flood a lane takes more than the *usual* count: those that are not put aside.
-        """
-        early: list[Delivery] = []
-        if self._leases is None:
-            return early
-        lacks = self._leases.lacks_slot
-        with self._lock:
-            for slots in self._holding.values():
-                if slots.is_flooded:
-                    may_go = (one for one in slots.held if lacks(one) and not must_stay(one))
-                    early += slots.excess(usual(slots), may_go)
-            for request in early:
-                self._drop(request)
-        return early
-
-    def _drop(self, request: Delivery) -> None:
-        slots = self.lanes[request.lane.name]
-        slots.held.remove(request)
-        if not slots.held:
-            del self._holding[slots.lane.name]
 
     def give_up_held(self, lane: str | None = None) -> list[Delivery]:
         """Remove and return the held calls, of one lane or of all."""
@@ -213,7 +191,7 @@ class WorkerSlots:
         """Return the held calls of *task_id*, each with how many of its lane start before it."""
         with self._lock:
             return [
-                (request, slots.before(place, self._priority))
+                (request, self._before(slots, place))
                 for slots in self._holding.values()
                 for place, request in enumerate(slots.held)
                 if request.id == task_id
@@ -231,12 +209,30 @@ class WorkerSlots:
         """Return whether *lane* has started no call of low priority for too long."""
         return monotonic() - self.lanes[lane].low_at > self._aging
 
-    def _pick(self, slots: LaneSlots) -> Delivery:
-        """Return the next held call: by priority, then by arrival."""
+    def _before(self, slots: LaneSlots, place: int) -> int:
+        """Return how many held calls of a lane start before the one at *place*."""
         if self._priority is None:
-            return next(self._ready(slots))
+            return place
+        order = list(Priority)
+        levels = [order.index(self._priority(request)) for request in slots.held]
+        return sum((level, at) < (levels[place], place) for at, level in enumerate(levels))
+
+    def _pick(self, slots: LaneSlots) -> Delivery:
+        """Remove and return the next held call: by priority, then by arrival."""
+        if self._priority is None and self._leases is None:
+            return slots.held.popleft()
+        if self._priority is None:
+            request = next(self._ready(slots))
+            slots.held.remove(request)
+            return request
         ready = list(self._ready(slots))
-        return first_of(ready, self._priority, low_first=self.low_is_due(slots.lane.name))
+        order = [Priority.HIGH, Priority.NORMAL, Priority.LOW]
+        if self.low_is_due(slots.lane.name):
+            order.insert(0, order.pop())
+        places = [order.index(self._priority(request)) for request in ready]
+        request = ready[places.index(min(places))]
+        slots.held.remove(request)
+        return request
 
     def _ready(self, slots: LaneSlots) -> Iterator[Delivery]:
         """Return the held calls of a lane for which there is a place in their limits."""
@@ -248,17 +244,14 @@ class WorkerSlots:
     def _fit_leases(self, leases: FleetLeases) -> None:
         """Have as many places asked for as held calls could start now."""
         startable: Counter[Demands] = Counter()
-        beyond: dict[Demands, None] = {}  # in their order
         for slots in self._holding.values():
             slots.brief = self._is_up_to(BRIEF_SECONDS, slots.lane.name)
-            needed, room = filter(None, map(leases.of, slots.held)), 0
             if self._may_take(slots):
                 most = slots.most if len(slots.taken) >= slots.limit else slots.limit
-                room = max(0, min(most - len(slots.taken), self._size() - self._total))
-            startable.update(islice(needed, room))
-            if slots.is_flooded:
-                beyond.update(dict.fromkeys(needed))
-        leases.fit(startable, beyond)
+                room = min(most - len(slots.taken), self._size() - self._total)
+                needed = filter(None, map(leases.of, slots.held))
+                startable.update(islice(needed, max(0, room)))
+        leases.fit(startable)
 
     def _reserve(self, slots: LaneSlots, request: Delivery) -> None:
         slots.taken.add(request)

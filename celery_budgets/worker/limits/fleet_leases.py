@@ -4,10 +4,11 @@ A call that waits has neither a slot nor a place. As many places are asked for a
 here now; a place that no call can use any more, because its slot went to another, is given back.
 The call that starts takes one along, and gives it back with its slot.
 
-Or passes it on to the next call here: :mod:`celery_budgets.worker.limits.passing_on`.
-
-A call that has no slot yet is put aside as well where the key of a limit is full, while a flood of
-one key arrives, so that others do not stand behind it.
+Or passes it on, when it has succeeded, to the next call here, which waits or arrives within 10 ms:
+for 50 ms at most, or after it was seen that nobody waits elsewhere, and in lanes of short calls
+alone, which would wait longer for their places than they take. So who waits longest elsewhere waits
+that much longer, and for the short call that began last. A rate counts each call, and a key has its
+order: their places are not passed on.
 
 Runs in the worker main process, in any of its threads, under the lock of
 :mod:`celery_budgets.worker.lanes.lane_slots`. See also:
@@ -17,7 +18,7 @@ Runs in the worker main process, in any of its threads, under the lock of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from time import monotonic
@@ -34,7 +35,6 @@ from celery_budgets.worker.limits.call_demands import (
     demands_of_lanes,
     limits_named_by,
 )
-from celery_budgets.worker.limits.passing_on import PassingOn, is_good
 
 if TYPE_CHECKING:
     from celery_budgets.config.settings import Settings
@@ -45,6 +45,13 @@ if TYPE_CHECKING:
     from celery_budgets.worker.delivery import Delivery
 
 __all__ = ["FleetLeases", "leases_of"]
+
+#: For how long a place goes from call to call in this worker before others may have it, seconds;
+#: and after it was seen that nobody waits elsewhere.
+PASSED_ON = 0.05
+#: For how long at most it is kept in between for a call that is about to arrive; and the time
+#: between two questions whether anybody waits elsewhere.
+KEPT = 0.01
 
 
 def leases_of(
@@ -96,7 +103,11 @@ class FleetLeases:
         #: What was asked for and no call has taken.
         self._wishes: dict[Demands, list[Wish]] = {}
         self._of: dict[Delivery, Wish] = {}
-        self._passing_on = PassingOn(lambda: self._agent, wake)
+        #: Whether it will be looked at what is kept for the next call.
+        self._looks = False
+        #: Until when places are passed on because nobody waits elsewhere, and of which it is asked.
+        self._alone: dict[Demands, float] = {}
+        self._asking: set[Demands] = set()
         #: For metrics.
         self.counts = LimitCounts()
 
@@ -108,7 +119,7 @@ class FleetLeases:
     def allows(self, request: Delivery) -> bool:
         """Return whether there is a place for *request*."""
         demands = self.of(request)
-        return not demands or any(map(is_good, self._wishes.get(demands, ())))
+        return not demands or any(map(_is_good, self._wishes.get(demands, ())))
 
     def allowed(self, requests: Iterable[Delivery]) -> Iterator[Delivery]:
         """Yield those of *requests* for which there is a place, in their order."""
@@ -116,7 +127,7 @@ class FleetLeases:
         for request in requests:
             demands = self.of(request)
             if demands not in without:
-                if not demands or any(map(is_good, self._wishes.get(demands, ()))):
+                if not demands or any(map(_is_good, self._wishes.get(demands, ()))):
                     yield request
                 else:
                     without.add(demands)
@@ -127,7 +138,7 @@ class FleetLeases:
         if demands:
             wishes = self._wishes[demands]
             # Good a moment ago, when it was allowed; no longer so if the process stood still since.
-            wish = next(filter(is_good, wishes), None) or next(w for w in wishes if w.granted)
+            wish = next(filter(_is_good, wishes), None) or next(w for w in wishes if w.granted)
             wishes.remove(wish)
             self._of[request] = wish
             request.limit_wait = monotonic() - wish.began
@@ -143,58 +154,65 @@ class FleetLeases:
         if wish is None:
             return
         self.counts.gave_back(_places(wish))
-        demands = self.of(request)
-        if passed_on and self._passing_on.keep(wish, demands):
+        now, demands = monotonic(), self.of(request)
+        alone = self._alone.get(demands, 0.0)
+        wish.passed_until = max(wish.passed_until or now + PASSED_ON, alone)
+        passed_on = passed_on and not isinstance(demands, OwnDemands) and not _is_rated(demands)
+        if passed_on:
+            self._look_for_others(demands)
+        if passed_on and _may_be_passed_on(wish):
+            wish.began = now
+            wish.kept_until = max(min(now + KEPT, wish.passed_until), alone)
             self._wishes.setdefault(demands, []).insert(0, wish)
+            self._look_later()
         else:
             self._agent.release(wish)
 
-    def fit(self, startable: Counter[Demands], beyond: Collection[Demands] = frozenset()) -> None:
-        """Ask for as many places as calls could start now, and give back what is too much.
-
-        Args:
-            startable: What calls need that have a slot.
-            beyond: What calls need that have none, and are put aside where a key is full.
-        """
+    def fit(self, startable: Counter[Demands]) -> None:
+        """Ask for as many places as calls could start now, and give back what is too much."""
         for demands in [*self._wishes, *(d for d in startable if d not in self._wishes)]:
             wishes = self._wishes.setdefault(demands, [])
-            waits = startable[demands] > 0 or demands in beyond
-            for wish in [*wishes]:
-                if wish.lost or not (wish.has_slot or wish.stepped or waits):
-                    wishes.remove(wish)
-                    self._agent.release(wish)
-                elif wish.lacks_slot and startable[demands]:
-                    wish.get_slot()
-                    self._agent.ask_again(wish)
+            for lost in [wish for wish in wishes if wish.lost]:
+                wishes.remove(lost)
+                self._agent.release(lost)
             while len(wishes) < startable[demands]:
-                wishes.append(self._ask(demands))
-            self._give_back(wishes, startable[demands])
+                steps = demands.steps() if isinstance(demands, OwnDemands) else None
+                wishes.append(self._agent.ask(demands, self._tell, steps))
+            while len(wishes) > startable[demands]:
+                # Who has waited longest keeps its turn.
+                last = next((w for w in reversed(wishes) if not w.granted), None)
+                last = last or next((w for w in wishes if w.kept_until <= monotonic()), None)
+                if last is None:
+                    self._look_later()
+                    break
+                wishes.remove(last)
+                self._agent.release(last)
             if not wishes:
                 del self._wishes[demands]
-        for demands in beyond:
-            if isinstance(demands, OwnDemands) and demands not in self._wishes:
-                self._wishes[demands] = [self._ask(demands, has_slot=False)]
 
-    def _ask(self, demands: Demands, *, has_slot: bool = True) -> Wish:
-        steps = demands.steps() if isinstance(demands, OwnDemands) else None
-        return self._agent.ask(demands, self._tell, steps, has_slot=has_slot)
+    def _look_later(self) -> None:
+        """Have what is kept for the next call be given back in time, if there is none."""
+        if not self._looks:
+            self._looks = True
+            self._agent.call_in(KEPT, self._look)
 
-    def _give_back(self, wishes: list[Wish], most: int) -> None:
-        """Give back those of equal *wishes* that are more than *most*."""
-        while sum(wish.has_slot for wish in wishes) > most:
-            # Who has waited longest keeps its turn.
-            last = next((w for w in reversed(wishes) if _is_no_more(w)), None)
-            kept = (w for w in wishes if w.granted and w.kept_until <= monotonic())
-            last = last or next(kept, None)
-            if last is None:
-                self._passing_on.look_later()
-                return
-            wishes.remove(last)
-            self._agent.release(last)
+    def _look_for_others(self, demands: Demands) -> None:
+        """Find out whether anybody waits elsewhere, so that places can be passed on if not."""
+        if demands not in self._asking:
+            self._asking.add(demands)
+            self._agent.call_in(KEPT, partial(self._ask_for_others, demands))
 
-    def lacks_slot(self, request: Delivery) -> bool:
-        """Return whether *request* was asked for without a slot, and is not to be put aside."""
-        return any(wish.lacks_slot for wish in self._wishes.get(self.of(request), ()))
+    def _ask_for_others(self, demands: Demands) -> None:
+        from celery_budgets.shared_state.offers import others_wait  # which imports redis
+
+        agent, began = self._agent, monotonic()
+        if agent.away is None and not others_wait(agent.store, agent.name, demands):
+            self._alone[demands] = began + PASSED_ON
+        self._asking.discard(demands)
+
+    def _look(self) -> None:
+        self._looks = False
+        self._wake()
 
     def stepped_aside(self) -> list[Delivery]:
         """Return the calls that were put aside since: whose messages are to be acknowledged."""
@@ -252,7 +270,7 @@ class FleetLeases:
         return self._made
 
     def _tell(self, wish: Wish) -> None:
-        if wish.granted or wish.stepped or wish.lacks_slot:
+        if wish.granted or wish.stepped:
             self._wake()
 
     def _on_lost(self, wish: Wish) -> None:
@@ -262,9 +280,20 @@ class FleetLeases:
         self._wake()
 
 
-def _is_no_more(wish: Wish) -> bool:
-    """Return whether *wish* is not granted, nor is its call about to be put aside, in its turn."""
-    return not wish.granted and (wish.steps is None or wish.answered)
+def _is_good(wish: Wish) -> bool:
+    """Return whether a call may start on it: this process may have stood still since."""
+    return wish.granted and not wish.lost and monotonic() < wish.valid_until
+
+
+def _may_be_passed_on(wish: Wish) -> bool:
+    """Return whether the next call here may have the places of *wish* without asking Redis."""
+    now = monotonic()
+    fresh = now < min(wish.passed_until, wish.passable_until)
+    return fresh and not wish.brakes and _is_good(wish)
+
+
+def _is_rated(demands: Demands) -> bool:
+    return any(demand.limit.rate is not None for demand in demands)
 
 
 def _places(wish: Wish) -> list[tuple[str, int]]:

@@ -9,8 +9,8 @@ from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.shared_state.answers import Ask
 from celery_budgets.shared_state.asides import Asides
 from celery_budgets.shared_state.limit_store import LimitStore
+from tests.unit.shared_state.model_checks import CLOCK
 
-CLOCK = "local now = tonumber(redis.call('GET', 'clock'))\n"
 LENGTH = 60
 TENANT = Limit("tenant", 1, key="tenant")
 PACED = Limit("paced", rate="1/s", burst=1, key="tenant")
@@ -301,29 +301,3 @@ def test_how_long_it_has_waited_is_known_when_it_starts(place):
     answer = place.store.acquire("q:7", demands, since, "2")
     assert answer.granted
     assert answer.waited == 30
-
-
-def test_who_has_no_slot_is_put_aside_and_granted_nothing(place):
-    """Where its key has room it is told so, and takes neither a place nor a turn of others."""
-    demands = [Demand(TENANT, "a")]
-    answer = place.store.exchange([], [Ask("p:1", demands, 0, "1", has_slot=False)])[0]
-    assert (answer.granted, answer.refused, answer.aside) == (False, None, False)
-    assert place.ask("2"), "it has taken nothing"
-    answer = place.store.exchange([], [Ask("p:1", demands, 0, "1", has_slot=False)])[0]
-    assert answer.aside
-    place.store.put_aside([(Ask("p:1", demands, 0, "1"), answer, b"1 1")])
-    assert place.back() == {}
-    place.end("2")
-    assert list(place.back()) == ["1"]
-
-
-def test_who_has_no_slot_waits_for_no_limit_that_keys_share(place):
-    """That it is asked for again when it has one: others have their turn until then."""
-    api = Limit("api", 1)
-    demands = [Demand(TENANT, "a"), Demand(api)]
-    assert place.store.acquire("q:1", [Demand(api)]).granted
-    answer = place.store.exchange([], [Ask("p:1", demands, 0, "1", has_slot=False)])[0]
-    assert (answer.granted, answer.refused, answer.aside) == (False, None, False)
-    place.store.release("q:1", [Demand(api)])
-    assert place.store.acquire("q:2", [Demand(api)]).granted
-    assert place.ask("2"), "its key is free"

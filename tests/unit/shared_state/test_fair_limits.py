@@ -10,8 +10,8 @@ from redis import Redis
 from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.shared_state.answers import Ask, Release
 from celery_budgets.shared_state.limit_store import LimitStore
+from tests.unit.shared_state.model_checks import CLOCK
 
-CLOCK = "local now = tonumber(redis.call('GET', 'clock'))\n"
 SHARED = Limit("shared", 1)
 TENANT = Limit("tenant", 2, key="tenant")
 USED = "celery-budgets:{limits}:used:tenant"

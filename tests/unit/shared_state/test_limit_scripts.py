@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -20,14 +19,12 @@ from hypothesis.stateful import (
 from redis import Redis
 
 from celery_budgets.model.limit import Demand, Limit
-from celery_budgets.shared_state import limit_store
 from celery_budgets.shared_state.answers import Release
 from celery_budgets.shared_state.limit_store import LimitStore
+from tests.unit.shared_state.model_checks import CLOCK, SETTINGS, expect_a_fault, plant
 from tests.unit.shared_state.plain_limits import PlainLimit, PlainLimits
 
 LENGTH = 60
-#: The clock of the scripts is a number that the test sets.
-CLOCK = "local now = tonumber(redis.call('GET', 'clock'))\n"
 LIMITS = {
     "one": Limit("one", 1),
     "few": Limit("few", 3),
@@ -210,12 +207,6 @@ def machine(redis_url):
         yield type("OneMachine", (Machine,), {"client": client})
 
 
-SETTINGS = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, database=None,
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
-
-
 def test_the_scripts_do_what_the_reference_does(machine):
     """Ask, renew, end, crash, stand still, and time that passes, in every order."""
     run_state_machine_as_test(machine, settings=SETTINGS)
@@ -251,11 +242,5 @@ def test_who_has_lost_a_part_is_not_refused_what_it_has(machine):
 )  # fmt: skip
 def test_a_planted_fault_is_found(machine, monkeypatch, script, right, wrong):
     """In one of the scripts: the check can fail."""
-    text = getattr(limit_store, script)
-    assert right in text
-    monkeypatch.setattr(limit_store, script, text.replace(right, wrong))
-    with pytest.raises(AssertionError):
-        # It ends with the first that fails.
-        run_state_machine_as_test(
-            machine, settings=settings(SETTINGS, phases=[Phase.generate], max_examples=1000)
-        )
+    plant(monkeypatch, script, right, wrong)
+    expect_a_fault(machine)

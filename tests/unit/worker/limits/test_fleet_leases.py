@@ -6,28 +6,23 @@ from math import inf
 from types import SimpleNamespace
 
 import pytest
-from celery import Celery
 
-from celery_budgets import BudgetedTask, Budgets, Lane
+from celery_budgets import Lane
 from celery_budgets.model.limit import Demand, Limit
 from celery_budgets.shared_state import offers
 from celery_budgets.worker.lanes.lane_slots import WorkerSlots
-from celery_budgets.worker.limits import fleet_leases, passing_on
+from celery_budgets.worker.limits import fleet_leases
 from celery_budgets.worker.limits.call_demands import demands_of_lanes
 from celery_budgets.worker.limits.fleet_leases import FleetLeases
 
 
 class Wish:
-    def __init__(self, demands, tell, *, has_slot=True):
+    def __init__(self, demands, tell):
         self.demands, self.tell = demands, tell
-        self.has_slot, self.lacks_slot = has_slot, False
         self.granted, self.refused, self.unknown = False, None, False
         self.lost, self.valid_until, self.stepped, self.began = False, inf, False, 0.0
         self.passed_until, self.brakes, self.passable_until = 0.0, [], inf
-        self.kept_until, self.steps, self.answered = 0.0, None, False
-
-    def get_slot(self):
-        self.has_slot, self.lacks_slot = True, False
+        self.kept_until = 0.0
 
 
 class Agent:
@@ -36,14 +31,11 @@ class Agent:
     away = 0.0
 
     def __init__(self):
-        self.asked, self.again, self.released, self.looks = [], [], [], []
+        self.asked, self.released, self.looks = [], [], []
 
-    def ask(self, demands, tell, steps=None, *, has_slot=True):
-        self.asked.append(Wish(demands, tell, has_slot=has_slot))
+    def ask(self, demands, tell, steps=None):
+        self.asked.append(Wish(demands, tell))
         return self.asked[-1]
-
-    def ask_again(self, wish):
-        self.again.append(wish)
 
     def release(self, wish):
         self.asked.remove(wish)
@@ -61,12 +53,10 @@ class Agent:
 class Bench:
     """Slots of some lanes, with an agent; *size* slots over all of them."""
 
-    def __init__(self, *lanes, size=10, fleet_concurrency=None, p95=0.02, limits=None):
+    def __init__(self, *lanes, size=10, fleet_concurrency=None, p95=0.02):
         self.agent, self.rung = Agent(), 0
         demands = demands_of_lanes({lane.name: lane for lane in lanes}, fleet_concurrency)
-        self.leases = FleetLeases(
-            demands, lambda on_lost: self.agent, self.ring, self.lose, limits or {}
-        )
+        self.leases = FleetLeases(demands, lambda on_lost: self.agent, self.ring, self.lose)
         self.lost = []
         self.slots = WorkerSlots(
             lanes, lambda: size, lambda lane: p95, self.ring, leases=self.leases
@@ -86,19 +76,7 @@ class Bench:
         return list(self.slots.due())
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    now = [100.0]
-    for module in (fleet_leases, passing_on):
-        monkeypatch.setattr(module, "monotonic", lambda: now[0])
-    return now
-
-
 class SimpleCall(SimpleNamespace):
-    """Equal to no other, as a request is."""
-
-    __eq__ = object.__eq__
-
     def __init__(self, lane):
         super().__init__(lane=SimpleNamespace(name=lane), id=lane, type="t")
         self.task = SimpleNamespace(name="t")
@@ -221,8 +199,10 @@ def test_only_limited_lanes_need_anything(fleet, everywhere):
     assert bool(demands) == (fleet is not None or everywhere is not None)
 
 
-def test_a_place_is_passed_on_for_a_moment_only(clock):
+def test_a_place_is_passed_on_for_a_moment_only(monkeypatch):
     """Then others may have it: it is given back, and the next call asks for one."""
+    clock = [100.0]
+    monkeypatch.setattr(fleet_leases, "monotonic", lambda: clock[0])
     bench = Bench(Lane("a", 1, fleet=1))
     calls, _ = bench.offer("a", 3)
     bench.agent.grant()
@@ -236,6 +216,13 @@ def test_a_place_is_passed_on_for_a_moment_only(clock):
     assert len(bench.agent.released) == 1
     bench.agent.grant()
     assert bench.due() == [calls[2]]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(fleet_leases, "monotonic", lambda: now[0])
+    return now
 
 
 def after_a_call():
@@ -263,7 +250,7 @@ def test_a_place_that_nobody_comes_for_is_given_back_soon(clock):
     """It is looked at then, also where nothing else happens."""
     bench = after_a_call()
     bench.due()
-    clock[0] += passing_on.KEPT
+    clock[0] += fleet_leases.KEPT
     bench.rung = 0
     for look in bench.agent.looks:
         look()
@@ -341,129 +328,3 @@ def test_a_place_is_passed_on_for_longer_while_nobody_waits_elsewhere(clock, mon
     bench.due()
     bench.slots.release(calls[3], succeeded=True)
     assert len(bench.agent.released) == 1
-
-
-class KeyedCall(SimpleCall):
-    """A call of a task with a limit by key: it has what it needs for itself."""
-
-    def __init__(self, lane):
-        super().__init__(lane)
-        self.demands = None
-        self.message_key, self.message = ("id", None), None
-        self.args, self.kwargs, self.request_dict = (), {}, {"budgets_limit_keys": {"tenant": "a"}}
-        self.task = tasks_with(("tenant",))
-
-    __hash__ = object.__hash__
-
-
-def tasks_with(limits):
-    app = Celery(set_as_current=False)
-    Budgets(app, limits=[TENANT], lanes=[Lane("a", 1)])
-
-    @app.task(base=BudgetedTask, lane="a", limits=limits, name="t", shared=False)
-    def keyed():
-        """Do nothing."""
-
-    return keyed
-
-
-TENANT = Limit("tenant", 1, key="tenant")
-
-
-@pytest.fixture
-def flooded(monkeypatch):
-    """A lane with one slot and a call in it, five that wait, and a flood that is noticed."""
-    bench = Bench(Lane("a", 1), limits={"tenant": TENANT})
-    calls = [KeyedCall("a") for _ in range(6)]
-    bench.slots.take(calls[0])
-    bench.agent.grant()
-    assert bench.due() == calls[:1]
-    for call in calls[1:]:
-        assert not bench.slots.take(call)
-    assert len(bench.agent.asked) == 1
-    bench.slots.lanes["a"].note_flood()
-    bench.due()
-    return bench, calls
-
-
-def test_in_a_flood_who_has_no_slot_is_asked_for_to_be_put_aside(flooded):
-    bench, calls = flooded
-    asked = bench.agent.asked[1:]
-    assert [wish.has_slot for wish in asked] == [False] * 5
-    for wish in asked[:3]:
-        wish.stepped = True
-    assert bench.slots.stepped_aside() == calls[1:4]
-    assert bench.slots.held()["a"] == 2
-    bench.due()
-    assert len(bench.agent.asked) == 1 + 5, "nobody is asked for twice"
-
-
-def test_after_a_flood_who_has_no_slot_is_not_asked_for(flooded, monkeypatch):
-    """Redis has no more to do for a lane that is full than before."""
-    bench, calls = flooded
-    monkeypatch.setattr(bench.slots.lanes["a"], "_flooded_until", 0.0)
-    bench.due()
-    assert len(bench.agent.asked) == 1
-    bench.slots.release(calls[0])
-    bench.due()
-    assert [wish.has_slot for wish in bench.agent.asked] == [True]
-
-
-def test_who_gets_a_slot_is_asked_for_again_once_it_is_known_that_it_is_not_put_aside(flooded):
-    """Not before: it would lose its turn where it is being put aside."""
-    bench, calls = flooded
-    first, second, *_ = bench.agent.asked[1:]
-    bench.slots.release(calls[0])
-    bench.due()
-    assert (bench.agent.again, bench.agent.released[1:]) == ([], [])
-    first.stepped = True
-    second.lacks_slot = True
-    assert bench.slots.stepped_aside() == calls[1:2]
-    bench.due()
-    assert bench.agent.again == [second]
-    assert (second.has_slot, second.lacks_slot) == (True, False)
-    bench.due()
-    assert bench.agent.again == [second]
-
-
-def test_who_is_asked_for_keeps_its_turn_until_it_is_answered(flooded, monkeypatch):
-    """Its slot went to another meanwhile, and it is perhaps being put aside."""
-    bench, calls = flooded
-    monkeypatch.setattr(bench.slots.lanes["a"], "_flooded_until", 0.0)
-    bench.due()
-    bench.slots.release(calls[0])
-    bench.due()
-    wish = bench.agent.asked[-1]
-    wish.steps = "some"
-    monkeypatch.setattr(bench.slots, "_size", lambda: 0)
-    bench.due()
-    assert wish not in bench.agent.released
-    wish.answered = True
-    bench.due()
-    assert wish in bench.agent.released
-
-
-def too_early(bench, usual, must_stay=()):
-    return bench.slots.too_early(lambda slots: usual, lambda request: request in must_stay)
-
-
-def test_who_came_too_early_is_given_back(flooded):
-    """Those that came last, and are not to be put aside, as many as came beyond the usual."""
-    bench, calls = flooded
-    assert too_early(bench, 2) == []
-    for wish in bench.agent.asked[2:]:
-        wish.lacks_slot = True
-    bench.slots.lanes["a"].in_flood = 32
-    assert too_early(bench, 4, must_stay=set(calls)) == []
-    assert too_early(bench, 4) == calls[4:]
-    assert bench.slots.lanes["a"].in_flood == 0
-    assert bench.slots.held()["a"] == 3
-    assert too_early(bench, 0) == [], "the broker sends all it has"
-    bench.due()
-    assert len(bench.agent.asked) == 1 + 3
-
-
-def test_what_is_given_up_in_a_flood_asks_no_more(flooded):
-    bench, calls = flooded
-    assert bench.slots.give_up_held() == calls[1:]
-    assert len(bench.agent.asked) == 1
