@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
 from redis import Redis
 
 from tests.support.marks import first_of
+from tests.support.places import ROOT
 from tests.support.rabbitmq import unacknowledged
 from tests.support.terminals import WorkerOnTerminal
 from tests.support.waiting import wait_until
+from tests.support.workers import CELERY, WARM_SECONDS
 
 APP = "tests.worker.group_stop_app"
 
@@ -89,6 +93,24 @@ def test_a_terminal_that_hangs_up_stops_the_worker_warmly(servers, load_app):
         assert running.wait_exit() == 0
     assert [result.get(timeout=1) for result in results] == ["done", "done"]
     assert [runs(module, result) for result in results] == [1, 1]
+
+
+@pytest.mark.parametrize("signum", first_of("SIGTERM", "SIGINT", "SIGQUIT"))
+def test_a_worker_stops_though_nobody_reads_what_it_prints(servers, signum):
+    """Before Celery 5.7 its handlers of signals wrote first, and failed."""
+    running = subprocess.Popen(
+        [sys.executable, str(CELERY), "-A", APP, "worker", "-l", "INFO", "-Q", "lane", "-c", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | servers.environment | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    try:
+        assert any(" ready." in line for line in running.stdout)
+        running.stdout.close()
+        running.send_signal(getattr(signal, signum))
+        assert running.wait(WARM_SECONDS) == int(signum != "SIGTERM")
+    finally:
+        running.kill()
+        running.wait()
 
 
 def test_a_fork_of_a_body_ends_as_it_should(worker, load_app):

@@ -48,7 +48,7 @@ from celery_budgets.worker.remote.metrics_source import MetricsSource
 from celery_budgets.worker.remote.report import Report
 from celery_budgets.worker.runtime import WorkerRuntime, runtime_of
 from celery_budgets.worker.startup.checks import check_worker
-from celery_budgets.worker.startup.hangup import stop_warmly_at_hangup
+from celery_budgets.worker.startup.hangup import stop_though_nobody_reads, stop_warmly_at_hangup
 from celery_budgets.worker.startup.readiness import tell_when_ready
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class BudgetsStep(bootsteps.StartStopStep):
         # As in celery.contrib.testing.worker.start_worker.
         runtime.embedded = threading.current_thread() is not threading.main_thread()
         if not runtime.embedded:
+            stop_though_nobody_reads()
             stop_warmly_at_hangup(worker)
             tell_when_ready(worker)
             signals.worker_shutting_down.connect(self._note_stop, sender=worker.hostname)
