@@ -234,7 +234,8 @@ WRITTEN_BY_OTHERS = {
         "app", "conf", "amqp", "c", "consumer", "_consumer", "message", "worker", "state",
         "process", "pool", "_pool", "_task_pool", "_result_handler", "handler", "executor",
         "billiard_pool", "task", "task_class", "type(task)", "both", "connection", "transport",
-        "channel", "cycle", "qos", "exc", "record", "package", "spans[task_id, False][0]",
+        "channel", "cycle", "qos", "exc", "record", "package", "program",
+        "spans[task_id, False][0]",
     ),
 }  # fmt: skip
 

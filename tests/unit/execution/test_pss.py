@@ -68,9 +68,9 @@ def test_reading_takes_a_small_share_of_the_time(family):
     tree = ProcessTree(family.pid, clock=lambda: next(instants))
     first = tree.size()
     family_is_gone = ProcessTree(family.pid)
-    # Growth since then counts at once: a process that lives may take a page or two.
-    assert tree.size() == pytest.approx(first, rel=0.05)
-    assert tree.size() == pytest.approx(first, rel=0.05)
+    # Growth since then counts at once: processes that were forked go on copying pages.
+    assert tree.size() == pytest.approx(first, rel=0.1)
+    assert tree.size() == pytest.approx(first, rel=0.1)
     assert tree.size() == pytest.approx(first, rel=0.2)
     assert family_is_gone.size() > 0
 
