@@ -6,17 +6,21 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from celery_budgets.execution import children
 from celery_budgets.execution.children import Child, began_since, end, found_below, lives
 from celery_budgets.execution.memory.pss import ProcessTree
+from tests.support.waiting import wait_until
+
+SLEEPS = "import time; time.sleep(60)"
 
 
 @pytest.fixture
 def child():
     """A process of ours, and how it is known."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = subprocess.Popen([sys.executable, "-c", SLEEPS])
     (found,) = (c for c in found_below(os.getpid(), began_since(5)) if
                 c.pid == process.pid)  # fmt: skip
     yield found
@@ -49,7 +53,9 @@ def test_what_began_earlier_is_not_of_the_call(child):
 
 def test_a_tracker_of_multiprocessing_is_spared(child, monkeypatch):
     """It ends by itself, after it has removed what the others leave behind."""
-    monkeypatch.setattr(children, "_TRACKERS", (b"time.sleep(60)",))
+    monkeypatch.setattr(children, "_TRACKERS", (SLEEPS.encode(),))
+    # The kernel lets Popen go on a moment before it shows the new arguments.
+    wait_until(lambda: psutil.Process(child.pid).cmdline()[-1:] == [SLEEPS], "its arguments show")
     assert end([child]) == 0
     assert lives(child)
 
