@@ -178,7 +178,12 @@ def sharing(self, size, count):
 def pooling(self):
     """Use a pool of multiprocessing, as a program would."""
     with forking().Pool(2) as pool:
-        return pool.map(abs, [-1, -2, -3])
+        result = pool.map(abs, [-1, -2, -3])
+        # terminate() alone may wait for ever: billiard's handler of SIGTERM, which the processes
+        # inherit, is run by Python, and one that waits for a lock may miss it.
+        pool.close()
+        pool.join()
+    return result
 
 
 @app.task
