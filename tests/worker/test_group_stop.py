@@ -95,8 +95,10 @@ def test_a_terminal_that_hangs_up_stops_the_worker_warmly(servers, load_app):
     assert [runs(module, result) for result in results] == [1, 1]
 
 
-@pytest.mark.parametrize("signum", first_of("SIGTERM", "SIGINT", "SIGQUIT"))
-def test_a_worker_stops_though_nobody_reads_what_it_prints(servers, signum):
+@pytest.mark.parametrize(
+    ("signum", "codes"), first_of(("SIGTERM", {0}), ("SIGINT", {1}), ("SIGQUIT", {0, 1}))
+)
+def test_a_worker_stops_though_nobody_reads_what_it_prints(servers, signum, codes):
     """Before Celery 5.7 its handlers of signals wrote first, and failed."""
     running = subprocess.Popen(
         [sys.executable, str(CELERY), "-A", APP, "worker", "-l", "INFO", "-Q", "lane", "-c", "1"],
@@ -107,7 +109,8 @@ def test_a_worker_stops_though_nobody_reads_what_it_prints(servers, signum):
         assert any(" ready." in line for line in running.stdout)
         running.stdout.close()
         running.send_signal(getattr(signal, signum))
-        running.wait(WARM_SECONDS)
+        # Celery's own: at SIGQUIT either, by where the signal meets it.
+        assert running.wait(WARM_SECONDS) in codes
     finally:
         running.kill()
         running.wait()
