@@ -168,12 +168,14 @@ class Budgets(Questions, Mounted):
         if settings.tracing:
             spans.instrument(settings.span_sample_rate)
         from celery_budgets.execution import slow_start
+        from celery_budgets.execution.limits.forks import end_by_default
         from celery_budgets.execution.limits.stop_signals import leave_to_worker
         from celery_budgets.execution.memory import recycling
         from celery_budgets.execution.stacks import writer
 
         slow_start.warn_of_slow_start(app)
         leave_to_worker()
+        end_by_default()
         writer.install(settings.stacks, in_pool_process=True)
         if settings.memory_guard:
             recycling.install(app)

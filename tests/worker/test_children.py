@@ -14,7 +14,7 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery_budgets import MemoryLimitExceeded
 from celery_budgets.units import MIB
 from tests.support.marks import first_of
-from tests.support.waiting import wait_until
+from tests.support.waiting import values_of, wait_until
 
 APP = "tests.worker.children_app"
 WAYS = ("subprocess", "session", "shell", "deaf", "fork", "multiprocessing", "daemon")
@@ -84,6 +84,12 @@ def test_children_end_with_a_call_at_its_hard_limit(running, children):
     all_end(children, result, len(WAYS) + 1)
     assert children.pooling.delay().get(timeout=30) == [1, 2, 3], running.tail()
     running.wait_for_log("budgets.children_ended", result.id)
+
+
+def test_pools_of_multiprocessing_end(running, children):
+    """With billiard's handler of SIGTERM one in some did not: it missed the signal."""
+    results = [children.pooling.delay() for _ in range(100)]
+    assert values_of(results, timeout=50, detail=running.tail) == [[1, 2, 3]] * 100
 
 
 @pytest.mark.parametrize("way", WAYS)

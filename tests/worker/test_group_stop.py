@@ -116,7 +116,16 @@ def test_a_worker_stops_though_nobody_reads_what_it_prints(servers, signum, code
         running.wait()
 
 
-def test_a_fork_of_a_body_ends_as_it_should(worker, load_app):
+@pytest.mark.parametrize("pool", first_of("prefork", "threads", "solo", "gevent", everyday=2))
+def test_forks_of_a_body_end_by_the_signals_that_stop_a_worker(worker, load_app, pool):
+    """As outside Celery; and not by Ctrl-C, at which the worker waits for them."""
+    module = load_app(APP)
+    running = worker(APP, "-Q", "lane", "-P", pool)
+    ends = module.with_forks.delay(["SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT"]).get(timeout=30)
+    assert ends == [-signal.SIGTERM, -signal.SIGHUP, -signal.SIGQUIT, 0], running.tail()
+
+
+def test_forks_of_a_body_keep_a_handler_of_the_programs_own(worker, load_app):
     module = load_app(APP)
     worker(APP, "-Q", "lane")
-    assert module.with_a_fork.delay().get(timeout=20) not in (None, 0)
+    assert module.with_forks.delay(["SIGTERM"], own_handler=True).get(timeout=30) == [5]

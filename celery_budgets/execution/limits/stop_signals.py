@@ -10,7 +10,6 @@ Runs in the pool process, prefork only.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from functools import partial, wraps
@@ -22,7 +21,7 @@ from celery._state import _task_stack
 
 from celery_budgets.execution.flight.recorder import recorder
 
-__all__ = ["STOP_SIGNALS", "leave_to_worker"]
+__all__ = ["STOP_SIGNALS", "leave_to_worker", "stops_pool_process"]
 
 #: Signals that end a pool process, and stop a worker.
 STOP_SIGNALS = tuple(
@@ -45,21 +44,19 @@ def _install(install: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     install(*args, **kwargs)
     for signum in STOP_SIGNALS:
         if signal.getsignal(signum) is _shutdown_cleanup:
-            signal.signal(signum, _Handler())
+            signal.signal(signum, _handle)
 
 
-class _Handler:
-    """Handles a stop signal as billiard does, but leaves a running call alone."""
+def stops_pool_process(handler: Any) -> bool:
+    """Whether *handler* is billiard's, or that of this module."""
+    return handler in (_shutdown_cleanup, _handle)
 
-    def __init__(self) -> None:
-        self._pid = os.getpid()
 
-    def __call__(self, signum: int, frame: Any) -> None:
-        """End this process, unless the signal is for the worker, which waits for the task here.
+def _handle(signum: int, frame: Any) -> None:
+    """End this process, unless the signal is for the worker, which waits for the task here.
 
-        Mirrors billiard.common._shutdown_cleanup. Differs: only between two tasks, or where the
-        worker has announced the signal. A fork of this process, made by a body, ends as before.
-        """
-        runs = _task_stack.top is not None and os.getpid() == self._pid
-        if not runs or recorder().is_announced():
-            _shutdown_cleanup(signum, frame)
+    Mirrors billiard.common._shutdown_cleanup. Differs: only between two tasks, or where the worker
+    has announced the signal.
+    """
+    if _task_stack.top is None or recorder().is_announced():
+        _shutdown_cleanup(signum, frame)

@@ -19,6 +19,7 @@ from celery import bootsteps, signals
 
 from celery_budgets.blocks.ledger import ledger_of
 from celery_budgets.config.settings import Settings, settings_of
+from celery_budgets.execution.limits.forks import end_by_default
 from celery_budgets.execution.limits.greenlet_interrupt import GreenletInterrupt
 from celery_budgets.execution.limits.interrupts import (
     Interrupt,
@@ -118,6 +119,7 @@ class BudgetsStep(bootsteps.StartStopStep):
         failures.listen(runtime.roster.count_failure)
         interrupt = self._interrupt(worker, runtime)
         if runtime.flights is None:
+            end_by_default()
             contain(worker.pool)
             install(interrupt)
             writer.install(self.settings.stacks, in_pool_process=False)
