@@ -3,7 +3,8 @@
 Two workers with threads. Throughput is that of calls of 20 ms, with a limit as high as their slots
 together. A place is free when a call has ended; the next one starts on either worker. In a flood
 one tenant sends many calls at once, and 20 others one a second each: a limit by key lets each run
-two at a time.
+two at a time. A paced tenant sends as many a second as its limit lets through, so that none waits
+aside: what it adds is what running them costs the others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from tests.benchmarks.measure import Figure, Target, in_turn, percentile
 APP = "tests.benchmarks.limits_app"
 #: How long a call takes, seconds.
 SECONDS = 0.02
+#: Calls of a paced tenant for each quiet one, 80 a second: nearly what its limit lets through.
+_PACE = 4
 
 
 def run(ground: Ground) -> list[Figure]:
@@ -83,25 +86,30 @@ def _flood(ground: Ground) -> Iterator[Figure]:
     flood, seconds = ground.amount(10_000, 60), ground.amount(30, 2)
     waits = in_turn(
         {
-            "no flood": partial(_waits_of_others, ground, 0, seconds),
-            "flood": partial(_waits_of_others, ground, flood, seconds),
+            "no flood": partial(_waits_of_others, ground, seconds),
+            "flood": partial(_waits_of_others, ground, seconds, flood=flood),
+            "paced": partial(_waits_of_others, ground, seconds, pace=_PACE),
         },
         ground.amount(3, 1),
     )
     yield Figure(
-        "wait of 20 quiet tenants, p95", "ms", waits, {"flood": "no flood"},
+        "wait of 20 quiet tenants, p95", "ms", waits,
+        {"flood": "no flood", "paced": "no flood"},
         {"flood": Target(1.2, to="no flood")},
     )  # fmt: skip
 
 
-def _waits_of_others(ground: Ground, flood: int, seconds: int) -> float:
+def _waits_of_others(ground: Ground, seconds: int, flood: int = 0, pace: int = 0) -> float:
     place = _place(ground, WAY="keyed", SLOTS="8", LIMIT="2")
     for _ in range(flood):
         place.send("work", "noisy", time.time(), SECONDS)
     began = time.monotonic()
     for number in range(20 * seconds):
-        time.sleep(max(0.0, began + number / 20 - time.monotonic()))
-        place.send("work", f"quiet{number % 20}", time.time(), SECONDS)
+        for beat in range(1 + pace):
+            due = began + (number + beat / (1 + pace)) / 20
+            time.sleep(max(0.0, due - time.monotonic()))
+            tenant = "noisy" if beat else f"quiet{number % 20}"
+            place.send("work", tenant, time.time(), SECONDS)
     names = [f"waits:quiet{number}" for number in range(20)]
     waits = [wait for name in names for wait in place.wait_for_times(name, seconds, timeout=120)]
     place.close()

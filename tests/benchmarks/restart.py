@@ -2,14 +2,17 @@
 
 Four workers of four slots are replaced one after the other, each successor ready before its
 predecessor gets SIGTERM, and SIGKILL after the grace, as Kubernetes does it. Ten calls of 10 to
-100 ms come each second, two of 1 to 5 s every three, and one of 20 to 60 s every six: half of
+100 ms come each second, two of 1 to 5 s every three, and two of 40 to 60 s every fifteen: half of
 what the slots can do. ``budgets`` has ``budgets_stop_grace``, ``soft shutdown`` is Celery's
 (``worker_soft_shutdown_timeout``, by REMAP_SIGTERM), with 2 s less than the grace to leave in;
-``warm stop`` is Celery as it comes. All acknowledge late; the visibility timeout is 120 s.
+``warm stop`` is Celery as it comes. All acknowledge late; the visibility timeout is 120 s. Before,
+each slot has run one of the longest, which is what a worker knows of them; the calls that come are
+the same for all.
 
 Work lost is what calls spent less what they take. The delay of a call is the time from sending it
-to its end, less what it takes. A call without a chance takes longer, from the SIGTERM on, than the
-grace; its wait is from the SIGTERM until it begins anew elsewhere.
+to its end, less what it takes. A call without a chance has at the SIGTERM longer to run than the
+grace, even if it were the shortest of its kind: so that whoever knows its kind can tell. Its wait
+is from the SIGTERM until it begins anew elsewhere.
 """
 
 from __future__ import annotations
@@ -35,8 +38,10 @@ WAYS = {
     "warm stop": {"WAY": "warm"},
 }
 #: By task: calls per second, shortest and longest, seconds.
-MIX = {"quick": (10.0, 0.01, 0.1), "usual": (2 / 3, 1.0, 5.0), "long": (1 / 6, 20.0, 60.0)}
+MIX = {"quick": (10.0, 0.01, 0.1), "usual": (2 / 3, 1.0, 5.0), "long": (2 / 15, 40.0, 60.0)}
 LEAVING = 2.0
+#: Of each worker (tests.benchmarks.restart_app).
+SLOTS = 4
 
 
 @dataclass
@@ -45,6 +50,8 @@ class Call:
 
     seconds: float
     sent: float
+    #: Seconds of the shortest of its kind.
+    shortest: float
     #: Worker and instant of each begin.
     begins: list[tuple[str, float]] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
@@ -92,7 +99,7 @@ class Restart:
         return [
             call.begins[1][1] - stop
             for call, stop in self.met()
-            if call.begins[0][1] + call.seconds - stop > self.grace and len(call.begins) > 1
+            if call.begins[0][1] + call.shortest - stop > self.grace and len(call.begins) > 1
         ]
 
     def twice(self) -> float:
@@ -136,7 +143,7 @@ def _restart(ground: Ground, way: str) -> Restart:
     )  # fmt: skip
     fleet = [place.worker(app=APP) for _ in range(ground.amount(4, 1))]
     load = Load(place, scale, share=len(fleet) / 4)
-    time.sleep(ground.amount(60, 2))  # the workers get to know their tasks
+    time.sleep(ground.amount(60, 2))
     stops = {}
     for former in fleet:
         place.worker(app=APP)
@@ -171,40 +178,40 @@ class Load:
         self._scale = scale
         self._share = share
         self._calls: list[Call] = []
+        # Drawn for each task by itself: the same calls come at the same time in all ways.
+        self._chances = {task: random.Random(task) for task in MIX}
         self._ended = threading.Event()
+        for _ in range(int(4 * SLOTS * share)):
+            self._send_one("long", scale)
+        wait_until(self._instants, "the workers know their tasks", timeout=100 * scale + 10)
         self._thread = threading.Thread(target=self._send, daemon=True)
         self._thread.start()
 
     def _send(self) -> None:
-        chance = random.Random(19)
         due, began = dict.fromkeys(MIX, 0.0), time.monotonic()
         while not self._ended.wait(0.01):
-            for task, (rate, shortest, longest) in MIX.items():
+            for task, (rate, _, _) in MIX.items():
                 scale = 1.0 if task == "quick" else self._scale
                 while due[task] <= time.monotonic() - began:
-                    due[task] += chance.expovariate(rate / scale * self._share)
-                    call = Call(chance.uniform(shortest, longest) * scale, time.time())
-                    self._place.send(task, len(self._calls), call.seconds)
-                    self._calls.append(call)
+                    due[task] += self._chances[task].expovariate(rate / scale * self._share)
+                    self._send_one(task, scale)
+
+    def _send_one(self, task: str, scale: float) -> None:
+        _, shortest, longest = MIX[task]
+        seconds = self._chances[task].uniform(shortest, longest) * scale
+        self._place.send(task, len(self._calls), seconds)
+        self._calls.append(Call(seconds, time.time(), shortest * scale))
 
     def end(self, timeout: float) -> list[Call]:
         """Send no more, wait until all have ended, and return them."""
         self._ended.set()
         self._thread.join()
-        redis, count = self._place.redis, len(self._calls)
-
-        def ended() -> list[list[str]] | None:
-            pipeline = redis.pipeline()
-            for number in range(count):
-                pipeline.lrange(f"ended:{number}", 0, -1)
-            found = pipeline.execute()
-            return found if all(found) else None
-
         ends = wait_until(
-            ended, "all calls end", timeout=timeout, interval=0.2,
+            self._instants, "all calls end", timeout=timeout, interval=0.2,
             detail=lambda: "\n".join(worker.tail(15) for worker in self._place.running),
         )  # fmt: skip
         assert ends is not None
+        redis = self._place.redis
         for number, (call, instants) in enumerate(zip(self._calls, ends, strict=True)):
             call.ends = [float(instant) for instant in instants]
             for text in redis.lrange(f"began:{number}", 0, -1):
@@ -212,3 +219,11 @@ class Load:
                 call.begins.append((worker, float(instant)))
         self.spent = float(redis.get("spent") or 0.0)
         return self._calls
+
+    def _instants(self) -> list[list[str]] | None:
+        """Return when each call ended, once all have."""
+        pipeline = self._place.redis.pipeline()
+        for number in range(len(self._calls)):
+            pipeline.lrange(f"ended:{number}", 0, -1)
+        found = pipeline.execute()
+        return found if all(found) else None
