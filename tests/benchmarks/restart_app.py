@@ -24,6 +24,7 @@ app = Celery("restart")
 app.conf.update(
     task_acks_late=True,
     worker_prefetch_multiplier=1,
+    worker_concurrency=SLOTS,
     task_ignore_result=True,
     task_default_queue="lane",
     broker_connection_retry_on_startup=True,

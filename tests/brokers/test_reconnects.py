@@ -100,7 +100,7 @@ def test_what_waits_goes_back_at_once_and_what_a_dead_worker_ran_later(ground, r
     killed = ground.worker("prefork", slots=4)
     for name in ground.names:
         module.nap.delay(name, 60)
-    killed.wait_active(4)
+    wait_until(lambda: sum(ground.counted("begun")) == 4, "four run")
     ready = killed.log.count("Connected to")
     ground.lose_connections()
     wait_until(lambda: killed.log.count("Connected to") > ready, "it has reconnected")
