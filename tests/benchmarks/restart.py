@@ -12,7 +12,8 @@ the same for all.
 Work lost is what calls spent less what they take. The delay of a call is the time from sending it
 to its end, less what it takes. A call without a chance has at the SIGTERM longer to run than the
 grace, even if it were the shortest of its kind: so that whoever knows its kind can tell. Its wait
-is from the SIGTERM until it begins anew elsewhere.
+is from the SIGTERM until it begins anew elsewhere. A call is lost if it has not ended five minutes
+after the last was sent; it is in no other figure.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Call:
 class Restart:
     """What one restart did."""
 
+    #: Those that have ended.
     calls: list[Call]
+    never: int
     #: When each worker was told to stop.
     stops: dict[str, float]
     grace: float
@@ -128,6 +131,7 @@ def run(ground: Ground) -> list[Figure]:
         figure("calls that a stop met", "calls", lambda one: len(one.met())),
         figure("calls without a chance", "calls", lambda one: len(one.waits())),
         figure("calls that ended twice", "calls", Restart.twice),
+        figure("calls lost", "calls", lambda one: one.never, {}, {"budgets": Target(0)}),
     ]  # fmt: skip
 
 
@@ -151,7 +155,8 @@ def _restart(ground: Ground, way: str) -> Restart:
         _stop(former, grace)
     calls = load.end(timeout=ground.amount(300, 60))
     place.close()
-    return Restart(calls, stops, grace, load.spent)
+    ended = [call for call in calls if call.ends]
+    return Restart(ended, len(calls) - len(ended), stops, grace, load.spent)
 
 
 def _stop(worker: RunningWorker, grace: float) -> None:
@@ -183,7 +188,9 @@ class Load:
         self._ended = threading.Event()
         for _ in range(int(4 * SLOTS * share)):
             self._send_one("long", scale)
-        wait_until(self._instants, "the workers know their tasks", timeout=100 * scale + 10)
+        wait_until(
+            lambda: all(self._instants()), "the workers know their tasks", timeout=100 * scale + 10
+        )
         self._thread = threading.Thread(target=self._send, daemon=True)
         self._thread.start()
 
@@ -203,14 +210,12 @@ class Load:
         self._calls.append(Call(seconds, time.time(), shortest * scale))
 
     def end(self, timeout: float) -> list[Call]:
-        """Send no more, wait until all have ended, and return them."""
+        """Send no more, wait until all have ended, or *timeout* seconds, and return them."""
         self._ended.set()
         self._thread.join()
-        ends = wait_until(
-            self._instants, "all calls end", timeout=timeout, interval=0.2,
-            detail=lambda: "\n".join(worker.tail(15) for worker in self._place.running),
-        )  # fmt: skip
-        assert ends is not None
+        deadline = time.monotonic() + timeout
+        while not all(ends := self._instants()) and time.monotonic() < deadline:
+            time.sleep(0.2)
         redis = self._place.redis
         for number, (call, instants) in enumerate(zip(self._calls, ends, strict=True)):
             call.ends = [float(instant) for instant in instants]
@@ -220,10 +225,10 @@ class Load:
         self.spent = float(redis.get("spent") or 0.0)
         return self._calls
 
-    def _instants(self) -> list[list[str]] | None:
-        """Return when each call ended, once all have."""
+    def _instants(self) -> list[list[str]]:
+        """Return when each call ended."""
         pipeline = self._place.redis.pipeline()
         for number in range(len(self._calls)):
             pipeline.lrange(f"ended:{number}", 0, -1)
-        found = pipeline.execute()
-        return found if all(found) else None
+        found: list[list[str]] = pipeline.execute()
+        return found
