@@ -125,6 +125,13 @@ def test_forks_of_a_body_end_by_the_signals_that_stop_a_worker(worker, load_app,
     assert ends == [-signal.SIGTERM, -signal.SIGHUP, -signal.SIGQUIT, 0], running.tail()
 
 
+def test_forks_of_a_body_end_where_sigterm_is_remapped(worker, load_app):
+    """With REMAP_SIGTERM billiard ignores SIGTERM in its processes, and forks did so too."""
+    module = load_app(APP)
+    worker(APP, "-Q", "lane", env={"REMAP_SIGTERM": "SIGQUIT"}, fresh=True)
+    assert module.with_forks.delay(["SIGTERM"]).get(timeout=30) == [-signal.SIGTERM]
+
+
 def test_forks_of_a_body_keep_a_handler_of_the_programs_own(worker, load_app):
     module = load_app(APP)
     worker(APP, "-Q", "lane")

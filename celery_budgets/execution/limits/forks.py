@@ -15,6 +15,8 @@ import signal
 import threading
 from typing import Any
 
+from billiard.common import TERMSIGS_IGNORE
+
 from celery_budgets.execution.limits.stop_signals import STOP_SIGNALS, stops_pool_process
 
 __all__ = ["end_by_default"]
@@ -35,6 +37,8 @@ def end_by_default() -> None:
 
 
 _installed = False
+#: Signals that billiard ignores in pool processes: SIGTERM, if REMAP_SIGTERM is set.
+_IGNORED = frozenset(getattr(signal, name) for name in TERMSIGS_IGNORE)
 
 
 class _Fork(threading.local):
@@ -50,7 +54,8 @@ class _Fork(threading.local):
 
     def reset(self) -> None:
         for signum in STOP_SIGNALS:
-            if _is_of_celery(signal.getsignal(signum)):
+            handler = signal.getsignal(signum)
+            if _is_of_celery(handler) or (handler is signal.SIG_IGN and signum in _IGNORED):
                 signal.signal(signum, signal.SIG_DFL)
         # As billiard does in a pool process (billiard.pool.Worker.after_fork): at Ctrl-C the
         # worker waits for its calls, and they may wait for their forks.
